@@ -1,0 +1,129 @@
+"""Training state on disk: published whole, verified on reading, rotated afterwards.
+
+`checkpoint-N/` holds what optimizer step N needs and nothing of the frozen tower: `model.safetensors` (trainable
+parameters), `optimizer.safetensors`, `selected.safetensors` (the best epoch so far, once there is one) and
+`trainer_state.json` with a SHA-256 of each. N is the number of finished optimizer steps.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapt.errors import Refusal
+from adapt.files import sha256, sync
+
+STATE = "trainer_state.json"
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int = 2
+) -> None:
+    """Write `checkpoint-step` under `folder`: one safetensors file per entry of `tensors`, and the JSON `state`.
+
+    The folder appears under its name only when every byte is on the disk; older ones beyond `keep` go only then.
+    """
+    final = folder / f"checkpoint-{step}"
+    temporary = folder / f".checkpoint-{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for name, values in tensors.items():
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in values.items()},
+                temporary / f"{name}.safetensors",
+            )
+        digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / STATE).write_text(json.dumps({**state, "step": step, "sha256": digests}), encoding="utf-8")
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) or "space" in str(error):
+            raise Refusal(f"cannot write {final}: {error}; earlier checkpoints are intact") from error
+        raise
+    shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one: resuming starts behind the newest good one
+    temporary.replace(final)
+    sync(folder)
+    for old in list(_newest_first(folder))[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Tensors and state of the newest checkpoint whose files are all as they were written; None if there is none."""
+    for path in _newest_first(folder):
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            if all(sha256(path / name) == digest for name, digest in state["sha256"].items()):
+                return {Path(name).stem: load_file(path / name) for name in state["sha256"]}, state
+        except (OSError, ValueError, KeyError):
+            pass
+        print(f"{path.name} is damaged and left out: its files are not those that were written")
+    return None
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_trainable(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy saved values into the trainable parameters; every name must match."""
+    parameters = trainable(model)
+    if parameters.keys() != tensors.keys():
+        raise Refusal(f"checkpoint and model differ in {sorted(parameters.keys() ^ tensors.keys())[:3]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as a flat dict "parameter|entry" -> tensor; it has nothing but tensors per parameter."""
+    return {
+        f"{name}|{entry}": value
+        for name, parameter in trainable(model).items()
+        for entry, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = trainable(model)
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("|")
+        device = parameters[name].device if value.ndim else value.device  # step counters stay on the CPU
+        optimizer.state[parameters[name]][entry] = value.to(device)
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    numbered = [
+        (int(p.name.removeprefix("checkpoint-")), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()
+    ]
+    return (path for _, path in sorted(numbered, reverse=True))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Half-written checkpoints of a process that was killed."""
+    for path in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def hold(folder: Path) -> int:
+    """Lock a run's folder for this process and its children; a second run in the same folder is refused."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise Refusal(f"{folder} is in use by another run: wait for it or choose another --output_dir") from error
+    return descriptor

@@ -1,0 +1,117 @@
+"""From a recipe's frozen `Config` to its command line, and back from a saved `config.yaml`."""
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapt.errors import Refusal
+
+
+def run(main: Callable[[Any], object], config_class: type) -> None:
+    """Parse the flags of `config_class`, call `main(config)`, and end with a status a script can use.
+
+    `--config FILE` takes its values from a saved config; flags on the command line override them. A flag that takes
+    several values may also be given several times. A user's mistake (`Refusal`) is one line on the standard error
+    and status 2; under several processes only the first of them speaks.
+    """
+    try:
+        main(parse(config_class, sys.argv[1:], sys.modules[main.__module__].__doc__))
+    except Refusal as refusal:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(config_class: type, arguments: list[str], description: str | None = None) -> Any:
+    """Build the config from flags over the file named by `--config` over the defaults of the dataclass."""
+    import tyro
+
+    arguments = _join_repeats(arguments, _list_flags(config_class))
+    file, arguments = _take_config_flag(arguments)
+    settings = {
+        "description": (description or "") + "\n    --config FILE takes values from a saved config.yaml.",
+        "use_underscores": True,
+    }
+    default = None
+    if file is not None:
+        default = tyro.cli(config_class, args=_flags_from_yaml(file, config_class), prog=str(file), **settings)
+    return tyro.cli(config_class, args=arguments, default=default, **settings)
+
+
+def dump(config: Any) -> str:
+    """The resolved config as YAML; `--config` reads it back to an equal config."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as a flat dict of YAML's own types."""
+    values = dataclasses.asdict(config).items()
+    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values}
+
+
+def _list_flags(config_class: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(config_class) if isinstance(f.default, tuple)}
+
+
+def _join_repeats(arguments: list[str], names: set[str]) -> list[str]:
+    """Collect the values of a list flag given several times behind its first mention (argparse keeps the last)."""
+    joined: list[str] = []
+    values: dict[str, list[str]] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, equals, value = argument.removeprefix("--").partition("=")
+            flag = flag.replace("-", "_")
+            name = flag if flag in names else None
+            if name is not None:
+                values.setdefault(name, []).extend([value] if equals else [])
+                continue
+        (values[name] if name is not None else joined).append(argument)
+    return joined + [word for flag, words in values.items() for word in (f"--{flag}", *words)]
+
+
+def _take_config_flag(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    rest, file = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            value = word.partition("=")[2] or next(words, "")
+            if not value:
+                raise Refusal("--config needs the name of a saved config.yaml")
+            file = Path(value)
+        else:
+            rest.append(word)
+    return file, rest
+
+
+def _flags_from_yaml(file: Path, config_class: type) -> list[str]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refusal(f"--config {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refusal(f"--config {file} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise Refusal(f"--config {file}: expected 'name: value' lines")
+    known = [field.name for field in dataclasses.fields(config_class)]
+    wrong = []
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            wrong.append(f"unknown key {name!r}" + (f", perhaps you meant {near[0]!r}" if near else ""))
+    if wrong:
+        raise Refusal(f"--config {file}: " + "; ".join(wrong))
+    flags = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *("None" if word is None else str(word) for word in words)]
+    return flags

@@ -1,0 +1,1 @@
+"""From a table of files to pixels: manifest, families, safe decoding, views, groups."""

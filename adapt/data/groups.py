@@ -1,0 +1,176 @@
+"""Batches of whole groups for training, and single images under many views for scoring.
+
+Every random choice is a function of (seed, epoch, group): the number of workers, of processes and of restarts never
+changes what a model sees.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from adapt.data.images import Unreadable, read_image
+from adapt.data.manifest import Manifest
+from adapt.data.preprocess import Preprocess
+from adapt.data.views import parse_view, rng
+
+
+@dataclass
+class Batch:
+    """Images of whole groups, side by side; a group's members share one view and one crop position."""
+
+    pixels: Tensor  # (n, 3, h, w) uint8
+    fake: Tensor  # (n,) float32: 1 is AI-generated
+    weight: Tensor  # (n,) float32: balances the classes over the training set, mean 1
+    group: Tensor  # (n,) int64
+    unreadable: list[tuple[str, str]]  # (path, reason) of the members that could not be read
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+    def pin_memory(self) -> "Batch":
+        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+
+class Groups(Dataset):
+    """Training data: item (epoch, g) is group g under the view and the crop drawn for that epoch.
+
+    `fake` replaces the labels of the manifest, for the control with permuted labels.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        preprocess: Preprocess,
+        views: tuple[str, ...],
+        seed: int,
+        fake: np.ndarray | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.preprocess = preprocess
+        self.views = [parse_view(name) for name in views]
+        self.seed = seed
+        self.groups = manifest.groups()
+        self.fake = manifest.fake if fake is None else fake
+        share = self.fake.mean()
+        self.weight = np.where(self.fake, 0.5 / share, 0.5 / (1 - share))
+        self.group_weight = len(self.fake) / len(self.groups)  # mean of the summed weights of a group
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, g = key
+        rows = self.groups[g]
+        draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
+        view = self.views[draw.randrange(len(self.views))]
+        at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
+        pixels, read, unreadable = [], [], []
+        for row in rows:
+            try:
+                image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+                pixels.append(self.preprocess(view(image, at), crop_at))
+                read.append(row)
+            except Unreadable as problem:
+                unreadable.append((self.manifest["path"][row], str(problem)))
+        size = self.preprocess.size
+        return Batch(
+            pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
+            fake=torch.tensor(self.fake[read], dtype=torch.float32),
+            weight=torch.tensor(self.weight[read], dtype=torch.float32),
+            group=torch.full((len(read),), g),
+            unreadable=unreadable,
+        )
+
+
+def collate(items: list[Batch]) -> Batch:
+    """One batch of several groups. A batch without any image gets a blank one of weight 0: every process must step."""
+    size = items[0].pixels.shape[-1]
+    blank = Batch(
+        torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1), torch.zeros(1), torch.zeros(1).long(), []
+    )
+    parts = items if any(len(item.fake) for item in items) else [*items, blank]
+    return Batch(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "fake", "weight", "group")),
+        unreadable=[problem for item in items for problem in item.unreadable],
+    )
+
+
+class GroupSampler(Sampler):
+    """Micro-batches of (epoch, group) keys for one process, from any optimizer step on.
+
+    An epoch is a permutation of the groups drawn from (seed, epoch), cut into steps of `per_step` groups over all
+    processes; the remainder that fills no step is left out, another one each epoch. One step is `accumulation`
+    micro-batches of equal size in each process.
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        per_step: int,
+        epochs: int,
+        seed: int,
+        accumulation: int,
+        rank: int,
+        world: int,
+        start: int,
+    ) -> None:
+        self.groups, self.per_step, self.epochs, self.seed = groups, min(per_step, groups), epochs, seed
+        self.accumulation, self.rank, self.world, self.start = accumulation, rank, world, start
+        self.steps_per_epoch = groups // self.per_step
+
+    def __len__(self) -> int:
+        return (self.epochs * self.steps_per_epoch - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.epochs * self.steps_per_epoch):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.groups)
+            chosen = order[position * self.per_step : (position + 1) * self.per_step]
+            for part in np.array_split(chosen, self.world * self.accumulation)[self.rank :: self.world]:
+                yield [(epoch, int(g)) for g in part]
+
+
+@dataclass
+class Views:
+    """One image under every requested view; where a view could not be made, a blank and the reason."""
+
+    row: int
+    pixels: Tensor  # (views, 3, h, w) uint8
+    reasons: list[str]  # "" where there are pixels
+
+
+class Images(Dataset):
+    """Scoring data: item i is row `rows[i]` of the manifest, decoded once and put under all views."""
+
+    def __init__(self, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess, views: tuple[str, ...]) -> None:
+        self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
+        self.views = [parse_view(name) for name in views]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Views:
+        row, size = int(self.rows[i]), self.preprocess.size
+        pixels = torch.zeros(len(self.views), 3, size, size, dtype=torch.uint8)
+        reasons = [""] * len(self.views)
+        try:
+            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+        except Unreadable as problem:
+            return Views(row, pixels, [str(problem)] * len(self.views))
+        for v, view in enumerate(self.views):
+            try:
+                pixels[v] = self.preprocess(view(image))
+            except Unreadable as problem:
+                reasons[v] = str(problem)
+        return Views(row, pixels, reasons)

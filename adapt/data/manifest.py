@@ -1,0 +1,338 @@
+"""Manifest: a table of images, one row an image, that cannot leak from one split into another."""
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.files import atomic, sha256
+
+SPLITS = ("train", "val", "test")
+REQUIRED = ("path", "group", "generator", "split")
+OPTIONAL = ("set", "edit", "family", "source", "sha256")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Columns of equal length, object arrays of strings; an empty string says "not given".
+
+    Always there: `path` (as written), `file` (absolute, to open; `shard.tar::member` inside an archive),
+    `group` (one scene: a photograph and its fakes), `generator` (`real` for a camera image), `split`, `set`,
+    `edit` (ordinary processing of a real image, which stays real), `family`, `source`, `sha256`. Other
+    columns of the file are kept. Make one with `read` or `of`, which refuse what would make a score wrong.
+    """
+
+    columns: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, *paths: str | os.PathLike) -> "Manifest":
+        """Read CSV or Parquet manifests and join them. Image files that are missing are not refused here."""
+        if not paths:
+            raise Refusal("no manifest given: name at least one .csv or .parquet file")
+        parts = [_complete(_read_table(Path(path)), Path(path).parent, str(path)) for path in paths]
+        columns = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            pieces = [part.get(name, np.full(len(part["path"]), "", object)) for part in parts]
+            columns[name] = np.concatenate(pieces)
+        return cls._checked(columns)
+
+    @classmethod
+    def of(cls, columns: dict[str, Sequence[str]], folder: str | os.PathLike) -> "Manifest":
+        """Make a manifest from columns whose paths are relative to `folder`; refuses what `read` refuses."""
+        columns = {name: _strings([str(value) for value in values]) for name, values in columns.items()}
+        return cls._checked(_complete(columns, Path(folder), "manifest"))
+
+    @classmethod
+    def _checked(cls, columns: dict[str, np.ndarray]) -> "Manifest":
+        _check_files_differ(columns)
+        _check_groups(columns)
+        _check_bytes(columns)
+        return cls(columns)
+
+    def __len__(self) -> int:
+        return len(self.columns["path"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    @property
+    def fake(self) -> np.ndarray:
+        """Labels (n,) as booleans: True where the image is AI-generated."""
+        return (self["generator"] != "real").astype(bool)
+
+    def select(self, rows) -> "Manifest":
+        """Rows by boolean mask or by indices, in the order of the indices."""
+        rows = np.asarray(rows)
+        rows = rows if rows.dtype == bool else rows.astype(np.intp)
+        return Manifest({name: values[rows] for name, values in self.columns.items()})
+
+    def groups(self) -> list[np.ndarray]:
+        """Row indices of each group, groups in order of first appearance."""
+        rows: dict[str, list[int]] = {}
+        for row, group in enumerate(self["group"]):
+            rows.setdefault(group, []).append(row)
+        return [np.array(members) for members in rows.values()]
+
+    def seen(self, generators: Sequence[str]) -> np.ndarray:
+        """Where this manifest met each of `generators` before the test: "train", "val" or "" (never).
+
+        `generators` may be another manifest's column. Camera images (`real`) count as met in training.
+        """
+        met = dict.fromkeys(self["generator"][self["split"] == "val"], "val")
+        met |= dict.fromkeys(self["generator"][self["split"] == "train"], "train")
+        met["real"] = "train"
+        return _strings([met.get(generator, "") for generator in generators])
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the rows in their order; the same wherever the folder lies."""
+        names = ("path", "group", "generator", "split", "set", "edit", "sha256")
+        digest = hashlib.sha256()
+        for row in zip(*(self[name] for name in names), strict=True):
+            digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Write CSV or Parquet, by suffix. Paths become relative to the new manifest's folder.
+
+        Refuses a file that lies outside that folder, and names that are not UTF-8 in Parquet.
+        """
+        path = Path(path)
+        folder = os.path.join(os.path.realpath(path.parent), "")  # noqa: PTH118 (ends with a slash)
+        for file in self["file"]:
+            if not file.startswith(folder):
+                raise Refusal(f"{file!r} lies outside {folder}: write the manifest above all its images")
+        names = [name for name in self.columns if name in REQUIRED or (name != "file" and any(self[name]))]
+        columns = {name: self[name] for name in names}
+        columns["path"] = _strings([file[len(folder) :] for file in self["file"]])
+        with atomic(path) as temporary:
+            _write_table(columns, temporary, path.suffix.lower())
+
+
+def split_member(path: str) -> tuple[str, str]:
+    """`shard.tar::member` -> (`shard.tar`, `member`); any other path -> (path, "")."""
+    stem, archived, member = path.partition(".tar::")
+    return (stem + ".tar", member) if archived else (path, "")
+
+
+def split_by_group(groups: Sequence[str], seed: int, val: float = 0.15, test: float = 0.25) -> np.ndarray:
+    """Names of splits (n,): each group falls by the hash of (seed, group), in any order and company.
+
+    The shares are expectations: a new group moves no other group. Refuses shares that leave no train split.
+    """
+    if val < 0 or test < 0 or val + test >= 1:
+        raise Refusal(f"val={val} and test={test} leave no training images: choose shares with a sum below 1")
+
+    def place(group: str) -> str:
+        digest = hashlib.sha256(json.dumps([seed, group]).encode()).digest()
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        return "test" if share < test else "val" if share < test + val else "train"
+
+    places = {group: place(group) for group in dict.fromkeys(groups)}
+    return _strings([places[group] for group in groups])
+
+
+def _strings(values: Sequence[str]) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = list(values)
+    return array
+
+
+def _read_table(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise Refusal(f"no manifest {str(path)!r}: name an existing .csv or .parquet file")
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
+    if path.suffix.lower() != ".csv":
+        raise Refusal(f"{path} is neither .csv nor .parquet: rename or convert the manifest")
+    try:
+        # A spreadsheet's byte-order mark is dropped; undecodable bytes of file names survive as surrogates.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+    except csv.Error as error:
+        raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise Refusal(f"{path}: column {twice[0]!r} stands twice: keep one")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise Refusal(f"{path}, row {number}: {len(row)} cells, not {len(header)}: check its commas and quotes")
+    cells = zip(*rows, strict=True) if rows else [()] * len(header)
+    return dict(zip(header, map(_strings, cells), strict=True))
+
+
+def _read_parquet(path: Path) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # threads outlive small tables
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refusal(f"{path} is not a readable Parquet file ({reason}): write it again") from error
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise Refusal(f"{path}: column {name!r} holds {kind}, not text or numbers: leave it out")
+        columns[name] = column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
+    return columns
+
+
+def _write_table(columns: dict[str, np.ndarray], path: Path, suffix: str) -> None:
+    if suffix == ".csv":
+        # The line ending stays \r\n: with \n alone the csv module would not quote a \r inside a file name.
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+    elif suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        except UnicodeEncodeError as error:
+            raise Refusal(f"{error.object!r} is not UTF-8, which Parquet needs: write a .csv") from error
+        pq.write_table(table, path)
+    else:
+        raise Refusal(f"{suffix!r} is neither .csv nor .parquet: choose one of them as the manifest's suffix")
+
+
+def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[str, np.ndarray]:
+    """One manifest's columns with `file` and the optional ones added, after the checks within a row."""
+    if missing := [column for column in REQUIRED if column not in columns]:
+        raise Refusal(f"{name}: no column {missing[0]!r}, only {', '.join(columns) or 'none'}: add or rename it")
+    if "file" in columns:
+        raise Refusal(f"{name}: the column 'file' is reserved for absolute paths: rename it")
+    count = len(columns["path"])
+    if not count:
+        raise Refusal(f"{name} has no rows: list at least one image")
+    columns = dict.fromkeys(OPTIONAL, np.full(count, "", object)) | columns
+    columns["sha256"] = _strings([digest.lower() for digest in columns["sha256"]])
+    cells = zip(*(columns[column] for column in (*REQUIRED, "edit", "sha256")), strict=True)
+    for number, row in enumerate(cells, 1):
+        if problem := _problem(*row):
+            raise Refusal(f"{name}, row {number}: {problem}")
+    columns["file"] = _locate(columns["path"], folder, name)
+    return columns
+
+
+def _problem(path: str, group: str, generator: str, split: str, edit: str, digest: str) -> str:
+    """What is wrong with one row's values, and the remedy; empty if nothing is."""
+    if not (path and group.strip() and generator.strip()):
+        return f"empty path, group or generator ({path!r}, {group!r}, {generator!r}): fill it in"
+    if path.endswith(".tar::") and not split_member(path)[1]:
+        return f"path {path!r} names no image inside its archive: write {path}MEMBER"
+    if split not in SPLITS:
+        return f"unknown split {split!r}: use train, val or test"
+    if generator != "real" and generator.strip().lower() == "real":
+        return f"generator {generator!r} would count as a fake: write 'real'"
+    if edit and generator != "real":
+        return f"edit {edit!r} on generator {generator!r}: only a camera image ('real') may have an edit"
+    if digest and not re.fullmatch("[0-9a-f]{64}", digest):
+        return f"sha256 {digest!r} is not 64 hexadecimal digits: correct it or leave it empty"
+    return ""
+
+
+def _locate(paths: np.ndarray, folder: Path, name: str) -> np.ndarray:
+    """Absolute file names; refuses a path that leaves the folder by its text or through a symbolic link."""
+    root = os.path.realpath(folder)
+
+    @functools.cache  # one look at each folder, not one for each of its files
+    def inside(place: str) -> bool:
+        return os.path.commonpath([os.path.realpath(place), root]) == root
+
+    files = []
+    for number, path in enumerate(paths, 1):
+        archive, member = split_member(path)
+        file = posixpath.normpath(f"{root}/{archive}")
+        stays = "\0" not in path and not path.startswith("/") and not member.startswith("/")
+        stays = stays and ".." not in f"{archive}/{member}".split("/") and inside(posixpath.dirname(file))
+        if not stays or (posixpath.islink(file) and not inside(file)):
+            raise Refusal(f"{name}, row {number}: path {path!r} leaves the manifest's folder: move the image there")
+        files.append(f"{file}::{posixpath.normpath(member)}" if member else file)
+    return _strings(files)
+
+
+def _check_files_differ(columns: dict[str, np.ndarray]) -> None:
+    if len(set(columns["file"])) < len(columns["file"]):
+        seen: set[str] = set()
+        for file, path in zip(columns["file"], columns["path"], strict=True):
+            if file in seen:
+                raise Refusal(f"path {path!r} stands in two rows: keep one of them")
+            seen.add(file)
+
+
+def _check_groups(columns: dict[str, np.ndarray]) -> None:
+    first: dict[str, str] = {}
+    for group, split in zip(columns["group"], columns["split"], strict=True):
+        if first.setdefault(group, split) != split:
+            raise Refusal(
+                f"group {group!r} is in two splits, {first[group]} and {split}: "
+                "keep a scene in one split, or give different scenes different groups"
+            )
+
+
+def _check_bytes(columns: dict[str, np.ndarray]) -> None:
+    """Refuse equal bytes in two splits or under two labels.
+
+    The sha256 column is believed (decoding checks it). Without it, only files that agree in size and in their
+    last 4 KiB with a row of another split or label are hashed. A member of an archive is compared by its
+    sha256 alone, and an empty file, a broken download, with nothing: decoding reports it.
+    """
+    kinds = list(zip(columns["split"], columns["generator"] != "real", strict=True))
+    digests = list(columns["sha256"])
+    if not all(digests):
+        sizes = [_size(file) for file in columns["file"]]
+        tails: list = [None] * len(sizes)
+        for row in _shared(sizes, kinds):
+            tails[row] = (sizes[row], _tail(columns["file"][row]))
+        for row in _shared(tails, kinds):
+            digests[row] = digests[row] or _digest(columns["file"][row])
+    if rows := _shared([digest or None for digest in digests], kinds):
+        a = rows[0]
+        b = next(row for row in rows if digests[row] == digests[a] and kinds[row] != kinds[a])
+        what = "in two splits" if kinds[a][0] != kinds[b][0] else "under two labels"
+        first, second = (f"{columns['path'][r]!r} ({kinds[r][0]}, {columns['generator'][r]})" for r in (a, b))
+        raise Refusal(f"the same bytes {what}: {first} and {second}; {len(rows)} rows in all: keep one of each")
+
+
+def _shared(keys: list, kinds: list) -> list[int]:
+    """Rows whose key is also the key of a row of another kind; None is nobody's key."""
+    first: dict = {}
+    mixed = {key for key, kind in zip(keys, kinds, strict=True) if first.setdefault(key, kind) != kind}
+    return [row for row, key in enumerate(keys) if key is not None and key in mixed]
+
+
+def _size(file: str) -> int | None:
+    try:
+        status = os.stat(file)  # noqa: PTH116 (several times faster than Path.stat)
+    except OSError:
+        return None
+    return status.st_size or None if stat.S_ISREG(status.st_mode) else None
+
+
+def _tail(file: str) -> bytes | None:
+    try:
+        with open(file, "rb") as stream:  # noqa: PTH123
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4096))
+            return stream.read(4096)
+    except OSError:
+        return None
+
+
+def _digest(file: str) -> str:
+    try:
+        return sha256(file)
+    except OSError:
+        return ""

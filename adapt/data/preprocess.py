@@ -1,0 +1,42 @@
+"""What stands between a view and a backbone: geometry only. Mean and std belong to the backbone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from adapt.data.views import parse_view
+
+Geometry = Literal["resize", "squash", "native"]
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """PIL image -> uint8 tensor (3, size, size).
+
+    `resize` scales the shortest side to `shortest` pixels and crops, as CLIP does; `squash` scales both sides to
+    `size`, as SigLIP does; `native` only crops, so that traces of one or two pixels survive (smaller images are
+    padded by reflection). The crop lies at the relative position `at`, the centre unless a training draw says else.
+    """
+
+    size: int
+    shortest: int
+    interpolation: str = "bicubic"
+    geometry: Geometry = "resize"
+
+    def __call__(self, image: Image.Image, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
+        resample = FILTERS[self.interpolation]
+        if self.geometry == "squash":
+            image = image.resize((self.size, self.size), resample)
+        else:
+            if self.geometry == "resize" and min(image.size) != self.shortest:
+                # the short side exactly, the long side rounded down: torchvision's rule, which open_clip uses
+                short, long = min(image.size), max(image.size)
+                other = int(self.shortest * long / short)
+                wide = image.width >= image.height
+                image = image.resize((other, self.shortest) if wide else (self.shortest, other), resample)
+            image = parse_view(f"crop{self.size}")(image, at)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,143 @@
+"""Views: named deterministic functions image -> image, such as `crop224+qf40`."""
+
+import difflib
+import io
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from adapt.data.images import Unreadable
+from adapt.errors import Refusal
+
+At = tuple[float, float]
+
+
+def jpeg_bytes(image: Image.Image, quality: int) -> bytes:
+    """JPEG file of an RGB image: Pillow's encoder with its default 4:2:0 chroma. No other is used here."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _jpeg(image: Image.Image, quality: float, at: At) -> Image.Image:
+    return _decoded(jpeg_bytes(image, int(quality)))
+
+
+def _webp(image: Image.Image, quality: float, at: At) -> Image.Image:
+    """Lossy WebP, whose format ends at 16383 px: a longer image is `Unreadable` in this view."""
+    if max(image.size) > 16383:
+        raise Unreadable("too-large")
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=int(quality))
+    return _decoded(buffer.getvalue())
+
+
+def _decoded(data: bytes) -> Image.Image:
+    pixels = Image.open(io.BytesIO(data)).convert("RGB")
+    pixels.info = {}
+    return pixels
+
+
+def _resize(image: Image.Image, side: float, at: At) -> Image.Image:
+    """Shortest side to `side`, aspect kept to the pixel; bicubic with antialiasing."""
+    short = min(image.size)
+    if short == side:
+        return image
+    width, height = (max(1, round(length * side / short)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, side: float, at: At) -> Image.Image:
+    """Native pixels, never scaled. An image that is too small is continued evenly around by reflection."""
+    side = int(side)
+    missing = [max(0, side - length) for length in image.size]
+    if any(missing):
+        (left, top), (x, y) = (length // 2 for length in missing), missing
+        margins = ((top, y - top), (left, x - left), (0, 0))
+        image = Image.fromarray(np.pad(np.asarray(image), margins, mode="reflect"))
+    left, top = (round(place * (length - side)) for place, length in zip(at, image.size, strict=True))
+    return image.crop((left, top, left + side, top + side))
+
+
+def _blur(image: Image.Image, sigma: float, at: At) -> Image.Image:
+    """Gaussian of `sigma` pixels, as Pillow approximates it with three box filters."""
+    return image.filter(ImageFilter.GaussianBlur(sigma))
+
+
+class _Op(NamedTuple):
+    apply: Callable[[Image.Image, float, At], Image.Image]
+    low: float
+    high: float
+    whole: bool
+    meaning: str
+
+
+OPS = {
+    "qf": _Op(_jpeg, 1, 100, True, "JPEG quality"),
+    "webp": _Op(_webp, 1, 100, True, "WebP quality"),
+    "resize": _Op(_resize, 16, 2048, True, "shortest side, px"),
+    "crop": _Op(_crop, 16, 2048, True, "side, px"),
+    "blur": _Op(_blur, 0.1, 64, False, "sigma, px"),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """A named image -> image function; make one with `parse_view`. Two views are equal if their names are."""
+
+    name: str
+    steps: tuple[tuple[str, float], ...]
+
+    def __call__(self, image: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
+        """Apply the steps from left to right to an RGB image.
+
+        `at` places the crops: (0, 0) is the upper left corner, (1, 1) the lower right, (.5, .5) the centre.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"a view takes an RGB image, not {image.mode}: use read_image")
+        for op, number in self.steps:
+            image = OPS[op].apply(image, number, at)
+        return image
+
+
+def parse_view(name: str) -> View:
+    """View of a name: `none`, or steps (an operation and its number) joined by `+`, applied left to right.
+
+    `qf40` JPEG quality; `webp80` lossy WebP quality; `resize256` shortest side; `crop224` native crop;
+    `blur1.5` Gaussian sigma. The view's own name is canonical (`qf040` -> `qf40`). Refuses all else.
+    """
+    if name == "none":
+        return View("none", ())
+    steps = tuple(_parse_step(step, name) for step in name.split("+"))
+    return View("+".join(f"{op}{number}" for op, number in steps), steps)
+
+
+def _parse_step(step: str, name: str) -> tuple[str, float]:
+    match = re.fullmatch(r"([a-z]+)([0-9]+(?:\.[0-9]+)?)", step)
+    if not match or match[1] not in OPS:
+        word = re.sub("[^a-z]", "", step.lower())
+        close = difflib.get_close_matches(word, [*OPS, "none"] if step == name else OPS, n=1, cutoff=0.5)
+        number = (re.search(r"[0-9.]+", step) or ["N"])[0]
+        hint = f"did you mean {close[0]}{number if close[0] != 'none' else ''}? " if close else ""
+        known = ", ".join(f"{op}N ({known.meaning})" for op, known in OPS.items())
+        raise Refusal(f"unknown step {step!r} in view {name!r}: {hint}known: none (alone), {known}; join with +")
+    op, number = match[1], float(match[2])
+    low, high, whole = OPS[op].low, OPS[op].high, OPS[op].whole
+    if not low <= number <= high or (whole and not number.is_integer()):
+        kind = "a whole number" if whole else "a number"
+        raise Refusal(f"step {step!r} in view {name!r}: {OPS[op].meaning} is {kind} from {low} to {high}")
+    return op, int(number) if number.is_integer() else number
+
+
+def rng(seed: int, epoch: int, key: str) -> random.Random:
+    """Generator of the random choices for one sample (`key`) in one epoch; it has no other state.
+
+    Every random choice made while reading training images is drawn from it, so the number of workers, the
+    order of reading and a resumed run never change a choice.
+    """
+    return random.Random(f"{seed}/{epoch}/{key!a}")

@@ -1,0 +1,179 @@
+"""What a user deploys: backbone, adapter, head and threshold in one directory."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import adapt
+from adapt.data.families import read_families
+from adapt.data.groups import Images
+from adapt.data.manifest import Manifest
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.files import atomic, write_text
+from adapt.models.backbones import Backbone, load_backbone
+from adapt.models.heads import LinearHead
+from adapt.models.lora import load_adapter, save_adapter
+from adapt.progress import bar
+
+FORMAT = 1
+CARD = """---
+library_name: peft
+tags: [ai-generated-image-detection]
+---
+
+# Detector of AI-generated images
+
+Base `{name}`, layer `{layer}`, adapter in `adapter/` (peft's format), linear head in `head.safetensors`. Load it with
+`adapt.detector.load_detector(FOLDER)`.
+
+An image whose logit reaches {threshold:.4f} (frozen on validation data) is called AI-generated. A score says how much
+an image resembles the training fakes. It is no proof, and it holds for the kinds of image named here.
+
+| fact | value |
+|---|---|
+{facts}
+"""
+
+
+class Detector(nn.Module):
+    """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32."""
+
+    def __init__(self, backbone: Backbone, head: LinearHead, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.backbone, self.head, self.threshold = backbone, head, threshold
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.backbone(pixels))
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Write detector.json, head.safetensors, adapter/ (peft's format) and a model card README.md.
+
+        `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapter(self.backbone, folder / "adapter")
+        with atomic(folder / "head.safetensors") as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}, temporary)
+        record = {
+            "format": FORMAT,
+            "adapt": adapt.__version__,
+            "backbone": self.backbone.fingerprint,
+            "precision": str(self.backbone.dtype).removeprefix("torch."),
+            "threshold": self.threshold,
+            "facts": facts,
+        }
+        write_text(folder / "README.md", _card(record))
+        write_text(folder / "detector.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
+    """The detector saved in `folder`, on the CPU and in evaluation mode.
+
+    `backbone` names the same weights at another place (a local copy, say). A base whose weights, layer or
+    preprocessing are not those of the training is refused, as are missing, additional and misshapen tensors.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        head_tensors = load_file(folder / "head.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
+    if record.get("format") != FORMAT:
+        raise Refusal(f"{folder}: detector format {record.get('format')!r}, this version reads {FORMAT}")
+    wanted = record["backbone"]
+    base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
+    for key in ("weights", "preprocess", "activation", "layer"):
+        if base.fingerprint[key] != wanted[key]:
+            raise Refusal(
+                f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
+                f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
+            )
+    base.to_precision("bf16" if record["precision"] == "bfloat16" else "fp32")
+    load_adapter(base, folder / "adapter")
+    head = LinearHead(base.dim)
+    have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
+    if have != want:
+        raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
+    head.load_state_dict(head_tensors)
+    return Detector(base, head, record["threshold"]).eval()
+
+
+@torch.no_grad()
+def score(
+    detector: Detector,
+    manifest: Manifest,
+    rows: np.ndarray,
+    views: tuple[str, ...],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list], list] = list,
+    progress: str | None = None,
+) -> Scores:
+    """Score the given rows of the manifest under every view; an unreadable file is a row that says why.
+
+    An image is decoded once for all its views. `share` (rank, world) splits the rows over processes and `gather`
+    joins their lists; results are placed by row number, so neither padding nor order can move a score. The whole
+    manifest is asked where each generator was met in training.
+    """
+    detector.eval()
+    device = next(detector.head.parameters()).device
+    images = Images(manifest, rows[share[0] :: share[1]], detector.backbone.preprocess, views)
+    loader = DataLoader(images, batch_size=max(1, batch_size // len(views)), num_workers=workers, collate_fn=list)
+    found: list[tuple[int, list[float], list[str]]] = []
+    shown = progress is not None and share[0] == 0
+    progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
+    for items in loader:
+        logits = detector(torch.cat([item.pixels for item in items]).to(device)).view(len(items), len(views))
+        found += [(item.row, line, item.reasons) for item, line in zip(items, logits.tolist(), strict=True)]
+        progress_bar.update(len(items))
+    progress_bar.close()
+    by_row = {row: (line, reasons) for row, line, reasons in gather(found)}
+    logits = np.array([by_row[row][0] for row in rows], dtype=np.float64)
+    reasons = np.array([by_row[row][1] for row in rows], dtype=object)
+    logits[reasons != ""] = np.nan
+    return _as_scores(manifest, rows, views, logits, reasons)
+
+
+def _as_scores(
+    manifest: Manifest, rows: np.ndarray, views: tuple[str, ...], logits: np.ndarray, reasons: np.ndarray
+) -> Scores:
+    table = read_families(manifest=manifest)
+    family = [table.of(generator) for generator in manifest["generator"][rows]]
+    paths = manifest["path"]
+    if len(set(paths)) < len(paths):  # several manifests may use one name: tell their folders apart
+        common = os.path.commonpath([os.path.dirname(file) for file in manifest["file"]])  # noqa: PTH120
+        paths = np.array([os.path.relpath(file, common) for file in manifest["file"]], dtype=object)
+    columns = {name: manifest[name][rows] for name in ("group", "generator", "split", "set", "edit")}
+    columns |= {"path": paths[rows], "family": family, "seen": manifest.seen(columns["generator"])}
+    repeated = {name: np.repeat(np.array(values, dtype=object), len(views)) for name, values in columns.items()}
+    return Scores(
+        {
+            **repeated,
+            "view": np.tile(np.array(views, dtype=object), len(rows)),
+            "status": [f"unreadable: {reason}" if reason else "ok" for reason in reasons.ravel()],
+            "logit": logits.ravel(),
+        }
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text
+
+
+def _card(record: dict[str, Any]) -> str:
+    facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
+    base = record["backbone"]
+    return CARD.format(name=base["name"], layer=base["layer"], threshold=record["threshold"], facts=facts)

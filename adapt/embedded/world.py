@@ -1,0 +1,128 @@
+"""A small set of matched photographs and fakes, made on demand without network.
+
+One group is one scene: its photograph, the fakes that re-synthesise it, processed copies of the photograph.
+"""
+
+import contextlib
+import csv
+import os
+import tempfile
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from adapt.embedded.camera import draw_camera, photograph
+from adapt.embedded.filters import one_thread, to_bytes
+from adapt.embedded.generators import (
+    EDITS,
+    FAMILIES,
+    HELD_OUT,
+    SEEN,
+    SELECTION,
+    TEST_EDITS,
+    TRAIN_EDITS,
+    resynthesise,
+)
+from adapt.embedded.scenes import draw_scene
+from adapt.errors import Refusal
+
+VERSION = 1  # raise it when the same seed gives other bytes
+SIZE = 96  # pixels a side
+SCENES = (480, 80, 160)  # train, val, test
+SPLITS = ("train", "val", "test")
+TRACES = {"subtle": 1.0, "planted": 3.0}  # multiplier of a fake's difference from the photograph
+COLUMNS = ("path", "group", "generator", "split", "set", "edit", "family", "source")
+
+
+def _members(split: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """The (generator, edit) of a group's images."""
+    fakes = {"train": SEEN, "val": SEEN + SELECTION, "test": SEEN + HELD_OUT}[split]
+    edits = TRAIN_EDITS + TEST_EDITS if split == "test" else tuple(rng.permutation(TRAIN_EDITS)[:2])
+    return [("real", ""), *((fake, "") for fake in fakes), *(("real", str(edit)) for edit in edits)]
+
+
+def make_group(seed: int, split: str, index: int, trace: str = "subtle") -> dict[tuple[str, str], np.ndarray]:
+    """Images of one scene: {(generator, edit): uint8 (SIZE, SIZE, 3)}, a pure function of the arguments."""
+    rng = np.random.default_rng([VERSION, seed, SPLITS.index(split), index])
+    photo = photograph(draw_scene(rng, SIZE).light, draw_camera(rng), rng)
+    images = {}
+    for generator, edit in _members(split, rng):
+        if edit:
+            image = EDITS[edit](photo, rng)
+        elif generator == "real":
+            image = photo
+        else:
+            image = resynthesise(generator, photo, rng, TRACES[trace])
+        images[generator, edit] = to_bytes(image)
+    return images
+
+
+def _write_group(job: tuple[str, int, str, int, str]) -> list[tuple[str, ...]]:
+    folder, seed, split, index, trace = job
+    group = f"{split}-{index:05d}"
+    rows = []
+    for (generator, edit), pixels in make_group(seed, split, index, trace).items():
+        path = f"{split}/{index:05d}-{edit or generator}.png"
+        Image.fromarray(pixels).save(Path(folder) / path, compress_level=1)
+        family = "real" if generator == "real" else FAMILIES[generator]
+        rows.append((path, group, generator, split, "embedded", edit, family, "embedded"))
+    return rows
+
+
+def _write_world(folder: Path, seed: int, scenes: tuple[int, int, int], trace: str, processes: int) -> None:
+    jobs = [(str(folder), seed, split, i, trace) for split, n in zip(SPLITS, scenes, strict=True) for i in range(n)]
+    for split in SPLITS:
+        (folder / split).mkdir()
+    if processes > 1 and len(jobs) > 60:  # starting processes costs more than a few scenes
+        with get_context("spawn").Pool(processes, one_thread) as pool:
+            groups = pool.map(_write_group, jobs, chunksize=8)
+    else:
+        with threadpool_limits(1):
+            groups = [_write_group(job) for job in jobs]
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(row for rows in groups for row in rows)
+
+
+def make_world(
+    folder: str | os.PathLike,
+    seed: int = 0,
+    scenes: tuple[int, int, int] = SCENES,
+    trace: str = "subtle",
+    processes: int = 2,
+) -> Path:
+    """Write the images and `manifest.csv` below `folder`; returns the manifest's path.
+
+    `scenes` counts the groups of train, val and test; `trace` is "subtle" or "planted" (an easy world for
+    quick checks). The bytes depend on version, seed, scenes and trace only, never on `processes`. The folder
+    appears whole or not at all, also when two processes ask at once; a world of the same parameters that is
+    already there is kept, anything else under that name is refused.
+    """
+    if trace not in TRACES:
+        raise Refusal(f"trace {trace!r} is unknown: use one of {', '.join(TRACES)}")
+    folder = Path(folder).absolute()
+    stamp = f"version {VERSION} seed {seed} scenes {' '.join(map(str, scenes))} trace {trace}\n"
+    if not folder.exists() or not any(folder.iterdir()):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
+            fresh = Path(parent) / "world"
+            fresh.mkdir()
+            _write_world(fresh, seed, tuple(scenes), trace, processes)
+            (fresh / "world.txt").write_text(stamp, encoding="utf-8")
+            with contextlib.suppress(OSError):  # another process was first: its world has the same bytes
+                fresh.replace(folder)
+    found = folder / "world.txt"
+    if not found.is_file() or found.read_text(encoding="utf-8") != stamp:
+        raise Refusal(f"{folder} holds something else than this world ({stamp.strip()}): choose another folder")
+    return folder / "manifest.csv"
+
+
+def embedded_manifest(seed: int = 0, scenes: tuple[int, int, int] = SCENES, trace: str = "subtle") -> Path:
+    """Manifest of the embedded world in `$ADAPT_CACHE` (default ~/.cache/adapt), made on the first call."""
+    cache = Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt")
+    sizes = "-".join(map(str, scenes))
+    return make_world(cache / f"world-v{VERSION}-{trace}-seed{seed}-{sizes}", seed, scenes, trace)

@@ -1,0 +1,1 @@
+"""Scores in, tables and figures out. Nothing here knows what a model is."""

@@ -1,0 +1,188 @@
+"""The bootstrap over groups, and every metric of one set of scores under all its resamples at once.
+
+A resample is never built: drawing groups with replacement only says how often each group counts, so the
+scores are sorted once and each metric of every resample comes from cumulative sums of the multiplicities.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+
+BINS = 15  # of the expected calibration error
+FALSE_ALARM_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
+METRICS = (
+    *("auc", "ap", "balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle"),
+    *(*FALSE_ALARM_RATES, "ece", "recall", "recall_at_0.5", "false_alarm", "false_alarm_at_0.5"),
+)
+ALARMS = ("false_alarm", "false_alarm_at_0.5")
+LOWER_IS_BETTER = ("ece", *ALARMS)
+ALL = "all"  # in place of a set: over all sets
+MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
+CHUNK = 2_000_000  # resamples x rows held at once: 16 MB an array
+
+Key = tuple[str, str, str]  # set, view, generator
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """The metrics of one cell: (1 + resamples,) each, of which the first is the sample itself."""
+
+    values: dict[str, np.ndarray]
+    n_real: int
+    n_fake: int
+    seen: str = ""
+    unreadable: int = 0
+
+
+def draw(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap over groups: each set's groups are drawn with replacement, as many as the set has.
+
+    Takes the set and the group of each row, both (n,). Returns counts (1 + resamples, g), how often each
+    group counts, and (n,) the column of each row's group. Resample 0 is the sample itself: every group once.
+    The draws depend on the seed, the sets' names and their numbers of groups, not on scores, views or row
+    order.
+    """
+    if resamples < 0:
+        raise Refusal(f"{resamples} resamples: give 0 (no intervals) or more, such as 1000")
+    blocks, column = [], np.zeros(len(sets), dtype=np.int64)
+    for name in sorted(set(sets)):
+        rows = sets == name
+        _, inverse = np.unique(groups[rows], return_inverse=True)
+        column[rows] = inverse + sum(block.shape[1] for block in blocks)
+        n = int(inverse.max()) + 1
+        rng = np.random.default_rng([seed, *name.encode("utf-8", "surrogateescape")])
+        block = np.ones((1 + resamples, n), dtype=np.int32)
+        for resample in range(1, 1 + resamples):
+            block[resample] = np.bincount(rng.integers(n, size=n), minlength=n)
+        blocks.append(block)
+    return np.concatenate(blocks, axis=1), column
+
+
+def measure(
+    logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, weights: np.ndarray, threshold: float
+) -> dict[str, np.ndarray]:
+    """Every metric of `METRICS` under each row of integer weights: (n,), (n,), (n,) bool, (r, n) -> (r,).
+
+    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, at the weights' own
+    ratio of the classes. balanced_accuracy: at `threshold` (logit >= threshold is called fake), at logit 0,
+    and at the best threshold of these very rows (`oracle`: an upper bound, not a result). tpr_at_fpr_x:
+    largest recall with at most x % false alarms, no interpolation. recall, false_alarm: share of fakes, of
+    reals, called fake. ece: expected calibration error of p_fake (1706.04599 eq. 3), 15 equal bins, half of
+    the weight to each class. A metric that needs a class that is absent, or a threshold that is NaN, is NaN.
+    """
+    if not len(logit):
+        return {name: np.full(len(weights), np.nan) for name in METRICS}
+    order = np.argsort(-logit, kind="stable")
+    last = np.flatnonzero(np.diff(logit[order], append=-np.inf))  # the last row of each run of equal logits
+    weights = weights[:, order].astype(np.float64)
+    tp = np.cumsum(weights * fake[order], axis=1)[:, last]  # fakes at or above the k-th distinct logit
+    fp = np.cumsum(weights * ~fake[order], axis=1)[:, last]
+    n_fake, n_real = tp[:, -1:], fp[:, -1:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpr, fpr = tp / n_fake, fp / n_real
+        d_tpr, d_fpr = np.diff(tpr, prepend=0), np.diff(fpr, prepend=0)
+        called = tp + fp
+        precision = np.where(called > 0, tp / np.maximum(called, 1), 0)
+        out = {
+            "auc": (d_tpr * (1 - fpr + 0.5 * d_fpr)).sum(axis=1),
+            "ap": (d_tpr * precision).sum(axis=1),
+            "balanced_accuracy_oracle": 0.5 + 0.5 * np.maximum((tpr - fpr).max(axis=1), 0),
+            "ece": _ece(p_fake[order], fake[order], weights / np.where(fake[order], n_fake, n_real)),
+        }
+        for name, rate in FALSE_ALARM_RATES.items():
+            out[name] = np.where(fp <= rate * n_real + 1e-9, tpr, 0).max(axis=1)
+        for suffix, cut in (("", threshold), ("_at_0.5", 0.0)):
+            above = np.count_nonzero(logit[order][last] >= cut)
+            found, alarms = (rate[:, above - 1] if above else 0 * rate[:, 0] for rate in (tpr, fpr))
+            if np.isnan(cut):
+                found, alarms = found + np.nan, alarms + np.nan
+            out |= {f"recall{suffix}": found, f"false_alarm{suffix}": alarms}
+            out[f"balanced_accuracy{suffix}"] = 0.5 * (found + 1 - alarms)
+    absent = (n_fake[:, 0] == 0) | (n_real[:, 0] == 0)
+    one_class = ("recall", "recall_at_0.5", "false_alarm", "false_alarm_at_0.5")
+    return {name: out[name] if name in one_class else np.where(absent, np.nan, out[name]) for name in METRICS}
+
+
+def _ece(p_fake: np.ndarray, fake: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Sum over the bins of |mean of p_fake - share of fakes| x weight; `share` sums to 1 in each class."""
+    edges = np.minimum((p_fake * BINS).astype(np.int64), BINS - 1)
+    gap = np.zeros((len(p_fake), BINS))
+    gap[np.arange(len(p_fake)), edges] = p_fake - fake
+    return 0.5 * np.abs(share @ gap).sum(axis=1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, int]:
+    """95 % percentile interval of (r,) resamples; NaN (a class was absent) is skipped and counted."""
+    kept = values[~np.isnan(values)]
+    skipped = len(values) - len(kept)
+    if not len(kept):
+        return float("nan"), float("nan"), skipped
+    low, high = np.percentile(kept, [2.5, 97.5])
+    return float(low), float(high), skipped
+
+
+def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict[Key, Replicates]:
+    """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means."""
+    counts, column = draw(test["set"], test["group"], resamples, seed)
+    seen = dict(zip(test["generator"], test["seen"], strict=True))
+    plain = ~test.fake & (test["edit"] == "")
+
+    def cell(rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only=METRICS) -> Replicates:
+        """Metrics of the readable `rows`; the unreadable ones among `own` are counted."""
+        used = np.flatnonzero(rows & test.ok)
+        fake, pieces, step = test.fake[used], [], max(1, CHUNK // max(1, len(used)))
+        for first in range(0, len(counts), step):
+            weights = counts[first : first + step, column[used]]
+            pieces.append(measure(test["logit"][used], test["p_fake"][used], fake, weights, threshold))
+        values = {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in only}
+        lost = 0 if own is None else int((own & ~test.ok).sum())
+        return Replicates(values, int((~fake).sum()), int(fake.sum()), seen, lost)
+
+    out = {}
+    for view in distinct(test["view"]):
+        here = test["view"] == view
+        sets = {name: here & (test["set"] == name) for name in distinct(test["set"][here])}
+        parts = {}
+        for name, rows in sets.items():
+            for generator in distinct(test["generator"][rows & test.fake]):
+                own = rows & (test["generator"] == generator)
+                parts[name, view, generator] = cell(own | (rows & plain), own, seen[generator])
+        out |= parts
+        # a fake whose set has no reals is compared with nothing, and one that served selection stands apart
+        matched = np.isin(test["set"], distinct(test["set"][here & plain & test.ok]))
+        pooled = test.fake & matched & (test["seen"] != "val")
+        for name, rows in (sets | {ALL: here}).items():
+            out[name, view, "pooled:all"] = cell(rows & (pooled | plain))
+            edits = {f"edit:{edit}": test["edit"] == edit for edit in distinct(test["edit"][rows]) if edit}
+            edits = {"real": plain, **edits, "edit:all": test["edit"] != ""} if edits else {"real": plain}
+            for label, which in edits.items():
+                own = None if name == ALL or label == "edit:all" else rows & which
+                out[name, view, label] = cell(rows & which, own, only=ALARMS)
+        out |= {(ALL, view, label): found for label, found in _aggregates(parts, 1 + resamples).items()}
+    return out
+
+
+def _aggregates(parts: dict[Key, Replicates], length: int) -> dict[str, Replicates]:
+    """Means and the worst over the cells of one view that have both classes, resample by resample."""
+    out = {}
+    for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items():
+        used = {key: part for key, part in parts.items() if part.n_real and part.n_fake and part.seen in which}
+        values = {metric: np.full(length, np.nan) for metric in METRICS}
+        for metric in METRICS if used else ():
+            stack = np.stack([part.values[metric] for part in used.values()])
+            worst = stack.max(axis=0) if metric in LOWER_IS_BETTER else stack.min(axis=0)
+            values[metric] = worst if label == "worst:all" else stack.mean(axis=0)
+        n_real = sum({key[0]: part.n_real for key, part in used.items()}.values())  # once a set
+        out[label] = Replicates(values, n_real, sum(part.n_fake for part in used.values()))
+    if not out["mean:selection"].n_fake:
+        del out["mean:selection"]
+    return out
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    """In order of first appearance."""
+    return list(dict.fromkeys(values))

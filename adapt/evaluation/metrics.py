@@ -1,0 +1,233 @@
+"""From Scores to numbers with intervals: one detector, two detectors compared, and the controls.
+
+Every generator is scored against the unedited reals of its own `set` under the same view. Only `test` rows
+are reported; `val` rows choose the threshold. Intervals are 95 % percentile intervals of a bootstrap over
+groups, given the threshold. Beside the generators' own names, the column `generator` of a `Cell` can say
+
+    real          unedited reals alone: false alarms          edit:NAME  processed reals: false alarms
+    edit:all      all processed reals together                pooled:all all fakes together against the reals
+    mean:seen     generators with training rows               mean:unseen  generators never met before the
+    test mean:all      both; worst:all the worst of both           mean:selection  met in validation only, in
+    no other mean pooled:val    the validation rows, with the threshold
+
+Means and the worst stand under the set `all`: every (set, generator) that has both classes counts once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import ALL, Replicates, distinct, interval, replicate
+from adapt.evaluation.scores import Scores
+
+PREFIXES = ("mean:", "worst:", "pooled:", "edit:")  # of the names in the table above
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number. NaN is "not applicable": a class or the threshold is missing."""
+
+    set: str
+    view: str
+    generator: str
+    metric: str  # one of METRICS, or threshold, or unreadable (a count of rows)
+    value: float
+    low: float
+    high: float
+    n_real: int  # readable rows, not groups
+    n_fake: int
+    skipped: int = 0  # resamples in which a class was absent
+    seen: str = ""  # of a generator: train, val or ''
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of `a` minus the same of `b`, on the same resamples; p is two-sided."""
+
+    set: str
+    view: str
+    generator: str
+    metric: str
+    a: float
+    b: float
+    value: float
+    low: float
+    high: float
+    p: float
+    n_real: int
+    n_fake: int
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Control:
+    """One number that must be at its chance or reference level, and whether it is."""
+
+    name: str
+    view: str
+    value: float
+    low: float
+    high: float
+    verdict: str  # passed, FAILED or n/a
+    n_real: int
+    n_fake: int
+
+
+def pick_threshold(scores: Scores) -> float:
+    """The one threshold of a detector: best balanced accuracy on the `val` rows of all views pooled.
+
+    Generators weigh equally, processed reals are left out. Among equally good cuts the widest gap between
+    two neighbouring logits wins, and the threshold is its middle. If no cut beats 0.5 nothing is called
+    fake; without validation rows of both classes it is NaN.
+    """
+    val = scores.select((scores["split"] == "val") & scores.ok & (scores["edit"] == ""))
+    _, generator, number = np.unique(val["generator"], return_inverse=True, return_counts=True)
+    if val.fake.all() or not val.fake.any():
+        return float("nan")
+    weight = 1 / number[generator] / np.where(val.fake, len(number) - 1, 1)  # sums to 1 in each class
+    logit, place = np.unique(val["logit"], return_inverse=True)
+    reals_below, fakes_below = (np.cumsum(np.bincount(place, weight * c)) for c in (~val.fake, val.fake))
+    balanced = 0.5 + 0.5 * (reals_below - fakes_below)[:-1]  # of a cut between logit[k] and logit[k + 1]
+    best = np.flatnonzero(balanced >= balanced.max(initial=0.5) - 1e-12)
+    if not len(best):
+        return float(np.nextafter(logit[-1], np.inf))
+    k = best[np.argmax(np.diff(logit)[best])]
+    middle = logit[k] + 0.5 * (logit[k + 1] - logit[k])
+    return float(middle if middle > logit[k] else logit[k + 1])
+
+
+def evaluate(scores: Scores, resamples: int = 1000, seed: int = 0, threshold: float | None = None) -> list[Cell]:
+    """Every metric of every (set, view, generator) and its aggregates, with intervals.
+
+    `threshold` (a logit) replaces the one picked on the validation rows, for a detector whose threshold was
+    frozen elsewhere. Refuses a table without test rows, and names that are the evaluator's own.
+    """
+    test = _test_rows(scores)
+    threshold = pick_threshold(scores) if threshold is None else threshold
+    val = (scores["split"] == "val") & (scores["edit"] == "")
+    n_val = [int((val & scores.ok & fake).sum()) for fake in (~scores.fake, scores.fake)]
+    nan = float("nan")
+    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *n_val)]
+    if lost := int((val & ~scores.ok).sum()):
+        cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, *n_val))
+    for key, found in replicate(test, threshold, resamples, seed).items():
+        for metric, values in found.values.items():
+            low, high, skipped = interval(values[1:])
+            skipped = 0 if np.isnan(values[0]) else skipped
+            value = float(values[0])
+            cells.append(Cell(*key, metric, value, low, high, found.n_real, found.n_fake, skipped, found.seen))
+        if found.unreadable:
+            cells.append(Cell(*key, "unreadable", found.unreadable, nan, nan, found.n_real, found.n_fake))
+    return cells
+
+
+def compare(
+    a: Scores,
+    b: Scores,
+    resamples: int = 1000,
+    seed: int = 0,
+    thresholds: tuple[float | None, float | None] = (None, None),
+) -> list[Difference]:
+    """Paired bootstrap: every metric of `a` minus that of `b`, each at its own frozen threshold.
+
+    `thresholds` (of a, of b) replace those picked on the validation rows. Both tables must score the same
+    test rows; groups, sets, edits and `seen` are those of `a`. Rows that either could not read are left out
+    of both. p is the level at which the percentile interval would just touch 0: twice the smaller of the
+    shares of resamples with d <= 0 and with d >= 0, with 1 added to both counts so that p is never 0.
+    """
+    test, aligned = align(a, b)
+    cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
+    found_a = replicate(test, cuts[0], resamples, seed)
+    found_b = replicate(aligned, cuts[1], resamples, seed)
+    out = []
+    for key, one in found_a.items():
+        for metric, values in one.values.items():
+            d = values - found_b[key].values[metric]
+            low, high, skipped = interval(d[1:])
+            n = resamples - skipped
+            p = min(1.0, 2 * (1 + min((d[1:] <= 0).sum(), (d[1:] >= 0).sum())) / (1 + n)) if n else float("nan")
+            numbers = (float(x) for x in (values[0], values[0] - d[0], d[0], low, high, p))
+            skipped = 0 if np.isnan(d[0]) else skipped
+            out.append(Difference(*key, metric, *numbers, one.n_real, one.n_fake, skipped))
+    return out
+
+
+def align(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    """The test rows of `a`, and the same rows with the scores of `b`; unreadable in one, unreadable in both.
+
+    Refuses tables whose test rows (path, view, generator) differ.
+    """
+    a, b = _test_rows(a), _test_rows(b)
+    keys_a, keys_b = (list(zip(t["path"], t["view"], t["generator"], strict=True)) for t in (a, b))
+    if different := set(keys_a) ^ set(keys_b):
+        path, view, generator = min(different)
+        raise Refusal(
+            f"the two tables differ in {len(different)} test rows, such as {path!r} ({generator}) under view "
+            f"{view!r}: score the same images under the same views with both detectors"
+        )
+    place = {key: row for row, key in enumerate(keys_b)}
+    b = b.select(np.array([place[key] for key in keys_a]))
+    ok = a.ok & b.ok
+    status = np.where(ok, "ok", "unreadable: in one of the two tables")
+    blank = [
+        {name: np.where(ok, table[name], np.nan) for name in ("logit", "p_fake")} | {"status": status}
+        for table in (a, b)
+    ]
+    return Scores(a.columns | blank[0]), Scores(a.columns | blank[1])
+
+
+def controls(
+    scores: Scores,
+    permuted: Scores | None = None,
+    metadata: Scores | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    threshold: float | None = None,
+    tolerance: float = 0.05,
+) -> list[Control]:
+    """The three controls of a result, per view; the first two where their tables are given.
+
+    Labels permuted in training, and a classifier that sees metadata only: the mean AUC over all generators
+    passes if its interval touches 0.5 +- `tolerance`. Processed reals: their false-alarm rate passes unless
+    it exceeds that of the unedited reals by more than `tolerance` in 97.5 % of the resamples. The two tables
+    must hold the test rows of `scores` under each view they have.
+    """
+    out = []
+    for name, other in (("labels permuted: mean AUC", permuted), ("metadata only: mean AUC", metadata)):
+        if other is None:
+            continue
+        _, aligned = align(scores.select(np.isin(scores["view"], other["view"])), other)
+        for (_, view, generator), found in replicate(aligned, float("nan"), resamples, seed).items():
+            if generator == "mean:all":
+                low, high, _ = interval(found.values["auc"][1:])
+                off = max(low - 0.5, 0.5 - high)
+                out.append(_control(name, view, found, "auc", off, tolerance))
+    threshold = pick_threshold(scores) if threshold is None else threshold
+    found = replicate(_test_rows(scores), threshold, resamples, seed)
+    for (scope, view, label), processed in found.items():
+        if scope == ALL and label.startswith("edit:"):
+            excess = processed.values["false_alarm"] - found[ALL, view, "real"].values["false_alarm"]
+            name = f"processed reals, {label.removeprefix('edit:')}: false alarms"
+            out.append(_control(name, view, processed, "false_alarm", interval(excess[1:])[0], tolerance))
+    return out
+
+
+def _control(name: str, view: str, found: Replicates, metric: str, surely_off: float, tolerance: float) -> Control:
+    """`surely_off` is how far the number is from where it should be, at the near end of its interval."""
+    low, high, _ = interval(found.values[metric][1:])
+    verdict = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= tolerance else "FAILED"
+    value = float(found.values[metric][0])
+    return Control(name, view, value, low, high, verdict, found.n_real, found.n_fake)
+
+
+def _test_rows(scores: Scores) -> Scores:
+    test = scores.select(scores["split"] == "test")
+    if not len(test):
+        raise Refusal("the scores have no row with split 'test': there is nothing to report")
+    for generator in distinct(test["generator"]):
+        if generator.startswith(PREFIXES):
+            raise Refusal(f"generator {generator!r}: {', '.join(PREFIXES)} begin names of aggregates; rename it")
+    if ALL in test["set"] or ALL in test["edit"]:
+        raise Refusal(f"a set or an edit named {ALL!r}: that name is kept for aggregates; rename it")
+    return test

@@ -1,0 +1,234 @@
+"""Scores: the table every method ends in and the only thing the evaluator reads. One row an (image, view)."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.files import atomic
+
+TEXT = ("path", "group", "generator", "family", "split", "set", "edit", "seen", "view", "status")
+NUMBERS = ("logit", "p_fake")
+DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
+ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
+# A table in which one key has two values contradicts itself; a group in two splits is a leak.
+ONE_VALUE = (
+    *(("path", column) for column in ("generator", "group", "split", "set", "edit")),
+    ("group", "split"),
+    ("generator", "seen"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Columns of equal length, checked and completed on construction.
+
+    Text (object arrays of str): path; group (default: the path); generator ("real" for a camera image);
+    family; split (default test); set; edit (ordinary processing of a real image, which stays real); seen:
+    where the generator was met before the test, "train", "val" or "" for never (real rows: always "train");
+    view (default none); status: "ok" or "unreadable: reason".
+    Numbers (float64): logit (> 0 speaks for fake) and p_fake in 0..1, of which one may be left out: it
+    follows from the other through the logistic function; any `logit_<family>`. An unreadable row has NaN for
+    both. Other columns are left behind.
+
+    Refuses a missing column, a logit that is not finite under status ok, a score under another status, p_fake
+    outside 0..1, an unknown split, a (path, view) twice, a fake with an `edit`, and contradictions: a path
+    with two generators, groups, splits, sets or edits, a group in two splits, a generator with two `seen`.
+    """
+
+    columns: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        columns = _complete(self.columns)
+        _check(columns)
+        object.__setattr__(self, "columns", columns)
+
+    def __len__(self) -> int:
+        return len(self.columns["path"])
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    @property
+    def fake(self) -> np.ndarray:
+        """(n,) bool: the label."""
+        return self["generator"] != "real"
+
+    @property
+    def ok(self) -> np.ndarray:
+        """(n,) bool: the row has a score."""
+        return self["status"] == "ok"
+
+    def select(self, rows: np.ndarray) -> "Scores":
+        """The rows of a boolean mask or an array of indices, in that order."""
+        return Scores({name: values[rows] for name, values in self.columns.items()})
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Scores":
+        """Read Parquet or CSV (UTF-8, with a header), by suffix; refuses an empty or damaged table."""
+        path = Path(path)
+        if not path.is_file():
+            raise Refusal(f"no scores at {path}: give a Parquet or CSV file")
+        columns = {".parquet": _read_parquet, ".csv": _read_csv}[_suffix(path)](path)
+        scores = cls(columns)
+        if not len(scores):
+            raise Refusal(f"{path} has no rows: score some images first")
+        return scores
+
+    def write(self, path: str | Path) -> None:
+        """Write Parquet or CSV, by suffix, atomically and the same bytes every time.
+
+        Names with undecodable bytes survive: in CSV as those bytes, in Parquet as a binary column.
+        """
+        path = Path(path)
+        write = {".parquet": _write_parquet, ".csv": _write_csv}[_suffix(path)]
+        try:
+            with atomic(path) as temporary:
+                write(temporary, self.columns)
+        except UnicodeEncodeError as error:
+            raise Refusal(f"{error.object!r} cannot be written to {path.name}: rename that file") from error
+
+
+def _complete(given: Mapping[str, Iterable]) -> dict[str, np.ndarray]:
+    """All columns, in a fixed order: text as str, numbers as float64, defaults filled in."""
+    for column in ("path", "generator"):
+        if column not in given:
+            raise Refusal(f"scores lack the column {column!r}: add it (found: {', '.join(given)})")
+    if "logit" not in given and "p_fake" not in given:
+        raise Refusal(f"scores need a column 'logit' or 'p_fake' (found: {', '.join(given)})")
+    given = {name: given[name] for name in given if name in (*TEXT, *NUMBERS) or name.startswith("logit_")}
+    n = len(given["path"])
+    for name, values in given.items():
+        if len(values) != n:
+            raise Refusal(f"column {name!r} has {len(values)} values but 'path' has {n}: give one a row")
+    columns = {}
+    for name in TEXT:
+        values = given.get(name, given["path"] if name == "group" else [DEFAULTS.get(name, "")] * n)
+        columns[name] = np.array([_text(value) for value in values], dtype=object)
+        if name in DEFAULTS:
+            columns[name][columns[name] == ""] = DEFAULTS[name]
+    columns["group"] = np.where(columns["group"] == "", columns["path"], columns["group"])
+    columns["seen"][columns["generator"] == "real"] = "train"
+    columns |= {name: _numbers(name, values) for name, values in given.items() if name not in TEXT}
+    if "logit" not in given:
+        columns["logit"] = _logit(columns["p_fake"])
+    if "p_fake" not in given:
+        columns["p_fake"] = 0.5 * (1 + np.tanh(0.5 * columns["logit"]))  # the logistic function, no overflow
+    return {name: columns[name] for name in (*TEXT, *NUMBERS, *columns)}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return "" if value is None else str(value)
+
+
+def _numbers(name: str, values: Iterable) -> np.ndarray:
+    """float64; '' and None are NaN."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        return values.astype(np.float64)
+    try:
+        return np.array([np.nan if v is None or v == "" else v for v in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"column {name!r} holds something that is not a number: {error}") from error
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    """log(p / (1-p)) with finite ends, which stay apart from the nearest float64: no two p become a tie."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is outside 0..1 becomes NaN and is refused
+        logit = np.log(p) - np.log1p(-p)
+    return np.clip(logit, -745.0, 37.0)
+
+
+def _check(columns: dict[str, np.ndarray]) -> None:
+    """Every refusal of a complete table; see `Scores`."""
+
+    def refuse_any(bad: np.ndarray, why: str) -> None:
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            where = f"{columns['path'][row]!r}, view {columns['view'][row]!r}"
+            raise Refusal(f"{int(bad.sum())} rows of scores {why}; the first is {where}")
+
+    for name, allowed in ALLOWED.items():
+        bad = ~np.isin(columns[name], allowed)
+        refuse_any(bad, f"have {name} {set(columns[name][bad])}, not one of {allowed}")
+    ok = columns["status"] == "ok"
+    logit, p = columns["logit"], columns["p_fake"]
+    refuse_any((columns["path"] == "") | (columns["generator"] == ""), "have an empty path or generator")
+    refuse_any(ok & ~((p >= 0) & (p <= 1)), "have a p_fake outside 0..1: write probabilities")
+    refuse_any(ok & ~np.isfinite(logit), "have status ok but no finite logit: say 'unreadable: why' instead")
+    refuse_any(~ok & ~(np.isnan(logit) & np.isnan(p)), "have a score but a status other than ok: drop one")
+    edited = columns["edit"] != ""
+    refuse_any(edited & (columns["generator"] != "real"), "are fakes with an edit: use a view instead")
+    seen = set()
+    for pair in zip(columns["path"], columns["view"], strict=True):
+        if pair in seen:
+            raise Refusal(f"{pair[0]!r} stands twice under view {pair[1]!r}: keep one score a (path, view)")
+        seen.add(pair)
+    for key, value in ONE_VALUE:
+        first = dict(zip(columns[key][::-1], columns[value][::-1], strict=True))
+        for name, found in zip(columns[key], columns[value], strict=True):
+            if first[name] != found:
+                raise Refusal(f"{key} {name!r} has {value} {first[name]!r} and {found!r}: keep one")
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in (".parquet", ".csv"):
+        raise Refusal(f"{path.name} is neither .parquet nor .csv: choose one of the two")
+    return path.suffix
+
+
+def _read_csv(path: Path) -> dict[str, list]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        try:
+            header, *rows = (row for row in csv.reader(file, strict=True) if row)
+        except (csv.Error, ValueError) as error:
+            raise Refusal(f"cannot read {path} as CSV: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise Refusal(f"row {number} of {path} has {len(row)} cells, the header {len(header)}: mend it")
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        # all text is quoted: the writer would leave a lone carriage return bare, where the reader ends a row
+        out = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        out.writerow(columns)
+        cells = (["" if value != value else value for value in values.tolist()] for values in columns.values())
+        out.writerows(zip(*cells, strict=True))
+
+
+def _read_parquet(path: Path) -> dict[str, Iterable]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # A file object and one thread: a path could add partition columns from the folder's name, and a file
+        # object with threads can abort the interpreter at exit (apache/arrow#50482).
+        with path.open("rb") as file:
+            table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise Refusal(f"cannot read {path} as Parquet ({error}): write it again") from error
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def _write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def arrow(values: np.ndarray) -> "pa.Array":
+        if values.dtype != object:
+            return pa.array(values)
+        try:
+            return pa.array(values, type=pa.string())
+        except UnicodeEncodeError:
+            return pa.array([value.encode("utf-8", "surrogateescape") for value in values], type=pa.binary())
+
+    table = pa.table({name: arrow(values) for name, values in columns.items()})
+    memory = pa.BufferOutputStream()  # so that a full disk shows as Python's own OSError
+    pq.write_table(table, memory, compression="zstd")
+    path.write_bytes(memory.getvalue())

@@ -1,0 +1,232 @@
+"""Numbers as a long CSV file, as a page of Markdown, and as text for a terminal."""
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adapt.evaluation.bootstrap import ALL, METRICS
+from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference
+from adapt.files import atomic, write_text
+
+COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
+COMPARED = ("auc", "balanced_accuracy")  # on the page; the CSV file has every metric
+MET = {"train": "training", "val": "validation only", "": "never"}
+HOW_TO_READ = """\
+Read `0.874 [0.851, 0.896]` as the value and its 95 % interval: percentile bootstrap over groups (a photograph
+and its fakes are one group), given the threshold. AUC: the chance that a fake scores above a real image; 0.5
+is guessing. Each generator is compared with the unedited real images of its own set under the same view. Seen
+generators have training images, unseen ones were never met; one used for selection only stands apart. One
+threshold, frozen on validation images, serves all views. False alarms: share of real images called fake."""
+EMBEDDED = """\
+**Embedded world**: procedural images drawn by this package, not photographs. These numbers show how the
+methods
+behave there; they say nothing about real cameras or generators."""
+ABOUT_METRICS = """\
+`_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
+ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
+weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer than
+100 and 20
+real images that means without any."""
+HEADLINE = {
+    "view": (),
+    "AUC seen": ("mean:seen", "auc"),
+    "AUC unseen": ("mean:unseen", "auc"),
+    "AUC worst": ("worst:all", "auc"),
+    "balanced accuracy": ("mean:all", "balanced_accuracy"),
+    "false alarms": ("real", "false_alarm"),
+    "on processed reals": ("edit:all", "false_alarm"),
+}
+ABOUT_P = "Paired bootstrap on the same resamples; p is two-sided, not corrected for the number of comparisons."
+
+Index = dict[tuple[str, str, str, str], Cell]
+
+
+def write_tables(
+    cells: Sequence[Cell],
+    folder: str | Path,
+    provenance: Mapping[str, object] | None = None,
+    controls: Sequence[Control] = (),
+    differences: Sequence[Difference] = (),
+) -> None:
+    """Write metrics.csv and table.md, and with `differences` comparison.csv, into `folder`."""
+    folder = Path(folder)
+    _write_csv(folder / "metrics.csv", COLUMNS, cells)
+    if differences:
+        _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
+    write_text(folder / "table.md", markdown(cells, provenance, controls, differences))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Cell | Difference]) -> None:
+    """Numbers in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(columns)
+        for row in rows:
+            values = [getattr(row, column) for column in columns]
+            out.writerow([*map(plain, values[:4]), *("n/a" if value != value else value for value in values[4:])])
+
+
+def show(cell: Cell | Difference | Control | None, sign: str = "") -> str:
+    """`0.874 [0.851, 0.896]`, without an interval if there is none, or n/a."""
+    if cell is None or cell.value != cell.value:
+        return "n/a"
+    value = f"{cell.value:{sign}.3f}"
+    return value if cell.low != cell.low else f"{value} [{cell.low:{sign}.3f}, {cell.high:{sign}.3f}]"
+
+
+def index(cells: Sequence[Cell]) -> Index:
+    """Cells by (set, view, generator, metric)."""
+    return {(cell.set, cell.view, cell.generator, cell.metric): cell for cell in cells}
+
+
+def views_of(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.view for cell in cells if cell.generator == "mean:all"))
+
+
+def generators_of(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """(set, generator) -> seen, the seen ones first."""
+    own = (c for c in cells if c.metric == "auc" and not c.generator.startswith(PREFIXES))
+    own = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
+    return {(cell.set, cell.generator): cell.seen for cell in own}
+
+
+def name_of(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
+    """A generator's name, with its set where there are several sets."""
+    return key[1] if len({name for name, _ in keys}) == 1 else f"{key[0] or '-'}/{key[1]}"
+
+
+def headline(cells: Sequence[Cell]) -> list[list[str]]:
+    """The header and one row a view: mean AUC seen and unseen, the worst, balanced accuracy, false alarms."""
+    at, generators = index(cells), generators_of(cells)
+    rows = [list(HEADLINE)]
+    for view in views_of(cells):
+        found = {key: at.get((key[0], view, key[1], "auc")) for key in generators}
+        worst = at[ALL, view, "worst:all", "auc"].value
+        names = [name_of(key, list(generators)) for key, cell in found.items() if cell and cell.value == worst]
+        row = [at.get((ALL, view, *key)) for key in HEADLINE.values() if key]
+        rows.append([view, *map(show, row)])
+        rows[-1][3] += f" {names[0]}" if names else ""
+    return rows
+
+
+def text(cells: Sequence[Cell]) -> str:
+    """The headline table in aligned columns, for a terminal."""
+    rows = [[plain(word) for word in row] for row in headline(cells)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = ([word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def markdown(
+    cells: Sequence[Cell],
+    provenance: Mapping[str, object] | None = None,
+    controls: Sequence[Control] = (),
+    differences: Sequence[Difference] = (),
+) -> str:
+    """The page: how to read it, headline, all metrics, generators, processed reals, gaps, provenance."""
+    embedded = any(cell.set == "embedded" for cell in cells)
+    page = ["# Results", *([EMBEDDED] if embedded else []), HOW_TO_READ]
+    page += ["## Headline", grid(headline(cells))]
+    page += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
+    page += _metrics(cells) + _generators(cells) + _processed(cells)
+    page += _controls(controls) + _differences(differences) + _missing(cells)
+    page += ["## Provenance", _list(provenance or {"provenance": "none given"})]
+    return "\n\n".join(page) + "\n"
+
+
+def _metrics(cells: Sequence[Cell]) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
+    threshold = at[ALL, ALL, "pooled:val", "threshold"]
+    origin = f"from {threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
+    about = f"Threshold: logit {show(threshold)}, {origin}. {ABOUT_METRICS}"
+    return ["## All metrics, mean over all generators", grid([["metric", *views], *rows]), about]
+
+
+def _generators(cells: Sequence[Cell]) -> list[str]:
+    at, views, generators = index(cells), views_of(cells), generators_of(cells)
+    rows = [["generator", "met in", *views, "real", "fake"]]
+    for (name, generator), seen in generators.items():
+        found = [at.get((name, view, generator, "auc")) for view in views]
+        first = next(cell for cell in found if cell)
+        label = name_of((name, generator), list(generators))
+        rows.append([label, MET[seen], *map(show, found), str(first.n_real), str(first.n_fake)])
+    return ["## AUC per generator", grid(rows), "real, fake: readable rows of the first view."]
+
+
+def _processed(cells: Sequence[Cell]) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    edits = {cell.generator for cell in cells if cell.set == ALL and cell.generator.startswith("edit:")}
+    if not edits:
+        return []
+    rows = [["processing", *views]]
+    for label in ("real", *sorted(edits - {"edit:all"}), "edit:all"):
+        found = (show(at.get((ALL, view, label, "false_alarm"))) for view in views)
+        rows.append(["none" if label == "real" else label.removeprefix("edit:"), *found])
+    return ["## False alarms on processed real images", grid(rows)]
+
+
+def _controls(controls: Sequence[Control]) -> list[str]:
+    if not controls:
+        return []
+    rows = [["control", "view", "value", "verdict"]]
+    return ["## Controls", grid(rows + [[c.name, c.view, show(c), c.verdict] for c in controls])]
+
+
+def _differences(differences: Sequence[Difference]) -> list[str]:
+    if not differences:
+        return []
+    rows = [["view", "of", "metric", "a", "b", "a - b", "p"]]
+    for d in differences:
+        if d.set == ALL and d.generator.startswith(("mean:", "worst:")) and d.metric in COMPARED:
+            a, b, p = ("n/a" if x != x else f"{x:.3f}" for x in (d.a, d.b, d.p))
+            rows.append([d.view, d.generator, d.metric, a, b, show(d, "+"), p])
+    return ["## Comparison: a is this table of scores, b the other", grid(rows), ABOUT_P]
+
+
+def _missing(cells: Sequence[Cell]) -> list[str]:
+    """Unreadable rows, and why some numbers are n/a or rest on fewer resamples."""
+    rows = [["set", "view", "of", "rows"]]
+    rows += [[c.set or "-", c.view, c.generator, f"{c.value:.0f}"] for c in cells if c.metric == "unreadable"]
+    notes = []
+    if any(cell.metric == "threshold" and cell.value != cell.value for cell in cells):
+        notes.append("no validation rows of both classes, so no frozen threshold: what needs it is n/a")
+    for cell in cells:
+        if cell.metric == "auc" and not cell.generator.startswith(PREFIXES):
+            where = f"{cell.generator}, set {cell.set or '-'}, view {cell.view}"
+            if not cell.n_real or not cell.n_fake:
+                kind = "fake" if cell.n_real else "unedited real"
+                notes.append(f"{where}: no readable {kind} image here, so it is n/a and in no mean")
+            elif cell.skipped:
+                notes.append(f"{where}: {cell.skipped} resamples without one of the classes were skipped")
+    page = ["## Unreadable rows", grid(rows) if rows[1:] else "None."]
+    return page + (["## Notes", "\n".join(f"- {escape(note)}" for note in notes)] if notes else [])
+
+
+def _list(facts: Mapping[str, object], indent: str = "") -> str:
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}- {escape(str(key))}:", _list(value, indent + "  ")]
+        else:
+            value = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            lines.append(f"{indent}- {escape(str(key))}: {escape(value)}")
+    return "\n".join(line for line in lines if line)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    lines = ["| " + " | ".join(escape(word) for word in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def plain(word: str) -> str:
+    """Control characters, line ends and undecodable bytes as backslash escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word)
+
+
+def escape(word: str) -> str:
+    """Text that Markdown shows as it is, also inside a table."""
+    word = plain(word).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\|`*]|](?=[(\[:])", r"\\\g<0>", word)  # brackets only where they could make a link

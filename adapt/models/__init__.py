@@ -1,0 +1,1 @@
+"""Backbones, their adapters and their heads."""

@@ -1,0 +1,27 @@
+"""Heads: features -> logits."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LinearHead(nn.Module):
+    """Features (n, d) -> logit of "AI-generated" (n,).
+
+    Features are scaled to unit root mean square first: their length carries nothing that a detector should use, and
+    one learning rate then fits every backbone. Weights start at zero, so an untrained head says p = 0.5.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        unit = F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5
+        return self.linear(unit).squeeze(-1)
+
+
+def balanced_bce(logits: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
+    """Binary cross-entropy (n,), (n,), (n,) -> sum of weight * loss; divide by the weight a batch has on average."""
+    return (weight * F.binary_cross_entropy_with_logits(logits, fake, reduction="none")).sum()

@@ -1,0 +1,78 @@
+"""Where a number comes from: command, code, versions, hardware."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "peft",
+    "accelerate",
+    "transformers",
+    "timm",
+    "scikit-learn",
+    "numpy",
+    "pillow",
+)
+
+
+def command() -> str:
+    """The command line, without the folders of this machine."""
+    script = Path(sys.argv[0])
+    shown = Path(*script.parts[-2:]) if script.parent.name == "recipes" else Path(script.name)
+    return shlex.join(["python", str(shown), *sys.argv[1:]])
+
+
+def revision() -> str:
+    """Git commit of the code, with "+changes" when tracked files differ from it; "" outside a repository."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if head and git("status", "--porcelain", "--untracked-files=no") else "")
+    except OSError:  # no git here
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Python, adapt, and every package that can change a number."""
+    import adapt
+
+    return {"python": platform.python_version(), "adapt": adapt.__version__} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
+
+
+def hardware() -> dict[str, str | int]:
+    """Processor, cores this process may use, memory, accelerators."""
+    import psutil
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": model,
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpus": ", ".join(gpus) or "none",
+    }

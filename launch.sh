@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Set-up and every job:  ./launch.sh  |  ./launch.sh test [pytest flags]  |  ./launch.sh RECIPE [flags]
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'EOT'
+./launch.sh                  set up, then the main job: LoRA on the embedded world (no network, no flags)
+./launch.sh test [flags]     set up, then the whole test suite (flags go to pytest)
+./launch.sh RECIPE [flags]   set up, then a recipe; ./launch.sh RECIPE --help lists its flags
+./launch.sh --help           this text
+
+recipes:
+EOT
+  for file in recipes/*.py; do
+    printf '  %-14s %s\n' "$(basename "$file" .py)" "$(sed -n '1s/^"""//; 1s/"""$//; 1p' "$file")"
+  done
+  cat <<'EOT'
+
+environment:
+  ADAPT_PROCESSES=N   training processes (default: one per GPU, else 1)
+  ADAPT_CACHE=DIR     where the embedded world is kept (default: ~/.cache/adapt)
+  ADAPT_TORCH=cpu     with uv: install PyTorch's CPU build instead of the CUDA build (first set-up only)
+EOT
+}
+
+# One .venv, made once and again whenever what it is made from changes; a lock lets two starts take turns.
+set_up() {
+  local stamp python
+  stamp=$(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)
+  [ "$(cat .venv/.stamp 2>/dev/null || true)" = "$stamp" ] && return
+  exec 9>.venv.lock
+  if command -v flock >/dev/null; then flock 9; fi
+  [ "$(cat .venv/.stamp 2>/dev/null || true)" = "$stamp" ] && return
+  echo "setting up .venv (once; some minutes, most of it PyTorch)" >&2
+  for python in python3.13 python3.12 python3.11 python3; do
+    command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && break
+    python=
+  done
+  [ -n "$python" ] || { echo "error: Python 3.11 or newer is needed; install it and start again" >&2; exit 2; }
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  if command -v uv >/dev/null || .venv/bin/python -m pip install -q uv; then
+    PATH="$PATH:$PWD/.venv/bin" VIRTUAL_ENV="$PWD/.venv" \
+      uv pip install -q ${ADAPT_TORCH:+--torch-backend "$ADAPT_TORCH"} -c constraints.txt -e '.[dev]'
+  else
+    .venv/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+  fi
+  echo "$stamp" >.venv/.stamp
+  exec 9>&-
+}
+
+job=${1:-lora}
+[ $# -gt 0 ] && shift
+case $job in
+  -h | --help | help) usage; exit 0 ;;
+  test) ;;
+  *)
+    job=${job%.py}
+    if [ ! -f "recipes/$job.py" ]; then
+      echo "error: no recipe '$job'; there are: $(basename -s .py recipes/*.py | paste -sd' ')" >&2
+      exit 2
+    fi
+    ;;
+esac
+
+set_up
+if [ "$job" = test ]; then
+  export HF_HUB_OFFLINE=1
+  exec .venv/bin/python -m pytest -n 2 "$@"
+fi
+for flag in "$@"; do
+  # help needs no processes, and starting accelerate takes seconds
+  case $flag in -h | --help) exec .venv/bin/python "recipes/$job.py" "$@" ;; esac
+done
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+  gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[0-9]' || true)
+else
+  gpus=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
+fi
+processes=${ADAPT_PROCESSES:-$((gpus > 1 ? gpus : 1))}
+export ADAPT_PROCESSES=$processes
+if [ "$processes" -gt 1 ] && [ "$gpus" -eq 0 ]; then
+  # accelerate starts one process only when there is no GPU; torch's own launcher starts as many as asked
+  export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  exec .venv/bin/python -m torch.distributed.run --nproc_per_node "$processes" "recipes/$job.py" "$@"
+fi
+exec .venv/bin/accelerate launch --num_processes "$processes" --num_machines 1 --mixed_precision no \
+  --dynamo_backend no "recipes/$job.py" "$@"

@@ -1,0 +1,113 @@
+"""LoRA on the vision tower: the main job.
+
+    accelerate launch recipes/lora.py --manifest data.csv \\
+        --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/lora-l14
+
+Trains low-rank adapters and a linear head on whole groups (a photograph and its fakes), picks the epoch on
+validation data, freezes one threshold there, and scores the test rows under every view. Without flags it runs on
+the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2 cores. Results to expect:
+results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import run as run_recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # CSV or Parquet tables of images; "embedded" is the built-in world
+    output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layer: str = "last"  # last (before the projection) | proj | blockK
+    geometry: Literal["resize", "squash", "native"] | None = (
+        None  # how images enter; None: as the backbone was trained
+    )
+    targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
+    rank: int = 8  # of each update
+    alpha: float = 8  # the update is alpha / rank * B A
+    dropout: float = 0.0  # on the adapters' input
+    last_blocks: int | None = None  # adapt the last k blocks only
+    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+    epochs: int = 8  # passes over the training groups
+    groups: int = 16  # groups per optimizer step, over all processes
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
+    learning_rate: float = 2e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 2e-3  # of the linear head
+    weight_decay: float = 1e-2  # AdamW
+    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
+    permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
+    num_workers: int = 2  # data processes per training process
+    seed: int = 0
+
+
+def main(cfg: Config) -> None:
+    import numpy as np
+    import torch
+
+    from adapt.data.groups import Groups
+    from adapt.detector import Detector, score
+    from adapt.embedded import read_manifests
+    from adapt.models.backbones import load_backbone
+    from adapt.models.heads import LinearHead, balanced_bce
+    from adapt.models.lora import add_adapter
+    from adapt.report import log_validation, report, require_classes, show_finished, validation_score
+    from adapt.run import Run, warmup_cosine
+
+    run = Run(cfg)
+    if run.finished():
+        return show_finished(run)
+    rows = read_manifests(cfg.manifest)
+    require_classes(rows)
+    train_rows = rows.select(rows["split"] == "train")
+    val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
+
+    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed)
+    detector = Detector(backbone, LinearHead(backbone.dim))
+
+    labels = train_rows.fake
+    if cfg.permute_labels:
+        labels = np.random.default_rng(cfg.seed).permutation(labels)
+    train = Groups(train_rows, backbone.preprocess, cfg.train_views, cfg.seed, labels)
+
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
+            {"params": detector.head.parameters(), "lr": cfg.head_learning_rate},
+        ],
+        weight_decay=cfg.weight_decay,
+    )
+    steps = cfg.epochs * (len(train) // min(cfg.groups, len(train)))
+    model = run.prepare(
+        detector,
+        optimizer,
+        schedule=lambda step: warmup_cosine(step, steps, int(cfg.warmup * steps)),
+        data=rows.digest,
+        base=backbone.fingerprint,
+    )
+
+    scoring = {"workers": cfg.num_workers, "share": run.share_of_rows, "gather": run.gather}
+    for batch in run.steps(train, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, cfg.num_workers):
+        logits = model(batch.pixels)
+        loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
+        run.step(loss, cfg.max_grad_norm)
+        if run.epoch_ended:
+            scores = score(detector, rows, val, cfg.train_views, progress="validation", **scoring)
+            log_validation(run, scores)
+            run.select(validation_score(scores))
+
+    run.use_selected()
+    scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
+    report(run, detector, rows, scores, resamples=cfg.resamples)
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)

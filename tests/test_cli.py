@@ -1,0 +1,97 @@
+"""Flags, saved configs, and errors in one line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from adapt import cli
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # tables
+    output_dir: Path = Path("out")  # folder
+    targets: Literal["qv", "all"] = "all"  # layers
+    learning_rate: float = 1e-3  # rate
+    last_blocks: int | None = None  # blocks
+    permute: bool = False  # control
+
+
+def parse(*words: str) -> Config:
+    return cli.parse(Config, list(words))
+
+
+def test_repeated_and_listed_values_add_up() -> None:
+    expected = ("a.csv", "b.csv", "c.csv")
+    assert parse("--manifest", "a.csv", "b.csv", "--permute", "--manifest", "c.csv").manifest == expected
+    assert parse("--manifest=a.csv", "--manifest=b.csv", "--manifest=c.csv", "--permute") == Config(
+        manifest=expected, permute=True
+    )
+
+
+def test_hyphens_and_underscores() -> None:
+    assert parse("--learning-rate", "0.5") == parse("--learning_rate", "0.5") == Config(learning_rate=0.5)
+
+
+def test_typo_gets_a_hint(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse("--lerning_rate", "1")
+    assert end.value.code == 2
+    assert "--learning_rate" in capsys.readouterr().err
+
+
+def test_saved_config_reads_back_equal(tmp_path) -> None:
+    config = Config(("a b.csv", "x=1.csv"), Path("some where"), "qv", 3e-5, 2, True)
+    file = tmp_path / "config.yaml"
+    file.write_text(cli.dump(config))
+    assert parse("--config", str(file)) == config
+    assert parse(f"--config={file}", "--learning_rate", "1", "--last_blocks", "None").learning_rate == 1
+
+
+def test_yaml_numbers_written_as_words_are_numbers(tmp_path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 1e-4\n")  # YAML 1.1 reads this as text
+    assert parse("--config", str(file)).learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "learning_rat: 1\nmanifests: [x]\n",
+            "unknown key 'learning_rat', perhaps you meant 'learning_rate'; unknown key 'manifests'",
+        ),
+        ("a: [", "not YAML"),
+        ("- a\n", "expected 'name: value' lines"),
+    ],
+)
+def test_bad_config_files(tmp_path, content, message) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(Refusal, match=message):
+        parse("--config", str(file))
+
+
+def test_missing_config_file() -> None:
+    with pytest.raises(Refusal, match="No such file"):
+        parse("--config", "absent.yaml")
+    with pytest.raises(Refusal, match="needs the name"):
+        parse("--config")
+
+
+def test_a_refusal_is_one_line_and_status_2(monkeypatch, capsys) -> None:
+    def main(cfg: Config) -> None:
+        raise Refusal(f"no manifest {cfg.manifest[0]}")
+
+    monkeypatch.setattr("sys.argv", ["x.py"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, Config)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: no manifest embedded\n"
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        cli.run(main, Config)
+    assert capsys.readouterr().err == ""

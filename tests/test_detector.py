@@ -1,0 +1,142 @@
+"""A detector is one directory: saved, loaded, refused on a wrong base, and scored row by row."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapt.data.manifest import Manifest
+from adapt.detector import Detector, load_detector, score
+from adapt.errors import Refusal
+from adapt.models.backbones import load_backbone
+from adapt.models.heads import LinearHead, balanced_bce
+from adapt.models.lora import add_adapter
+
+TINY = Path(__file__).parents[1] / "adapt" / "embedded" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    backbone = load_backbone("tiny")
+    add_adapter(backbone, "qv", rank=2)
+    model = Detector(backbone, LinearHead(backbone.dim), threshold=0.25)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.fixture
+def folder(detector, tmp_path) -> Path:
+    detector.save(tmp_path / "detector", {"command": "python recipes/lora.py"})
+    return tmp_path / "detector"
+
+
+def pixels() -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+def test_loaded_equals_saved(detector, folder) -> None:
+    loaded = load_detector(folder)
+    assert torch.equal(loaded(pixels()), detector(pixels()))
+    assert loaded.threshold == 0.25 and not loaded.training
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    adapter = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    assert found == {"detector.json", "head.safetensors", "README.md"} | adapter
+
+
+def test_same_weights_from_another_place(detector, folder, tmp_path) -> None:
+    shutil.copytree(TINY, tmp_path / "clip")
+    loaded = load_detector(folder, backbone=f"open_clip:local-dir:{tmp_path / 'clip'}")
+    assert torch.equal(loaded(pixels()), detector(pixels()))
+
+
+def test_wrong_base_is_refused(folder, tmp_path) -> None:
+    shutil.copytree(TINY, tmp_path / "clip")
+    path = tmp_path / "clip" / "open_clip_model.safetensors"
+    tensors = load_file(path)
+    tensors["visual.conv1.weight"] *= 1.01
+    save_file(tensors, path)
+    with pytest.raises(Refusal, match=r"trained on tiny with weights .* give the original weights"):
+        load_detector(folder, backbone=f"open_clip:local-dir:{tmp_path / 'clip'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "head.safetensors").unlink(), "not a complete detector directory"),
+        (
+            lambda f: save_file({"linear.weight": torch.zeros(1, 192)}, f / "head.safetensors"),
+            "head.safetensors holds",
+        ),
+        (lambda f: (f / "detector.json").write_text("{"), "not a complete detector directory"),
+        (lambda f: (f / "detector.json").write_text('{"format": 2}'), "format 2, this version reads 1"),
+        (lambda f: (f / "adapter" / "adapter_model.safetensors").unlink(), "adapter in .* cannot be read"),
+    ],
+)
+def test_incomplete_directories_are_refused(folder, change, message) -> None:
+    change(folder)
+    with pytest.raises(Refusal, match=message):
+        load_detector(folder)
+
+
+def test_changed_preprocessing_is_refused(folder) -> None:
+    record = json.loads((folder / "detector.json").read_text())
+    record["backbone"]["preprocess"]["mean"] = [0.0, 0.0, 0.0]
+    (folder / "detector.json").write_text(json.dumps(record))
+    with pytest.raises(Refusal, match="with preprocess"):
+        load_detector(folder)
+
+
+def test_scores_one_row_an_image_and_view(detector, planted) -> None:
+    rows = Manifest.read(planted)
+    chosen = np.flatnonzero(rows["split"] == "test")[:20]
+    Path(rows["file"][chosen[4]]).rename(hidden := Path(rows["file"][chosen[4]] + ".away"))
+    try:
+        scores = score(detector, rows, chosen, ("none", "qf40"))
+    finally:
+        hidden.rename(rows["file"][chosen[4]])
+    assert len(scores) == 40
+    assert list(scores["path"][::2]) == list(rows["path"][chosen])
+    assert [i for i, ok in enumerate(scores.ok) if not ok] == [8, 9] and scores["status"][8] == "unreadable: missing"
+    from adapt.data.images import read_image
+    from adapt.data.views import parse_view
+
+    for i, view in ((0, "none"), (1, "qf40"), (31, "qf40")):
+        image = parse_view(view)(read_image(rows["file"][chosen[i // 2]]))
+        with torch.no_grad():
+            expected = detector(detector.backbone.preprocess(image)[None]).item()
+        assert scores["logit"][i] == pytest.approx(expected, abs=1e-4) and scores["view"][i] == view
+
+
+def test_two_shares_joined_equal_one(detector, planted) -> None:
+    rows = Manifest.read(planted)
+    chosen = np.flatnonzero(rows["split"] == "val")[:9]
+    expected = score(detector, rows, chosen, ("qf40",))
+    first: list = []
+    with pytest.raises(KeyError):  # rank 0 alone lacks the rows of rank 1
+        score(detector, rows, chosen, ("qf40",), share=(0, 2), gather=lambda part: first.extend(part) or part)
+    joined = score(detector, rows, chosen, ("qf40",), share=(1, 2), gather=lambda part: first + part)
+    np.testing.assert_allclose(joined["logit"], expected["logit"], atol=1e-5)
+    assert list(joined["path"]) == list(expected["path"])
+
+
+def test_head_ignores_the_length_of_features_and_starts_undecided() -> None:
+    head = LinearHead(5)
+    features = torch.randn(4, 5)
+    assert torch.equal(head(features), torch.zeros(4))
+    torch.nn.init.normal_(head.linear.weight)
+    torch.testing.assert_close(head(features * 7), head(features))
+
+
+def test_balanced_bce_is_the_weighted_sum() -> None:
+    logits, fake, weight = torch.tensor([0.3, -2.0, 5.0]), torch.tensor([1.0, 0.0, 0.0]), torch.tensor([2.0, 1.0, 0.5])
+    p = torch.sigmoid(logits)
+    by_hand = -(2 * p[0].log() + (1 - p[1]).log() + 0.5 * (1 - p[2]).log())
+    torch.testing.assert_close(balanced_bce(logits, fake, weight), by_hand)

@@ -1,0 +1,530 @@
+"""The numbers: against sklearn, brute force, and simulations in which the truth is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score, roc_curve
+
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import METRICS, draw, interval, measure, replicate
+from adapt.evaluation.metrics import compare, controls, evaluate, pick_threshold
+from adapt.evaluation.scores import Scores
+
+NAN = float("nan")
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-np.asarray(x)))
+
+
+def table(blocks, view="none", **common) -> Scores:
+    """One row a logit, row i of group i. A block: (generator, logits) or (generator, logits, columns)."""
+    columns = {}
+    for generator, logits, *rest in blocks:
+        extra = {"set": "s", "edit": "", "split": "test", "seen": "train", "view": view, "prefix": ""}
+        extra |= common | (rest[0] if rest else {})
+        prefix = extra.pop("prefix")
+        for i, logit in enumerate(logits):
+            name = f"{extra['set']}/{extra['split']}/{prefix}{i}"
+            row = {
+                "path": f"{generator}/{extra['edit']}/{name}",
+                "group": name,
+                "generator": generator,
+                **extra,
+            }
+            row |= {"logit": logit, "p_fake": logistic(logit), "status": "ok"}
+            if np.isnan(logit):
+                row["status"] = "unreadable: broken"
+            for key, value in row.items():
+                columns.setdefault(key, []).append(value)
+    return Scores(columns)
+
+
+def join(*tables: Scores) -> Scores:
+    return Scores({name: np.concatenate([t[name] for t in tables]) for name in tables[0].columns})
+
+
+def find(cells, generator, metric, view="none", set_="s"):
+    found = [c for c in cells if (c.set, c.view, c.generator, c.metric) == (set_, view, generator, metric)]
+    assert len(found) == 1, (generator, metric, len(found))
+    return found[0]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+# -- one set of rows under many weightings --
+
+
+@pytest.mark.parametrize("levels", [0, 3, 12])  # 0: no ties; 3: hardly anything but ties
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_metric_equals_sklearn_with_weights(levels, seed):
+    rng = np.random.default_rng(seed)
+    logit = rng.normal(size=80) if levels == 0 else rng.integers(-levels, levels + 1, size=80).astype(float)
+    fake, threshold = rng.random(80) < 0.4, 0.3
+    weights = np.concatenate([np.ones((1, 80), int), rng.integers(0, 4, size=(20, 80))])
+    found = measure(logit, logistic(logit), fake, weights, threshold)
+    assert set(found) == set(METRICS)
+    for row, w in enumerate(weights):
+        fpr, tpr, _ = roc_curve(fake, logit, sample_weight=w, drop_intermediate=False)
+        expected = {
+            "auc": roc_auc_score(fake, logit, sample_weight=w),
+            "ap": average_precision_score(fake, logit, sample_weight=w),
+            "balanced_accuracy": balanced_accuracy_score(fake, logit >= threshold, sample_weight=w),
+            "balanced_accuracy_at_0.5": balanced_accuracy_score(fake, logistic(logit) >= 0.5, sample_weight=w),
+            "balanced_accuracy_oracle": max((1 + tpr - fpr) / 2),
+            "tpr_at_fpr_1": max(tpr[fpr <= 0.01 + 1e-12]),
+            "tpr_at_fpr_5": max(tpr[fpr <= 0.05 + 1e-12]),
+            "recall": np.average(logit[fake] >= threshold, weights=w[fake]),
+            "recall_at_0.5": np.average(logit[fake] >= 0, weights=w[fake]),
+            "false_alarm": np.average(logit[~fake] >= threshold, weights=w[~fake]),
+            "false_alarm_at_0.5": np.average(logit[~fake] >= 0, weights=w[~fake]),
+        }
+        for name, value in expected.items():
+            assert found[name][row] == pytest.approx(value, abs=1e-12), name
+
+
+def test_auc_counts_pairs(rng):
+    logit = rng.integers(0, 6, size=20).astype(float)
+    fake = np.arange(20) % 3 == 0
+    pairs = [(f > r) + 0.5 * (f == r) for f, r in itertools.product(logit[fake], logit[~fake])]
+    found = measure(logit, logistic(logit), fake, np.ones((1, 20), int), 0.0)
+    assert found["auc"][0] == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+def test_ece_equals_a_loop_over_bins_with_both_classes_at_half_the_weight(rng):
+    p = np.concatenate([rng.random(50), [0.0, 1.0, 1 / 15, 0.2]])  # an edge is of the bin above
+    fake = rng.random(54) < 0.2
+    weights = rng.integers(0, 3, size=(4, 54))
+    found = measure(np.zeros(54), p, fake, weights, 0.0)["ece"]
+    for row, w in enumerate(weights):
+        share = np.where(fake, w / w[fake].sum(), w / w[~fake].sum()) / 2
+        ece = 0.0
+        for k in range(15):
+            inside = (p * 15 >= k) & ((p * 15 < k + 1) | (k == 14))
+            total = share[inside].sum()
+            if total > 0:
+                confidence = (share * p)[inside].sum() / total
+                ece += total * abs(confidence - (share * fake)[inside].sum() / total)
+        assert found[row] == pytest.approx(ece, abs=1e-12)
+    calibrated = measure(np.zeros(100), np.full(100, 0.5), np.arange(100) < 20, np.ones((1, 100), int), 0.0)
+    assert calibrated["ece"][0] == pytest.approx(0, abs=1e-12)
+
+
+def test_tpr_at_a_false_alarm_rate_allows_exactly_that_rate():
+    real, fake = np.arange(100.0), np.array([98.5, 99.5, 0.5])
+    logit, labels = np.concatenate([real, fake]), np.arange(103) >= 100
+    found = measure(logit, logistic(logit), labels, np.ones((1, 103), int), 0.0)
+    assert found["tpr_at_fpr_1"][0] == 2 / 3  # one real of a hundred above, not two
+    assert found["tpr_at_fpr_5"][0] == 2 / 3
+
+
+def test_one_class_gives_nan_for_what_needs_two(rng):
+    logit = rng.normal(size=10)
+    two = set(METRICS) - {"recall", "recall_at_0.5", "false_alarm", "false_alarm_at_0.5"}
+    for fake, defined in ((np.ones(10, bool), "recall"), (np.zeros(10, bool), "false_alarm")):
+        found = measure(logit, logistic(logit), fake, np.ones((1, 10), int), 0.0)
+        assert all(np.isnan(found[name][0]) for name in two)
+        assert found[defined][0] == np.mean(logit >= 0)
+        assert sum(~np.isnan(found[name][0]) for name in METRICS) == 2
+    found = measure(logit, logistic(logit), logit > 0, np.ones((1, 10), int), NAN)
+    assert np.isnan(found["balanced_accuracy"][0]) and not np.isnan(found["balanced_accuracy_at_0.5"][0])
+
+
+# -- the bootstrap --
+
+
+def test_bootstrap_equals_resampling_the_rows_themselves(rng):
+    """The same draws, carried out: every drawn group's rows are copied into a new table."""
+    groups = np.array([f"g{i}" for i in rng.integers(0, 12, size=60)], dtype=object)
+    sets = np.where(groups < "g5", "a", "b").astype(object)
+    logit, fake = np.round(rng.normal(size=60), 1), rng.random(60) < 0.5
+    counts, column = draw(sets, groups, resamples=50, seed=3)
+    found = measure(logit, logistic(logit), fake, counts[:, column], 0.1)
+    for name in ("a", "b"):  # every resample has as many groups as the set
+        inside = np.unique(column[sets == name])
+        assert (counts[:, inside].sum(axis=1) == len(inside)).all()
+    assert (counts[0] == 1).all() and counts[1:].max() > 2
+    for row in range(51):
+        copies = [i for i in range(60) for _ in range(counts[row, column[i]])]
+        again = measure(logit[copies], logistic(logit[copies]), fake[copies], np.ones((1, len(copies)), int), 0.1)
+        for metric in METRICS:
+            assert found[metric][row] == pytest.approx(again[metric][0], abs=1e-12, nan_ok=True), metric
+
+
+def test_draws_depend_on_names_and_seed_only(rng):
+    groups = np.array([f"g{i % 9}" for i in range(30)], dtype=object)
+    sets = np.full(30, "s", dtype=object)
+    counts, column = draw(sets, groups, 20, 0)
+    order = rng.permutation(30)
+    shuffled, columns = draw(sets[order], groups[order], 20, 0)
+    assert np.array_equal(counts[:, column][:, order], shuffled[:, columns])
+    more_sets, more_groups = np.append(sets, ["a"]), np.append(groups, ["g1"])
+    wider, columns = draw(more_sets, more_groups, 20, 0)  # another set changes nothing in this one
+    assert np.array_equal(counts[:, column], wider[:, columns[:30]])
+    assert not np.array_equal(draw(sets, groups, 20, 1)[0], counts)
+
+
+def test_interval_skips_and_counts():
+    low, high, skipped = interval(np.array([NAN, *range(101)]))
+    assert (low, high, skipped) == (2.5, 97.5, 1)
+    low, high, skipped = interval(np.array([NAN, NAN]))
+    assert np.isnan(low) and np.isnan(high) and skipped == 2
+
+
+def test_coverage_of_a_known_auc_with_correlated_groups():
+    """Binormal scores with a content effect that a photograph shares with its four fakes.
+
+    Nearly all pairs of a real and a fake come from two groups, so the AUC is Phi(d / sqrt(2 (1 +
+    content^2))).
+    """
+    from scipy.stats import norm
+
+    shift, content, n = 1.2, 1.0, 60
+    truth = norm.cdf(shift / np.sqrt(2 * (1 + content**2)))
+    rng, inside = np.random.default_rng(11), 0
+    sets, groups = (
+        np.full(5 * n, "s", dtype=object),
+        np.tile([f"g{i:02}" for i in range(n)], 5).astype(object),
+    )
+    fake = np.arange(5 * n) >= n
+    for simulation in range(200):
+        base = np.tile(content * rng.normal(size=n), 5)
+        logit = base + rng.normal(size=5 * n) + shift * fake
+        counts, column = draw(sets, groups, 300, simulation)
+        low, high, _ = interval(measure(logit, logit * 0, fake, counts[:, column], 0.0)["auc"][1:])
+        inside += low <= truth <= high
+    assert 0.90 <= inside / 200 <= 0.985
+
+
+def test_groups_give_wider_intervals_than_images_when_fakes_are_correlated(rng):
+    n = 50
+    base = 2 * rng.normal(size=n)
+    fakes = [(f"x{i}", base + 1 + 0.1 * rng.normal(size=n)) for i in range(4)]
+    columns = table([("real", rng.normal(size=n)), *fakes]).columns
+    columns = columns | {"generator": np.where(columns["generator"] == "real", "real", "x")}  # one with 4 images each
+    by_group = find(evaluate(Scores(columns), 500), "x", "auc")
+    by_image = find(evaluate(Scores(columns | {"group": columns["path"]}), 500), "x", "auc")
+    assert by_group.value == by_image.value
+    assert by_group.high - by_group.low > 1.3 * (by_image.high - by_image.low)
+
+
+# -- the threshold --
+
+
+def val(blocks, **common):
+    return table([(g, x, *(rest or [{}])) for g, x, *rest in blocks], split="val", **common)
+
+
+def test_threshold_is_the_best_cut_of_validation_by_brute_force(rng):
+    reals, a, b = rng.normal(size=31), rng.normal(1, 1, size=40), rng.normal(2, 1, size=7)
+    scores = val([("real", reals), ("a", a), ("b", b)])
+    found = pick_threshold(scores)
+
+    def quality(cut):
+        return ((reals < cut).mean() + ((a >= cut).mean() + (b >= cut).mean()) / 2) / 2
+
+    every = np.unique(np.concatenate([reals, a, b]))
+    cuts = np.concatenate([(every[1:] + every[:-1]) / 2, [every[0] - 1, every[-1] + 1]])
+    assert quality(found) == pytest.approx(max(map(quality, cuts)), abs=1e-12)
+    assert np.abs(cuts - found).min() < 1e-12
+
+
+def test_threshold_pools_views_weighs_generators_and_leaves_processed_reals_out():
+    blocks = [("real", [0.0, 0.0, 0.0]), ("a", [1.0] * 50), ("b", [-2.0])]
+    assert pick_threshold(val(blocks)) in (0.5, -1.0)
+    many = val([("real", [0.0, -1.0]), ("a", [4.0] * 9)])
+    other = val([("real", [0.0, 6.0]), ("a", [8.0] * 9)], view="qf40")
+    assert pick_threshold(join(many, other)) == 2.0  # 7 would lose one view's fakes, 2 loses one real of four
+    edited = val([("real", [2.5] * 30, {"edit": "blur"})])  # as plain reals they would push it to 3.25
+    assert pick_threshold(join(many, edited)) == pick_threshold(many) == 2.0
+
+
+def test_threshold_takes_the_middle_of_the_widest_best_gap():
+    # cutting at 1.5 (one real lost) and at 6 (one fake lost) are equally good; the second gap is wider
+    scores = val([("real", [0.0, 1.0, 2.5, 3.0]), ("a", [2.0, 9.0, 10.0, 2.75])])
+    assert pick_threshold(scores) == 6.0
+    close = val([("real", [1.0, np.nextafter(1.0, 2)]), ("a", [np.nextafter(1.0, 2), 1.0 + 4e-16])])
+    cut = pick_threshold(close)
+    assert (close["logit"] >= cut).any() and not (close["logit"] >= cut).all()
+
+
+def test_threshold_without_two_classes_or_any_skill():
+    assert np.isnan(pick_threshold(val([("real", [0.0, 1.0])])))
+    assert np.isnan(pick_threshold(table([("real", [0.0]), ("a", [1.0])])))
+    backwards = val([("real", [3.0, 4.0]), ("a", [1.0, 2.0])])
+    assert not (backwards["logit"] >= pick_threshold(backwards)).any()
+
+
+def test_test_rows_never_move_the_threshold(rng):
+    tuned = val([("real", rng.normal(size=20)), ("a", rng.normal(1, 1, size=20))])
+    cells = [
+        evaluate(join(tuned, table([("real", x), ("a", x + shift)])), 0)
+        for x, shift in ((rng.normal(size=9), 1.0), (50 + rng.normal(size=9), -3.0))
+    ]
+    found = [find(c, "pooled:val", "threshold", "all", "all").value for c in cells]
+    assert found[0] == found[1] == pick_threshold(tuned)
+
+
+# -- cells and aggregates --
+
+
+@pytest.fixture
+def world(rng):
+    """Two sets, three views of meaning: seen a and b, unseen c in the other set, v met in validation only."""
+    tables = []
+    for view, shift in (("none", 0.0), ("qf40", -0.5)):
+        first = {"view": view, "set": "s"}
+        tables.append(table([("real", rng.normal(size=40)), ("a", rng.normal(2 + shift, 1, 40)),
+                             ("b", rng.normal(1 + shift, 1, 40)), ("v", rng.normal(size=40), {"seen": "val"}),
+                             ("real", rng.normal(1, 1, 40), {"edit": "blur"}),
+                             ("real", rng.normal(0, 1, 40), {"edit": "webp"})], **first))  # fmt: skip
+        tables.append(table([("real", rng.normal(-3, 1, 25)), ("c", rng.normal(-2, 1, 30), {"seen": ""})],
+                            view=view, set="ood"))  # fmt: skip
+        tables.append(table([("real", rng.normal(size=30)), ("a", rng.normal(2, 1, 30))], view=view, split="val"))
+    return join(*tables)
+
+
+def test_each_generator_is_scored_against_the_unedited_reals_of_its_own_set_and_view(world):
+    cells = evaluate(world, resamples=20)
+    for view, (set_, generator) in itertools.product(("none", "qf40"), (("s", "a"), ("s", "v"), ("ood", "c"))):
+        rows = (world["view"] == view) & (world["set"] == set_) & (world["split"] == "test") & (world["edit"] == "")
+        rows &= np.isin(world["generator"], ["real", generator])
+        cell = find(cells, generator, "auc", view, set_)
+        assert cell.value == pytest.approx(roc_auc_score(world.fake[rows], world["logit"][rows]), abs=1e-12)
+        assert (cell.n_real, cell.n_fake) == ((25, 30) if set_ == "ood" else (40, 40))
+        assert cell.low < cell.value < cell.high
+
+
+def test_means_and_worst_cover_the_sets_and_leave_selection_out(world):
+    cells = evaluate(world, resamples=20)
+    for metric in METRICS:
+        a, b, v, c = (
+            find(cells, g, metric, set_=s).value for g, s in (("a", "s"), ("b", "s"), ("v", "s"), ("c", "ood"))
+        )
+        means = {"seen": [a, b], "unseen": [c], "all": [a, b, c], "selection": [v]}
+        for name, values in means.items():
+            assert find(cells, f"mean:{name}", metric, set_="all").value == pytest.approx(np.mean(values), abs=1e-12)
+        worst = max if metric in ("ece", "false_alarm", "false_alarm_at_0.5") else min
+        assert find(cells, "worst:all", metric, set_="all").value == worst(a, b, c)
+    mean = find(cells, "mean:all", "auc", set_="all")
+    assert (mean.n_real, mean.n_fake) == (65, 110)  # each set's reals once
+
+
+def test_intervals_of_a_mean_come_from_the_same_resamples(world):
+    """The mean of a generator and its copy is that generator, interval included."""
+    one = world.select((world["generator"] != "b") & (world["set"] == "s"))
+    twin = one.select(one["generator"] == "a").columns
+    paths = np.array([f"{path} (copy)" for path in twin["path"]], dtype=object)
+    twin = Scores(twin | {"generator": np.full(len(paths), "a2", dtype=object), "path": paths})
+    alone = find(evaluate(one, 200), "a", "auc")
+    mean = find(evaluate(join(one, twin), 200), "mean:seen", "auc", set_="all")
+    assert (mean.value, mean.low, mean.high) == (alone.value, alone.low, alone.high)
+
+
+def test_false_alarms_of_reals_and_processed_reals(world):
+    cells = evaluate(world, resamples=20)
+    threshold = pick_threshold(world)
+    test = world.select((world["split"] == "test") & ~world.fake & (world["view"] == "none"))
+    for label, rows in {
+        "real": test["edit"] == "",
+        "edit:blur": test["edit"] == "blur",
+        "edit:all": test["edit"] != "",
+    }.items():
+        cell = find(cells, label, "false_alarm", set_="all")
+        assert cell.value == np.mean(test["logit"][rows] >= threshold)
+        assert (cell.n_real, cell.n_fake) == (rows.sum(), 0)
+        assert find(cells, label, "false_alarm_at_0.5", set_="all").value == np.mean(test["logit"][rows] >= 0)
+    assert find(cells, "real", "false_alarm", set_="ood").n_real == 25
+
+
+def test_pooled_fakes(world):
+    rows = (world["view"] == "none") & (world["split"] == "test") & (world["edit"] == "") & (world["generator"] != "v")
+    cell = find(evaluate(world, 0), "pooled:all", "ap", set_="all")
+    assert cell.value == pytest.approx(average_precision_score(world.fake[rows], world["logit"][rows]), abs=1e-12)
+    assert np.isnan(cell.low) and np.isnan(cell.high)  # no resamples, no interval
+
+
+def test_row_order_does_not_matter(world, rng):
+    a = evaluate(world, 30)
+    b = evaluate(world.select(rng.permutation(len(world))), 30)
+    by_key = {(c.set, c.view, c.generator, c.metric): c for c in b}
+    assert len(a) == len(b)
+    for cell in a:
+        other = by_key[cell.set, cell.view, cell.generator, cell.metric]
+        for name in ("value", "low", "high", "n_real", "n_fake", "skipped"):
+            assert getattr(cell, name) == pytest.approx(getattr(other, name), abs=1e-12, nan_ok=True)
+
+
+def test_a_set_without_reals_is_not_applicable_and_spoils_nothing(world):
+    whole = evaluate(world, 30)
+    lonely = world.select((world["set"] != "ood") | world.fake)
+    cells = evaluate(lonely, 30)
+    cell = find(cells, "c", "auc", set_="ood")
+    assert np.isnan(cell.value) and (cell.n_real, cell.n_fake, cell.skipped) == (0, 30, 0)
+    assert find(cells, "c", "recall", set_="ood").value == find(whole, "c", "recall", set_="ood").value
+    assert np.isnan(find(cells, "mean:unseen", "auc", set_="all").value)
+    assert find(cells, "mean:all", "auc", set_="all").value == find(cells, "mean:seen", "auc", set_="all").value
+    assert find(cells, "mean:seen", "auc", set_="all") == find(whole, "mean:seen", "auc", set_="all")
+    assert find(cells, "pooled:all", "auc", set_="all").n_fake == 80
+
+
+def test_only_reals_and_only_fakes_do_not_crash(rng):
+    for generator in ("real", "a"):
+        cells = evaluate(table([(generator, rng.normal(size=5))]), 10)
+        assert np.isnan(find(cells, "mean:all", "auc", set_="all").value)
+        assert np.isnan(find(cells, "pooled:val", "threshold", "all", "all").value)
+
+
+def test_resamples_without_a_class_are_skipped_and_counted():
+    reals, fakes = {"prefix": "r"}, {"prefix": "f"}
+    cells = evaluate(table([("real", [0.0, 0.5], reals), ("a", [1.0, 0.25], fakes)]), 400)
+    cell = find(cells, "a", "auc")
+    expected = 400 * (2 * 0.5**4)  # all four draws fall on one class
+    assert abs(cell.skipped - expected) < 30
+    assert cell.value == 0.75 and 0 <= cell.low < cell.high <= 1
+    assert find(cells, "mean:seen", "auc", set_="all").skipped == cell.skipped
+
+
+def test_unreadable_rows_are_counted_not_scored(rng):
+    real, fake = rng.normal(size=20), rng.normal(1, 1, size=20)
+    broken = fake.copy()
+    broken[[3, 5]] = NAN
+    lost = [("b", [NAN, NAN])]
+    tuned = val([("real", [0.0, NAN]), ("a", [1.0, 2.0])])
+    cells = evaluate(join(tuned, table([("real", real), ("a", broken), *lost])), 20)
+    assert find(cells, "a", "unreadable").value == 2
+    assert find(cells, "b", "unreadable").value == 2
+    assert find(cells, "pooled:val", "unreadable", "all", "all").value == 1
+    kept = ~np.isnan(broken)
+    cell = find(cells, "a", "auc")
+    expected = roc_auc_score([0] * 20 + [1] * 18, np.concatenate([real, broken[kept]]))
+    assert (cell.value, cell.n_fake) == (pytest.approx(expected, abs=1e-12), 18)
+    assert np.isnan(find(cells, "b", "auc").value)
+    assert find(cells, "mean:seen", "auc", set_="all").value == cell.value
+
+
+def test_a_given_threshold_replaces_the_picked_one(world):
+    cells = evaluate(world, 0, threshold=-100.0)
+    assert find(cells, "a", "recall").value == 1 and find(cells, "real", "false_alarm").value == 1
+    assert find(cells, "a", "balanced_accuracy").value == 0.5
+
+
+def test_refuses_no_test_rows_and_reserved_names():
+    with pytest.raises(Refusal, match="test"):
+        evaluate(val([("real", [0.0])]))
+    with pytest.raises(Refusal, match="mean:x"):
+        evaluate(table([("mean:x", [0.0])]))
+    with pytest.raises(Refusal, match="'all'"):
+        evaluate(table([("a", [0.0])], set="all"))
+    with pytest.raises(Refusal, match="-1"):
+        evaluate(table([("a", [0.0]), ("real", [0.0])]), resamples=-1)
+
+
+# -- two detectors --
+
+
+def changed(scores: Scores, logit: np.ndarray) -> Scores:
+    return Scores(scores.columns | {"logit": logit, "p_fake": logistic(logit)})
+
+
+def test_a_table_compared_with_itself_differs_by_exactly_nothing(world, rng):
+    for d in compare(world, world.select(rng.permutation(len(world))), 50):
+        if not np.isnan(d.a):
+            assert (d.value, d.low, d.high, d.p) == (0, 0, 0, 1)
+
+
+def test_a_better_detector_is_found_and_the_sign_is_a_minus_b(world, rng):
+    better = changed(world, world["logit"] + 2.0 * world.fake)
+    d = find(compare(better, world, 200), "mean:all", "auc", set_="all")
+    assert d.low > 0 and d.p < 0.02 and d.value == pytest.approx(d.a - d.b)
+    d = find(compare(world, better, 200), "mean:all", "auc", set_="all")
+    assert d.high < 0 and d.p < 0.02
+    values = {m: find(evaluate(world, 0), "mean:all", m, set_="all").value for m in METRICS}
+    assert all(
+        find(compare(world, better, 0), "mean:all", m, set_="all").a == pytest.approx(values[m]) for m in METRICS
+    )
+
+
+def test_p_and_interval_come_from_the_paired_resamples(world, rng):
+    other = changed(world, world["logit"] + 0.5 * rng.normal(size=len(world)))
+    test = [table.select(table["split"] == "test") for table in (world, other)]
+    a, b = (replicate(rows, 0.0, 99, 4)["s", "none", "b"].values["auc"] for rows in test)
+    d = find(compare(world, other, 99, seed=4), "b", "auc")
+    assert (d.a, d.b, d.value) == (a[0], pytest.approx(b[0]), a[0] - b[0])
+    assert (d.low, d.high) == tuple(np.percentile((a - b)[1:], [2.5, 97.5]))
+    side = np.mean((a - b)[1:] <= 0) if d.value > 0 else np.mean((a - b)[1:] >= 0)
+    assert d.p == pytest.approx(2 * (1 + 99 * side) / 100)
+
+
+def test_p_values_are_level_when_two_detectors_are_equally_good():
+    rng, small = np.random.default_rng(5), 0
+    for seed in range(60):
+        base = table([("real", rng.normal(size=40)), ("a", rng.normal(1, 1, size=40))])
+        a, b = (changed(base, base["logit"] + rng.normal(size=80)) for _ in range(2))
+        small += find(compare(a, b, 100, seed), "a", "auc").p < 0.1
+    assert 1 <= small <= 14  # about 6 of 60
+
+
+def test_pairing_narrows_the_interval_when_the_noise_is_shared(world, rng):
+    other = changed(world, world["logit"] + 0.1 * rng.normal(size=len(world)))
+    d = find(compare(world, other, 300), "a", "auc")
+    a, b = find(evaluate(world, 300), "a", "auc"), find(evaluate(other, 300, seed=1), "a", "auc")
+    unpaired = np.hypot(a.high - a.low, b.high - b.low)
+    assert d.high - d.low < 0.5 * unpaired
+
+
+def test_comparison_refuses_other_rows_and_counts_them(world):
+    one_less = world.select(np.arange(len(world)) != int(np.flatnonzero(world["split"] == "test")[4]))
+    with pytest.raises(Refusal, match=r"differ in 1 test rows.*real//s/test/4"):
+        compare(world, one_less)
+    one_view = world.select((world["view"] == "none") | (world["split"] == "val"))
+    with pytest.raises(Refusal, match="differ in 295 test rows"):  # the 240 + 55 of the other view
+        compare(world, one_view)
+    renamed = np.where(world["generator"] == "a", "z", world["generator"])
+    with pytest.raises(Refusal, match="differ in 160 test rows"):  # 80 of "a" are missing and 80 of "z" are new
+        compare(world, Scores(world.columns | {"generator": renamed}))
+
+
+def test_rows_unreadable_in_one_table_are_left_out_of_both(world):
+    row = int(np.flatnonzero((world["generator"] == "a") & (world["split"] == "test"))[0])
+    logit, p, status = world["logit"].copy(), world["p_fake"].copy(), world["status"].copy()
+    logit[row] = p[row] = NAN
+    status[row] = "unreadable: broken"
+    broken = Scores(world.columns | {"logit": logit, "p_fake": p, "status": status})
+    d = find(compare(world, broken, 30), "a", "auc")
+    assert (d.value, d.low, d.high, d.n_fake) == (0, 0, 0, 39)
+    d = find(compare(broken, world, 30), "a", "auc")
+    assert (d.value, d.low, d.high, d.n_fake) == (0, 0, 0, 39)
+
+
+# -- controls --
+
+
+def test_controls_pass_at_chance_and_fail_above_it(world, rng):
+    chance = changed(world, rng.normal(size=len(world)))
+    first_view = world.select(world["view"] == "none")
+    found = {
+        (c.name.split(":")[0], c.view): c for c in controls(world, permuted=chance, metadata=first_view, resamples=100)
+    }
+    assert found["labels permuted", "none"].verdict == found["labels permuted", "qf40"].verdict == "passed"
+    assert found["metadata only", "none"].verdict == "FAILED"
+    assert ("metadata only", "qf40") not in found  # it was not scored under that view
+    assert found["processed reals, blur", "none"].verdict == "FAILED"
+    assert found["processed reals, webp", "none"].verdict == "passed"
+    backwards = changed(world, -world["logit"])
+    assert {c.verdict for c in controls(world, permuted=backwards, resamples=100) if "permuted" in c.name} == {
+        "FAILED"
+    }
+    with pytest.raises(Refusal, match="differ"):
+        controls(world, permuted=chance.select(chance["generator"] != "a"), resamples=10)
+
+
+def test_control_without_a_threshold_or_reals_is_not_applicable(world):
+    test = world.select(world["split"] == "test")
+    assert {c.verdict for c in controls(test, resamples=10)} == {"n/a"}
+    edited = world.select((world["edit"] != "") | world.fake | (world["split"] == "val"))
+    assert {c.verdict for c in controls(edited, resamples=10)} == {"n/a"}
