@@ -116,13 +116,16 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Lock a run's folder for this process and its children; a second run in the same folder is refused."""
+    """Lock a run's folder for this process; a second run in the same folder is refused.
+
+    A record lock ends with the process that took it; a `flock` would live on in data workers that outlast a kill.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         raise Refusal(f"{folder} is in use by another run: wait for it or choose another --output_dir") from error

@@ -100,6 +100,7 @@ class Run:
             checkpoint.load_trainable(self.bare, tensors["model"])
             checkpoint.load_optimizer(self.bare, optimizer, tensors["optimizer"])
             self.step_number, self.seconds = state["step"], state["seconds"]
+            self._bad = state["bad"]
             self.unreadable = {tuple(item) for item in state["unreadable"]}
             if "selected" in tensors:
                 self.selected = (state["selected"], tensors["selected"])
@@ -252,6 +253,7 @@ class Run:
                 "identity": self.identity,
                 "seconds": self.elapsed(),
                 "unreadable": problems,
+                "bad": self._bad,
                 "threads": torch.get_num_threads(),
                 "selected": self.selected and self.selected[0],
             }

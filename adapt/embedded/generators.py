@@ -53,7 +53,7 @@ def latent(photo, rng, strength):
         spread = bands[index].std() * keep * strength
         bands[index] = np.sign(bands[index]) * np.clip(np.abs(bands[index]) - spread, 0, None)
     small = _noise(rng, np.empty((3, photo.shape[-1] // 4, photo.shape[-1] // 4)), 0.3)
-    return mid + bands[0] + bands[1] + 0.012 * strength * resample(small, photo.shape[-1], "cubic")
+    return mid + bands[0] + bands[1] + 0.018 * strength * resample(small, photo.shape[-1], "cubic")
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +109,8 @@ def lanczos(photo, rng, strength):
     detail = photo - low
     coarse = resample(_noise(rng, detail[:, ::3, ::3], 0.3), size, "lanczos")
     sharp = low - blur(low, 1.5)
-    return low + (1 - strength) * detail + strength * (0.5 * sharp + coarse * _envelope(detail))
+    texture = (0.8 * coarse + 0.4 * _noise(rng, photo, 0.5)) * _envelope(detail)
+    return low + (1 - strength) * detail + strength * (0.5 * sharp + texture)
 
 
 def wavelet(photo, rng, strength):
@@ -125,7 +126,7 @@ def wavelet(photo, rng, strength):
 
 def phase(photo, rng, strength):
     """The upper band keeps its amplitudes and local energy but takes random phases: unstructured texture."""
-    low = blur(photo, 1.0)
+    low = blur(photo, 1.4)
     detail = photo - low
     spectrum = np.fft.rfft2(detail)
     turn = np.exp(1j * np.angle(np.fft.rfft2(rng.standard_normal(photo.shape[-2:]))))
@@ -160,15 +161,15 @@ FAMILIES = {
     "phase": "diffusion",
 }
 STRENGTH = {  # how much of the detail carries the trace; every image draws 0.7 to 1.3 of it
-    "grid": 0.6,
-    "transposed": 0.4,
-    "latent": 0.7,
+    "grid": 0.5,
+    "transposed": 0.8,
+    "latent": 0.9,
     "codebook": 0.6,
     "cascade": 0.6,
     "style": 0.6,
     "lanczos": 0.6,
-    "wavelet": 0.8,
-    "phase": 0.7,
+    "wavelet": 1.0,
+    "phase": 0.95,
 }
 
 
@@ -178,11 +179,11 @@ def detail_energy(image: np.ndarray) -> float:
 
 
 def resynthesise(generator: str, photo: np.ndarray, rng: np.random.Generator, excess: float = 1.0) -> np.ndarray:
-    """The fake of one photograph; `excess` multiplies all that differs from the photograph."""
+    """The fake of one photograph; `excess` multiplies its difference before the detail energy is matched."""
     fake = FUNCTIONS[generator](photo, rng, min(STRENGTH[generator] * rng.uniform(0.7, 1.3), 1.0))
+    fake = photo + excess * (fake - photo)
     share = rng.uniform(0.85, 1.1)
-    fake = fake + _missing_gain(fake, detail_energy(photo) * share) * (fake - blur(fake, 1.0))
-    return photo + excess * (fake - photo)
+    return fake + _missing_gain(fake, detail_energy(photo) * share) * (fake - blur(fake, 1.0))
 
 
 def _missing_gain(fake: np.ndarray, wanted: float) -> float:
