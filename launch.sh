@@ -84,5 +84,6 @@ if [ "$processes" -gt 1 ] && [ "$gpus" -eq 0 ]; then
   export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   exec .venv/bin/python -m torch.distributed.run --nproc_per_node "$processes" "recipes/$job.py" "$@"
 fi
-exec .venv/bin/accelerate launch --num_processes "$processes" --num_machines 1 --mixed_precision no \
+# --quiet: a refusal stays one line, without the launcher's own traceback under it
+exec .venv/bin/accelerate launch --quiet --num_processes "$processes" --num_machines 1 --mixed_precision no \
   --dynamo_backend no "recipes/$job.py" "$@"

@@ -69,7 +69,7 @@ def log_validation(run: Run, scores: Scores) -> None:
             }
         )
         run.log({f"val/{view}/auc_{generator}": auc for (v, generator), auc in aucs.items() if v == view})
-        run.writer.add_pr_curve(f"val/{view}", fake[rows], scores["p_fake"][rows], run.step_number)
+        run.track.writer.add_pr_curve(f"val/{view}", fake[rows], scores["p_fake"][rows], run.step_number)
     run.say(f"step {run.step_number}: validation {validation_score(scores):.4f} (mean AUC)")
 
 
@@ -96,7 +96,7 @@ def report(run: Run, detector: Detector, rows: Manifest, scores: Scores, resampl
         write_tables(cells, folder, _shown(record), checks)
         write_figures(scores, cells, folder / "figures")
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
-            run.writer.add_figure(f"test/{name}", figure, run.step_number)
+            run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
         _log_mistakes(run, detector, rows, scores)
         run.write_record(record)
         run.say(f"\n{text(cells)}\n")
@@ -176,4 +176,4 @@ def _log_mistakes(run: Run, detector: Detector, rows: Manifest, scores: Scores, 
                     continue
                 tiles.append(detector.backbone.preprocess(image))
             if tiles:
-                run.writer.add_images(f"mistakes/{view}/{name}", torch.stack(tiles), run.step_number)
+                run.track.writer.add_images(f"mistakes/{view}/{name}", torch.stack(tiles), run.step_number)

@@ -32,12 +32,9 @@ from adapt.data.groups import Batch, Groups, GroupSampler, collate
 from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.progress import bar
+from adapt.tracking import Track
 
-NOT_IDENTITY = {
-    "output_dir",
-    "num_workers",
-    "checkpointing_steps",
-}  # may differ between a run and its resumption
+NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps"}  # free to change when a run is continued
 MAX_BAD_STEPS = 3
 
 
@@ -45,6 +42,7 @@ class Run:
     """Everything around the lines that a scientist reads. `config` is the recipe's frozen dataclass."""
 
     def __init__(self, config: Any) -> None:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
         cuda = torch.cuda.is_available()
         # cpu=True also makes `torchrun` without a GPU form one group instead of silent independent copies
         self.accelerator = Accelerator(cpu=not cuda, mixed_precision="no")
@@ -60,7 +58,7 @@ class Run:
         self.unreadable: set[tuple[str, str]] = set()
         self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
         self._launcher = _launcher()
-        self._writer = None
+        self._images, self._clock = 0, self._started
         if self.main:
             self._lock = checkpoint.hold(self.folder)
             checkpoint.remove_leftovers(self.folder)
@@ -113,7 +111,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
         if self.main:
-            self._open_logs()
+            write_text(self.folder / "config.yaml", dump(self.config))
+            self.track = Track(self.folder, self.step_number, dump(self.config))
         self.model = self.accelerator.prepare_model(model)
         return self.model
 
@@ -139,8 +138,7 @@ class Run:
     def end(self) -> None:
         """Close the logs and leave the group of processes."""
         if self.main:
-            self.writer.close()
-            self._log_file.close()
+            self.track.close()
             os.close(self._lock)
         self.accelerator.end_training()
 
@@ -169,11 +167,7 @@ class Run:
             raise Refusal(
                 f"--groups {sampler.per_step} per step cannot be shared by {world} processes x {accumulation} batches"
             )
-        self._epoch_steps, self._accumulation, self._clock = (
-            sampler.steps_per_epoch,
-            accumulation,
-            time.monotonic(),
-        )
+        self._epoch_steps, self._accumulation = sampler.steps_per_epoch, accumulation
         # the weight that one micro-batch of one process has on average: losses divided by it add up to the mean
         self.share = sampler.per_step * train.group_weight / (world * accumulation)
         loader = DataLoader(
@@ -190,7 +184,7 @@ class Run:
             self.epoch_ended, self._micro = False, micro % accumulation
             torch.manual_seed(hash((self.seed, self.step_number, self._micro, rank)))
             self.unreadable.update(batch.unreadable)
-            self._seen = batch
+            self._seen, self._images = batch, self._images + len(batch.fake) * world
             yield batch.to(self.device)
             if self._micro == accumulation - 1:
                 progress.update()
@@ -257,8 +251,7 @@ class Run:
                 "threads": torch.get_num_threads(),
                 "selected": self.selected and self.selected[0],
             }
-            self._log_file.flush()
-            os.fsync(self._log_file.fileno())
+            self.track.flush()
             checkpoint.save_checkpoint(self.folder, self.step_number, tensors, state)
         self.unreadable = set(problems)
         self.accelerator.wait_for_everyone()
@@ -273,42 +266,18 @@ class Run:
         if self.main:
             tqdm.write(text)
 
-    @property
-    def writer(self):
-        """TensorBoard's SummaryWriter; main process only."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = self.step_number if self.step_number else None  # steps after the checkpoint are replayed
-            self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=purge)
-        return self._writer
-
     def log(self, values: dict[str, float]) -> None:
         """Scalars at the present step, to TensorBoard."""
         if self.main:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, self.step_number)
-
-    def _open_logs(self) -> None:
-        path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines[: self.step_number] if line.endswith("\n")]
-        write_text(path, "".join(kept))
-        self._log_file = path.open("a")
-        write_text(self.folder / "config.yaml", dump(self.config))
-        if self.step_number == 0:
-            self.writer.add_text("config", "```yaml\n" + dump(self.config) + "```")
+            self.track.scalars(values, self.step_number)
 
     def _log_step(self, loss: float, norm: float, factor: float) -> None:
-        if not self.main:
-            return
-        line = {"step": self.step_number, "loss": loss, "grad_norm": norm, "lr": self.rates[0] * factor}
-        self._log_file.write(json.dumps(line) + "\n")
         now = time.monotonic()
-        images = len(self._seen.fake) * self._accumulation * self.accelerator.num_processes
-        speed = images / (now - self._clock)
-        self.log({"train/loss": loss, "train/lr": line["lr"], "train/grad_norm": norm, "train/images_per_s": speed})
-        self._clock = now
+        speed, self._images, self._clock = self._images / (now - self._clock), 0, now
+        if self.main:
+            rate = self.rates[0] * factor
+            self.track.line({"step": self.step_number, "loss": loss, "grad_norm": norm, "lr": rate})
+            self.log({"train/loss": loss, "train/lr": rate, "train/grad_norm": norm, "train/images_per_s": speed})
 
     # -- inner ---------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """Pre-train the embedded `tiny` CLIP on captioned procedural images.
 
-    python recipes/pretrain_tiny.py --out adapt/embedded/tiny
+    python recipes/pretrain_tiny.py --out half
+    python recipes/pretrain_tiny.py --start half --seed 2 --scenes 8000 --warmup 50 --out adapt/embedded/tiny
 
-TIME_AND_RESULT
+About 30 minutes on two shared cores for 288,000 pairs, of which 6 draw the images. The caption of a fresh image
+ranks first among 258 (43 scenes at 6 qualities; 1 in 6 if quality were not seen) for 0.38, then for 0.42.
 A batch holds every scene at six qualities: without that the features hardly see noise, blur or patterns.
 The generators of the embedded world have no part in it.
 """

@@ -23,7 +23,7 @@ ORDER = [
     {"adapt.models.attention", "adapt.models.heads"},
     {"adapt.models.backbones"},
     {"adapt.models.lora"},
-    {"adapt.checkpoint"},
+    {"adapt.checkpoint", "adapt.tracking"},
     {"adapt.run"},
     {"adapt.evaluation.scores"},
     {"adapt.detector"},

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
+import lora
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -14,17 +16,22 @@ from adapt.detector import load_detector, score
 from adapt.evaluation.scores import Scores
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "recipes"))
-import evaluate
-import lora
 
 
 @pytest.fixture(scope="module")
 def config(planted, tmp_path_factory) -> lora.Config:
     return lora.Config(
-        manifest=(str(planted),), output_dir=tmp_path_factory.mktemp("lora") / "run", layer="last", train_views=("none", "qf90"),
-        test_views=("none", "qf90"), epochs=10, groups=4, resamples=100, num_workers=0, learning_rate=5e-3, head_learning_rate=5e-3,
-    )  # fmt: skip
+        manifest=(str(planted),),
+        output_dir=tmp_path_factory.mktemp("lora") / "run",
+        train_views=("none", "qf90"),
+        test_views=("none", "qf90"),
+        epochs=10,
+        groups=4,
+        resamples=100,
+        num_workers=0,
+        learning_rate=5e-3,
+        head_learning_rate=5e-3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +135,11 @@ def test_config_of_a_run_repeats_it(trained, config) -> None:
 def test_command_line_refuses_in_one_line(tmp_path) -> None:
     """As a user sees it: no traceback, the name and the remedy, status 2."""
     done = subprocess.run(
-        [sys.executable, ROOT / "recipes" / "lora.py", "--backbone", "open_clip:hf-hub:acme/absent", "--output_dir", tmp_path, "--manifest", "absent.csv"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, ROOT / "recipes" / "lora.py", "--output_dir", tmp_path, "--manifest", "absent.csv"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "error: no manifest 'absent.csv'" in done.stderr

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
+import lora
 import numpy as np
 import open_clip  # noqa: F401 (as adapt.report: loaded once here, inherited by every child)
 import peft  # noqa: F401
@@ -22,9 +22,6 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import sha256
 from adapt.run import Run, warmup_cosine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-import lora
 
 STEPS = 8  # 16 groups, 4 a step, 2 epochs
 

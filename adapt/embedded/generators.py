@@ -109,7 +109,7 @@ def lanczos(photo, rng, strength):
     detail = photo - low
     coarse = resample(_noise(rng, detail[:, ::3, ::3], 0.3), size, "lanczos")
     sharp = low - blur(low, 1.5)
-    texture = (0.8 * coarse + 0.4 * _noise(rng, photo, 0.5)) * _envelope(detail)
+    texture = (0.5 * coarse + 0.7 * _noise(rng, photo, 0.5)) * _envelope(detail)
     return low + (1 - strength) * detail + strength * (0.5 * sharp + texture)
 
 
@@ -129,7 +129,7 @@ def phase(photo, rng, strength):
     low = blur(photo, 1.4)
     detail = photo - low
     spectrum = np.fft.rfft2(detail)
-    turn = np.exp(1j * np.angle(np.fft.rfft2(rng.standard_normal(photo.shape[-2:]))))
+    turn = np.exp(1j * np.angle(np.fft.rfft2(_noise(rng, photo, 0.4))))
     mixed = np.fft.irfft2(np.abs(spectrum) * turn, s=photo.shape[-2:])
     mixed = mixed / _envelope(mixed) * _envelope(detail)
     return low + np.sqrt(1 - strength**2) * detail + strength * mixed
