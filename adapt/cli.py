@@ -55,6 +55,14 @@ def plain(config: Any) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values}
 
 
+def at_least(low: float, config: Any, *names: str) -> None:
+    """Refuse a config in which one of these numbers is below `low` (or is not a number)."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= low:
+            raise Refusal(f"--{name} {value}: give at least {low}")
+
+
 def _list_flags(config_class: type) -> set[str]:
     return {f.name for f in dataclasses.fields(config_class) if isinstance(f.default, tuple)}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
 
@@ -22,9 +23,7 @@ class Config:
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK
-    geometry: Literal["resize", "squash", "native"] | None = (
-        None  # how images enter; None: as the backbone was trained
-    )
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
     rank: int = 8  # of each update
     alpha: float = 8  # the update is alpha / rank * B A
@@ -45,7 +44,15 @@ class Config:
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
     num_workers: int = 2  # data processes per training process
-    seed: int = 0
+    seed: int = 0  # of adapters, draws, dropout and bootstrap
+
+    def __post_init__(self) -> None:
+        at_least(
+            1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps", "resamples"
+        )
+        at_least(
+            0, self, "learning_rate", "head_learning_rate", "weight_decay", "dropout", "warmup", "num_workers", "seed"
+        )
 
 
 def main(cfg: Config) -> None:
