@@ -19,7 +19,7 @@ from adapt.cli import run as run_recipe
 
 @dataclass(frozen=True)
 class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # CSV or Parquet tables of images; "embedded" is the built-in world
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK
