@@ -33,8 +33,8 @@ set_up() {
   if command -v flock >/dev/null; then flock 9; fi
   [ "$(cat .venv/.stamp 2>/dev/null || true)" = "$stamp" ] && return
   echo "setting up .venv (once; some minutes, most of it PyTorch)" >&2
-  for python in python3.13 python3.12 python3.11 python3; do
-    command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && break
+  for python in python3 python3.13 python3.12 python3.11; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
     python=
   done
   [ -n "$python" ] || { echo "error: Python 3.11 or newer is needed; install it and start again" >&2; exit 2; }

@@ -16,7 +16,6 @@ import shutil
 import time
 import types
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from adapt.cli import run
@@ -35,31 +34,6 @@ class Config:
     warmup: int = 100  # steps with a rising rate
     processes: int = 2  # that draw
     seed: int = 1
-
-
-def draw(job: tuple[int, int, int]):
-    """One scene: pixels uint8 (qualities, 64, 64, 3) and its captions."""
-    import numpy as np
-
-    from adapt.embedded.captions import captioned
-
-    seed, index, qualities = job
-    pixels, texts = zip(*captioned(np.random.default_rng([seed, index]), qualities), strict=True)
-    return np.stack(pixels), list(texts)
-
-
-def draw_all(cfg: Config, first: int, count: int):
-    """Pixels uint8 (count, qualities, 64, 64, 3) and token ids (count, qualities, context)."""
-    import numpy as np
-    import torch
-
-    from adapt.embedded.filters import one_thread
-    from adapt.embedded.tokenizer import tokenize
-
-    jobs = [(cfg.seed, first + index, cfg.qualities) for index in range(count)]
-    with get_context("spawn").Pool(cfg.processes, one_thread) as pool:
-        pixels, texts = zip(*pool.imap(draw, jobs, chunksize=64), strict=True)
-    return torch.from_numpy(np.stack(pixels)), torch.stack([tokenize(found) for found in texts])
 
 
 def normalise(pixels, mean, std):
@@ -103,6 +77,7 @@ def main(cfg: Config) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
+    from adapt.embedded.captions import draw
     from adapt.embedded.tokenizer import TINY
     from adapt.files import atomic
 
@@ -113,8 +88,10 @@ def main(cfg: Config) -> None:
     config = json.loads((cfg.out / "open_clip_config.json").read_text())
     mean, std = (torch.tensor(config["preprocess_cfg"][key]) for key in ("mean", "std"))
     started = time.time()
-    pixels, ids = draw_all(cfg, 0, cfg.scenes)
-    fresh_pixels, fresh_ids = (part.flatten(0, 1) for part in draw_all(cfg, cfg.scenes, 43))
+    pixels, ids = draw(cfg.seed, 0, cfg.scenes, cfg.qualities, cfg.processes)
+    fresh_pixels, fresh_ids = (
+        part.flatten(0, 1) for part in draw(cfg.seed, cfg.scenes, 43, cfg.qualities, cfg.processes)
+    )
     print(f"{cfg.scenes} scenes in {time.time() - started:.0f} s", flush=True)
 
     torch.manual_seed(cfg.seed)

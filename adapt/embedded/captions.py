@@ -6,13 +6,14 @@ so the model has to see them: captioned pictures of the web teach a real CLIP no
 
 from collections.abc import Iterator
 from io import BytesIO
+from multiprocessing import get_context
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import median_filter
 
 from adapt.embedded.camera import draw_camera, photograph, tone
-from adapt.embedded.filters import blur, from_bytes, luma, nearest, resample, to_bytes
+from adapt.embedded.filters import blur, from_bytes, luma, nearest, one_thread, resample, to_bytes
 from adapt.embedded.scenes import COLOURS, GROUNDS, TEXTURES, draw_scene
 
 SIZE = 64  # pixels a side
@@ -193,3 +194,22 @@ def words() -> list[str]:
     kinds = (COLOURS, GROUNDS, TEXTURES, QUALITIES, DEGREES, *MEDIUM_NAMES.values())
     text = " ".join(name for kind in kinds for name in kind)
     return sorted({*text.split(), *PROMPT_WORDS.split(), "a", "of", "on", "object", "shape", "thing", "background"})
+
+
+def draw(seed: int, first: int, count: int, qualities: int, processes: int):
+    """Scenes `first` to `first + count` of a seed: pixels uint8 (count, qualities, SIZE, SIZE, 3) and token ids
+    int64 (count, qualities, context), the same for any number of processes."""
+    import torch
+
+    from adapt.embedded.tokenizer import tokenize
+
+    jobs = [(seed, first + index, qualities) for index in range(count)]
+    with get_context("spawn").Pool(processes, one_thread) as pool:
+        pixels, texts = zip(*pool.imap(_scene, jobs, chunksize=64), strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.stack([tokenize(found) for found in texts])
+
+
+def _scene(job: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:
+    seed, index, qualities = job
+    pixels, texts = zip(*captioned(np.random.default_rng([seed, index]), qualities), strict=True)
+    return np.stack(pixels), list(texts)

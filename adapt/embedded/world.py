@@ -6,6 +6,7 @@ One group is one scene: its photograph, the fakes that re-synthesise it, process
 import contextlib
 import csv
 import os
+import sys
 import tempfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,6 +109,8 @@ def make_world(
     stamp = f"version {VERSION} seed {seed} scenes {' '.join(map(str, scenes))} trace {trace}\n"
     if not folder.exists() or not any(folder.iterdir()):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if sum(scenes) > 100:
+            print("drawing the embedded world: once, about half a minute", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
             fresh = Path(parent) / "world"
             fresh.mkdir()

@@ -17,17 +17,16 @@ Read `0.874 [0.851, 0.896]` as the value and its 95 % interval: percentile boots
 and its fakes are one group), given the threshold. AUC: the chance that a fake scores above a real image; 0.5
 is guessing. Each generator is compared with the unedited real images of its own set under the same view. Seen
 generators have training images, unseen ones were never met; one used for selection only stands apart. One
-threshold, frozen on validation images, serves all views. False alarms: share of real images called fake."""
+threshold, frozen on validation images, serves all views. False alarms: share of real images called fake; a share of
+exactly 0 or 1 leaves nothing to resample, so read its empty interval as up to 3 / n."""
 EMBEDDED = """\
-**Embedded world**: procedural images drawn by this package, not photographs. These numbers show how the
-methods
+**Embedded world**: procedural images drawn by this package, not photographs. These numbers show how the methods
 behave there; they say nothing about real cameras or generators."""
 ABOUT_METRICS = """\
 `_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
 ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
 weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer than
-100 and 20
-real images that means without any."""
+100 and 20 real images that means without any."""
 HEADLINE = {
     "view": (),
     "AUC seen": ("mean:seen", "auc"),
