@@ -32,10 +32,10 @@ class Config:
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     epochs: int = 8  # passes over the training groups
-    groups: int = 16  # groups per optimizer step, over all processes
+    groups: int = 8  # groups per optimizer step, over all processes
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
-    learning_rate: float = 2e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
-    head_learning_rate: float = 2e-3  # of the linear head
+    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # of the linear head
     weight_decay: float = 1e-2  # AdamW
     warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
     max_grad_norm: float = 1.0  # gradients are clipped to this norm

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 class LinearHead(nn.Module):
     """Features (n, d) -> logit of "AI-generated" (n,).
 
-    Features are scaled to unit root mean square first: their length carries nothing that a detector should use, and
-    one learning rate then fits every backbone. Weights start at zero, so an untrained head says p = 0.5.
+    Features are scaled to unit root mean square first: whatever their length in a backbone,
+    one learning rate then fits. Weights start at zero, so an untrained head says p = 0.5.
     """
 
     def __init__(self, dim: int) -> None:
