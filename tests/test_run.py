@@ -35,6 +35,8 @@ def config(planted, tmp_path) -> lora.Config:
         test_views=("none",),
         epochs=2,
         groups=4,
+        learning_rate=2e-3,
+        head_learning_rate=2e-3,
         rank=2,
         dropout=0.1,
         precision="fp32",
