@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import adapt
 from adapt.data.families import read_families
-from adapt.data.groups import Images
+from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
@@ -130,7 +130,13 @@ def score(
     detector.eval()
     device = next(detector.head.parameters()).device
     images = Images(manifest, rows[share[0] :: share[1]], detector.backbone.preprocess, views)
-    loader = DataLoader(images, batch_size=max(1, batch_size // len(views)), num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        images,
+        batch_size=max(1, batch_size // len(views)),
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=heed_main_process,
+    )
     found: list[tuple[int, list[float], list[str]]] = []
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)

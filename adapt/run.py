@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from adapt import checkpoint, provenance
 from adapt.cli import dump, plain
-from adapt.data.groups import Batch, Groups, GroupSampler, collate
+from adapt.data.groups import Batch, Groups, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.progress import bar
@@ -146,6 +146,12 @@ class Run:
         """Seconds of work on this run, earlier interrupted sittings included."""
         return self.seconds + time.monotonic() - self._started
 
+    def workers(self, asked: int | None) -> int:
+        """Data processes: as asked, else enough for a GPU, and one beside a CPU that is busy with the model itself."""
+        if asked is not None:
+            return asked
+        return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.device.type == "cuda" else 1
+
     @property
     def share_of_rows(self) -> tuple[int, int]:
         """(rank, world): which rows this process scores."""
@@ -175,6 +181,7 @@ class Run:
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=heed_main_process,
             pin_memory=self.device.type == "cuda",
         )
         total = epochs * sampler.steps_per_epoch

@@ -31,7 +31,7 @@ class Config:
     last_blocks: int | None = None  # adapt the last k blocks only
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    epochs: int = 8  # passes over the training groups
+    epochs: int = 7  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
     learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
@@ -43,16 +43,14 @@ class Config:
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
-    num_workers: int = 2  # data processes per training process
+    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
     seed: int = 0  # of adapters, draws, dropout and bootstrap
 
     def __post_init__(self) -> None:
         at_least(
             1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps", "resamples"
         )
-        at_least(
-            0, self, "learning_rate", "head_learning_rate", "weight_decay", "dropout", "warmup", "num_workers", "seed"
-        )
+        at_least(0, self, "learning_rate", "head_learning_rate", "weight_decay", "dropout", "warmup", "seed")
 
 
 def main(cfg: Config) -> None:
@@ -101,8 +99,9 @@ def main(cfg: Config) -> None:
         base=backbone.fingerprint,
     )
 
-    scoring = {"workers": cfg.num_workers, "share": run.share_of_rows, "gather": run.gather}
-    for batch in run.steps(train, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, cfg.num_workers):
+    workers = run.workers(cfg.num_workers)
+    scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    for batch in run.steps(train, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, workers):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)

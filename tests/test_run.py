@@ -12,6 +12,7 @@ import lora
 import numpy as np
 import open_clip  # noqa: F401 (as adapt.report: loaded once here, inherited by every child)
 import peft  # noqa: F401
+import psutil
 import pytest
 import torch
 from processes import in_children
@@ -133,6 +134,7 @@ def test_two_processes_compute_what_one_does(config, tmp_path) -> None:
 
 
 def test_sigterm_saves_and_exits_and_the_rest_follows(config, tmp_path) -> None:
+    config = dataclasses.replace(config, num_workers=2)
     whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
     assert in_children(lambda: lora.main(whole)) == [0]
 
@@ -141,6 +143,10 @@ def test_sigterm_saves_and_exits_and_the_rest_follows(config, tmp_path) -> None:
 
         def then_signal(run, *values):
             if run.step_number == 1:
+                workers = psutil.Process().children()
+                assert len(workers) == 2
+                for worker in workers:  # as a scheduler does, which signals every process of a job
+                    worker.terminate()
                 os.kill(os.getpid(), signal.SIGTERM)
             step(run, *values)
 

@@ -5,6 +5,7 @@ changes what a model sees.
 """
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -104,6 +105,13 @@ def collate(items: list[Batch]) -> Batch:
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "fake", "weight", "group")),
         unreadable=[problem for item in items for problem in item.unreadable],
     )
+
+
+def heed_main_process(_: int) -> None:
+    """For data workers: schedulers and Ctrl-C signal a whole process group, but only the main process may decide to
+    stop, after its checkpoint; workers end when it does."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
 
 
 class GroupSampler(Sampler):
