@@ -31,7 +31,7 @@ class Config:
     last_blocks: int | None = None  # adapt the last k blocks only
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    epochs: int = 7  # passes over the training groups
+    epochs: int = 5  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
     learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14

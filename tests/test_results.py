@@ -1,0 +1,32 @@
+"""Every committed result names its command, and the summary repeats its page to the letter."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "results"
+RUNS = sorted(path.parent for path in RESULTS.glob("*/provenance.json"))
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+def test_a_result_says_how_it_was_made(folder: Path) -> None:
+    record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert record["command"].startswith("python recipes/") and record["revision"]
+    assert record["hardware"]["processor"] and record["versions"]["torch"] and record["seconds"] > 0
+    page = (folder / "table.md").read_text(encoding="utf-8")
+    assert record["command"] in page.replace("\\", "")
+    assert ("**Embedded world**" in page) == ("embedded" in record["identity"]["manifest"][0])
+    for name in ("metrics.csv", "config.yaml", "log.jsonl", "figures/auc_per_view.png"):
+        assert (folder / name).is_file(), name
+
+
+def test_the_summary_repeats_the_pages() -> None:
+    summary = (RESULTS / "README.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## .*?\(([\w-]+)/table\.md\).*$", summary, flags=re.MULTILINE)
+    assert set(sections[1::2]) == {folder.name for folder in RUNS}
+    for name, text in zip(sections[1::2], sections[2::2], strict=True):
+        page = (RESULTS / name / "table.md").read_text(encoding="utf-8").splitlines()
+        rows = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+        assert len(rows) >= 2 and all(row in page for row in rows), name
