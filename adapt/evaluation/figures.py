@@ -90,7 +90,8 @@ def auc_per_generator(cells: Sequence[Cell]) -> Figure:
         axes.axhline(y - 0.5, color="0.9", linewidth=0.8)
     _chance(axes, "x", everything)
     counts = [cell.n_fake for cell in everything if cell.n_fake] or [0]
-    axes.set_title(f"AUC per generator, 95 % intervals\nn = {min(counts)} to {max(counts)} fakes each", fontsize=10)
+    fakes = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    axes.set_title(f"AUC per generator, 95 % intervals\nn = {fakes} fakes each", fontsize=10)
     return figure
 
 

@@ -26,7 +26,8 @@ ABOUT_METRICS = """\
 `_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
 ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
 weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer than
-100 and 20 real images that means without any."""
+100 and 20 real images that means without any. ece and `_oracle` grow when groups are drawn twice, so that their
+interval may lie above the value; likewise ap and auc with few groups."""
 HEADLINE = {
     "view": (),
     "AUC seen": ("mean:seen", "auc"),
