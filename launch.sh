@@ -84,8 +84,9 @@ if [ "$processes" -gt 1 ] && [ "$gpus" -eq 0 ]; then
   export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   exec .venv/bin/python -m torch.distributed.run --nproc_per_node "$processes" "recipes/$job.py" "$@"
 fi
-threads=${OMP_NUM_THREADS:-$(($(.venv/bin/python -c 'import os; print(os.cpu_count())') / processes))}
+share=$(($(getconf _NPROCESSORS_ONLN) / processes))
+threads=${OMP_NUM_THREADS:-$((share > 1 ? share : 1))}
 # --num_cpu_threads_per_process: accelerate would choose one thread and leave the other cores idle
 # --quiet: a refusal stays one line, without the launcher's own traceback under it
 exec .venv/bin/accelerate launch --quiet --num_processes "$processes" --num_machines 1 --mixed_precision no \
-  --num_cpu_threads_per_process "$threads"   --dynamo_backend no "recipes/$job.py" "$@"
+  --num_cpu_threads_per_process "$threads" --dynamo_backend no "recipes/$job.py" "$@"
