@@ -57,7 +57,7 @@ class Run:
         self.step_number, self.seconds, self.epoch_ended, self.selected = 0, 0.0, False, None
         self.unreadable: set[tuple[str, str]] = set()
         self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
-        self._launcher = _launcher()
+        self._launcher, self._revision = _launcher(), provenance.revision()
         self._images, self._clock = 0, self._started
         if self.main:
             self._lock = checkpoint.hold(self.folder)
@@ -120,7 +120,7 @@ class Run:
         """What provenance.json says: how these numbers came about."""
         return {
             "command": provenance.command(),
-            "revision": provenance.revision(),
+            "revision": self._revision,
             "seed": self.seed,
             "seconds": round(self.elapsed(), 1),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),

@@ -144,12 +144,13 @@ def in_codebook(image):
     return max(shares) - np.median(shares)
 
 
-def haar_sparsity(image):
+def haar_evenness(image):
+    """High when no wavelet coefficient is weak: where detail was near zero it has been drawn anew."""
     found = []
     for y, x in np.ndindex(2, 2):  # the grid may start anywhere
         part = image[:, y : y + 94, x : x + 94]
         detail = part - resample(part, 47, "box").repeat(2, -1).repeat(2, -2)
-        found.append((detail**4).mean() / (detail**2).mean() ** 2)
+        found.append(np.abs(detail).mean() ** 2 / (detail**2).mean())
     return max(found)
 
 
@@ -160,7 +161,7 @@ def haar_sparsity(image):
         ("transposed", lambda image: period_of_gradients(image, 4)),
         ("latent", fullness),
         ("codebook", in_codebook),
-        ("wavelet", haar_sparsity),
+        ("wavelet", haar_evenness),
     ],
 )
 def test_trace_is_there(groups, generator, statistic):
@@ -174,7 +175,7 @@ def test_planted_traces_are_stronger(generator):
     for trace in world.TRACES:
         found = [world.make_group(901, "train", index, trace) for index in range(4)]
         change[trace] = np.mean([abs(from_bytes(g[generator, ""]) - from_bytes(g["real", ""])).mean() for g in found])
-    assert change["planted"] > 1.5 * change["subtle"]
+    assert change["planted"] > 1.3 * change["subtle"]  # the coarse texture is the same in both
 
 
 def test_demosaic_keeps_the_samples_and_a_linear_ramp():

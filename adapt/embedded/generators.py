@@ -2,8 +2,10 @@
 
 Every generator is a function (photo (3, n, n) in [0, 1], rng, strength) -> image. It leaves one trace that
 the literature describes, in the detail that a decoder has to invent; `resynthesise` then gives back the lost
-detail energy, as training against photographs does, so that smoothness is not the label. Edits are no
-generators: they are what people do to photographs, and the result stays real.
+detail energy, as training against photographs does, so that smoothness is not the label, and adds the coarse
+texture of a decoder that guesses: blotches of 5 to 7 px, the one trace that strong compression leaves, strongest in
+the generators that training shows. Edits are no generators: they are what people do to photographs, and the result
+stays real.
 """
 
 from functools import lru_cache
@@ -20,6 +22,13 @@ def _noise(rng, like: np.ndarray, colour: float) -> np.ndarray:
     """Unit-variance Gaussian noise (3, n, n); `colour`: the share of variance each channel has alone."""
     shared = rng.standard_normal(like.shape[-2:])
     return np.sqrt(1 - colour) * shared + np.sqrt(colour) * rng.standard_normal(like.shape)
+
+
+def _texture(rng, like: np.ndarray, cell: int, colour: float, kernel: str = "cubic") -> np.ndarray:
+    """Unit-variance texture (3, n, n) invented on a grid that is `cell` times coarser."""
+    size = like.shape[-1]
+    texture = resample(_noise(rng, like[:, ::cell, ::cell], colour), size, kernel)
+    return texture / texture.std()
 
 
 def _envelope(detail: np.ndarray) -> np.ndarray:
@@ -46,14 +55,13 @@ def transposed(photo, rng, strength):
 
 
 def latent(photo, rng, strength):
-    """Latent codec: detail bands shrunk as by a regression decoder, noise of the latent grid (stride 4)."""
+    """Latent codec: detail bands shrunk as by a regression decoder."""
     fine, mid = blur(photo, 0.7), blur(photo, 1.4)
     bands = [photo - fine, fine - mid]
     for index, keep in enumerate((1.2, 0.7)):
         spread = bands[index].std() * keep * strength
         bands[index] = np.sign(bands[index]) * np.clip(np.abs(bands[index]) - spread, 0, None)
-    small = _noise(rng, np.empty((3, photo.shape[-1] // 4, photo.shape[-1] // 4)), 0.3)
-    return mid + bands[0] + bands[1] + 0.018 * strength * resample(small, photo.shape[-1], "cubic")
+    return mid + bands[0] + bands[1]
 
 
 @lru_cache(maxsize=1)
@@ -99,34 +107,36 @@ def style(photo, rng, strength):
     """Bilinear upsampling by 2 with noise injected at every pixel (1812.04948, section 2)."""
     low = resample(resample(photo, photo.shape[-1] // 2, "box"), photo.shape[-1], "bilinear")
     detail = photo - low
-    return low + (1 - strength) * detail + strength * 0.8 * detail.std() * _noise(rng, photo, 0.6)
+    noise = 0.35 * detail.std() * _noise(rng, photo, 0.6)
+    return low + (1 - strength) * detail + strength * noise
 
 
 def lanczos(photo, rng, strength):
-    """Lanczos upsampling by 3, texture invented on the coarse grid and repeated between its samples."""
+    """Lanczos upsampling by 3, sharpened; texture invented on the coarse grid and a little on the fine one."""
     size = photo.shape[-1]
     low = resample(resample(photo, size // 3, "lanczos"), size, "lanczos")
     detail = photo - low
-    coarse = resample(_noise(rng, detail[:, ::3, ::3], 0.3), size, "lanczos")
     sharp = low - blur(low, 1.5)
-    texture = (0.5 * coarse + 0.7 * _noise(rng, photo, 0.5)) * _envelope(detail)
+    texture = (_texture(rng, photo, 3, 0.3, "lanczos") + 0.35 * _noise(rng, photo, 0.5)) * _envelope(detail)
     return low + (1 - strength) * detail + strength * (0.5 * sharp + texture)
 
 
 def wavelet(photo, rng, strength):
-    """Shrinkage of two levels of Haar details: a denoiser that keeps edges and loses weak texture."""
-    fake = photo
-    for level, cell in enumerate((2, 4)):
-        coarse = nearest(resample(fake, photo.shape[-1] // cell, "box"), cell)
+    """Three levels of Haar details: the strong ones stay, which keeps edges; the weak ones are drawn anew."""
+    fake, size = photo, photo.shape[-1]
+    for cell, share in ((2, 1.0), (4, 0.8), (8, 0.6)):
+        coarse = nearest(resample(fake, size // cell, "box"), cell)
         detail = fake - coarse
-        threshold = (1.0, 0.6)[level] * strength * detail.std()
-        fake = coarse + np.where(np.abs(detail) > threshold, detail, 0.15 * detail)
+        threshold = share * strength * detail.std()
+        drawn = nearest(_noise(rng, fake[:, :: cell // 2, :: cell // 2], 0.4), cell // 2)
+        drawn -= nearest(resample(drawn, size // cell, "box"), cell)
+        fake = coarse + np.where(np.abs(detail) > threshold, detail, 0.6 * threshold * drawn)
     return fake
 
 
 def phase(photo, rng, strength):
     """The upper band keeps its amplitudes and local energy but takes random phases: unstructured texture."""
-    low = blur(photo, 1.4)
+    low = blur(photo, 2.5)
     detail = photo - low
     spectrum = np.fft.rfft2(detail)
     turn = np.exp(1j * np.angle(np.fft.rfft2(_noise(rng, photo, 0.4))))
@@ -173,17 +183,39 @@ STRENGTH = {  # how much of the detail carries the trace; every image draws 0.7 
 }
 
 
+INVENTED = {  # coarse texture that a decoder adds: deviation, cell in pixels, share of colour in it
+    "grid": (0.115, 5, 0.5),
+    "transposed": (0.115, 5, 0.4),
+    "latent": (0.115, 5, 0.5),
+    "codebook": (0.125, 5, 0.5),
+    "cascade": (0.05, 5, 0.4),
+    "style": (0.05, 5, 0.25),
+    "lanczos": (0.03, 5, 0.25),
+    "wavelet": (0.05, 6, 0.25),
+    "phase": (0.05, 7, 0.25),
+}
+MARGIN = 24  # pixels that a decoder draws beyond the image, which is cut from anywhere in them
+
+
 def detail_energy(image: np.ndarray) -> float:
     """Mean square of what a Gaussian of 1 px removes: the measure by which fakes match photographs."""
     return float(((image - blur(image, 1.0)) ** 2).mean())
 
 
 def resynthesise(generator: str, photo: np.ndarray, rng: np.random.Generator, excess: float = 1.0) -> np.ndarray:
-    """The fake of one photograph; `excess` multiplies its difference before the detail energy is matched."""
-    fake = FUNCTIONS[generator](photo, rng, min(STRENGTH[generator] * rng.uniform(0.7, 1.3), 1.0))
+    """The fake of one photograph; `excess` multiplies its difference before the detail energy is matched.
+
+    The decoder draws a larger picture, of which the image is a part: its grids start anywhere in the image.
+    """
+    size, (top, left) = photo.shape[-1], rng.integers(0, MARGIN + 1, 2)
+    scene = np.pad(photo, ((0, 0), (top, MARGIN - top), (left, MARGIN - left)), mode="symmetric")
+    here = (..., slice(top, top + size), slice(left, left + size))
+    fake = FUNCTIONS[generator](scene, rng, min(STRENGTH[generator] * rng.uniform(0.7, 1.3), 1.0))[here]
     fake = photo + excess * (fake - photo)
     share = rng.uniform(0.85, 1.1)
-    return fake + _missing_gain(fake, detail_energy(photo) * share) * (fake - blur(fake, 1.0))
+    fake = fake + _missing_gain(fake, detail_energy(photo) * share) * (fake - blur(fake, 1.0))
+    deviation, cell, colour = INVENTED[generator]
+    return fake + deviation * rng.uniform(0.5, 1.5) * _texture(rng, scene, cell, colour)[here]
 
 
 def _missing_gain(fake: np.ndarray, wanted: float) -> float:
@@ -191,7 +223,7 @@ def _missing_gain(fake: np.ndarray, wanted: float) -> float:
     detail = fake - blur(fake, 1.0)
     second = detail - blur(detail, 1.0)
     a, b, c = (second**2).mean(), (detail * second).mean(), (detail**2).mean() - wanted
-    return float(np.clip((np.sqrt(max(b * b - a * c, 0.0)) - b) / (a + 1e-12), -0.5, 2.0))
+    return float(np.clip((np.sqrt(max(b * b - a * c, 0.0)) - b) / (a + 1e-12), -0.8, 2.0))
 
 
 def rescale(photo, rng):
@@ -206,7 +238,7 @@ def rescale(photo, rng):
 
 def sharpen(photo, rng):
     """Unsharp mask."""
-    return photo + rng.uniform(0.3, 1.2) * (photo - blur(photo, rng.uniform(0.8, 1.6)))
+    return photo + rng.uniform(0.4, 1.6) * (photo - blur(photo, rng.uniform(0.8, 1.6)))
 
 
 def denoise(photo, rng):
@@ -219,7 +251,7 @@ def denoise(photo, rng):
 
 def grain(photo, rng):
     """Film grain."""
-    return photo + rng.uniform(0.01, 0.03) * blur(_noise(rng, photo, 0.1), rng.uniform(0.3, 0.7))
+    return photo + rng.uniform(0.01, 0.04) * blur(_noise(rng, photo, 0.1), rng.uniform(0.3, 0.7))
 
 
 def median(photo, rng):

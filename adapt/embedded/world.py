@@ -30,18 +30,18 @@ from adapt.embedded.generators import (
 from adapt.embedded.scenes import draw_scene
 from adapt.errors import Refusal
 
-VERSION = 3  # raise it when the same seed gives other bytes
+VERSION = 4  # raise it when the same seed gives other bytes
 SIZE = 96  # pixels a side
 SCENES = (480, 48, 120)  # train, val, test
 SPLITS = ("train", "val", "test")
-TRACES = {"subtle": 2.0, "planted": 12.0}  # excess of the generators; 1 is too little for so small a model
+TRACES = {"subtle": 2.0, "planted": 12.0}  # excess of the fine traces; 1 is too little for so small a model
 COLUMNS = ("path", "group", "generator", "split", "set", "edit", "family", "source")
 
 
 def _members(split: str, rng: np.random.Generator) -> list[tuple[str, str]]:
     """The (generator, edit) of a group's images."""
     fakes = {"train": SEEN, "val": SEEN + SELECTION, "test": SEEN + HELD_OUT}[split]
-    edits = TRAIN_EDITS + TEST_EDITS if split == "test" else tuple(rng.permutation(TRAIN_EDITS)[:2])
+    edits = TRAIN_EDITS + TEST_EDITS if split == "test" else tuple(rng.permutation(TRAIN_EDITS)[:1])
     return [("real", ""), *((fake, "") for fake in fakes), *(("real", str(edit)) for edit in edits)]
 
 
