@@ -30,7 +30,7 @@ def command() -> str:
 
 
 def revision() -> str:
-    """Git commit of the code, with "+changes" when tracked files differ from it; "" outside a repository."""
+    """Git commit, with "+changes" when tracked files other than results differ from it; "" outside a repository."""
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -39,7 +39,7 @@ def revision() -> str:
 
     try:
         head = git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if head and git("status", "--porcelain", "--untracked-files=no") else "")
+        return head + ("+changes" if head and git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") else "")
     except OSError:  # no git here
         return ""
 
