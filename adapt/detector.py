@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from adapt.files import atomic, write_text
 from adapt.models.backbones import Backbone, load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import load_adapter, save_adapter
+from adapt.models.probes import Probe
 from adapt.progress import bar
 
 FORMAT = 1
+HEADS = {"linear": LinearHead, "probe": Probe}
 CARD = """---
 library_name: peft
 tags: [ai-generated-image-detection]
@@ -33,7 +35,7 @@ tags: [ai-generated-image-detection]
 
 # Detector of AI-generated images
 
-Base `{name}`, layer `{layer}`, adapter in `adapter/` (peft's format), linear head in `head.safetensors`. Load it with
+Base `{name}`, layer `{layer}`, {adapter}, {head} head in `head.safetensors`. Load it with
 `adapt.detector.load_detector(FOLDER)`.
 
 An image whose logit reaches {threshold:.4f} (frozen on validation data) is called AI-generated. A score says how much
@@ -48,7 +50,7 @@ an image resembles the training fakes. It is no proof, and it holds for the kind
 class Detector(nn.Module):
     """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32."""
 
-    def __init__(self, backbone: Backbone, head: LinearHead, threshold: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, head: LinearHead | Probe, threshold: float = 0.0) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
 
@@ -56,12 +58,14 @@ class Detector(nn.Module):
         return self.head(self.backbone(pixels))
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write detector.json, head.safetensors, adapter/ (peft's format) and a model card README.md.
+        """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(self.backbone, folder / "adapter")
+        adapted = hasattr(self.backbone.tower, "peft_config")
+        if adapted:
+            save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
             save_file({name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}, temporary)
         record = {
@@ -69,6 +73,8 @@ class Detector(nn.Module):
             "adapt": adapt.__version__,
             "backbone": self.backbone.fingerprint,
             "precision": str(self.backbone.dtype).removeprefix("torch."),
+            "adapter": adapted,
+            "head": self.head.describe(),
             "threshold": self.threshold,
             "facts": facts,
         }
@@ -99,8 +105,12 @@ def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
                 f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
             )
     base.to_precision("bf16" if record["precision"] == "bfloat16" else "fp32")
-    load_adapter(base, folder / "adapter")
-    head = LinearHead(base.dim)
+    if record.get("adapter", True):
+        load_adapter(base, folder / "adapter")
+    settings = dict(record.get("head", {"type": "linear"}))
+    if (kind := settings.pop("type", None)) not in HEADS:
+        raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
+    head = HEADS[kind](base.dim, **settings)
     have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
     if have != want:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
@@ -128,7 +138,7 @@ def score(
     manifest is asked where each generator was met in training.
     """
     detector.eval()
-    device = next(detector.head.parameters()).device
+    device = detector.backbone.mean.device
     images = Images(manifest, rows[share[0] :: share[1]], detector.backbone.preprocess, views)
     loader = DataLoader(
         images,
@@ -149,12 +159,21 @@ def score(
     logits = np.array([by_row[row][0] for row in rows], dtype=np.float64)
     reasons = np.array([by_row[row][1] for row in rows], dtype=object)
     logits[reasons != ""] = np.nan
-    return _as_scores(manifest, rows, views, logits, reasons)
+    return as_scores(manifest, rows, views, logits[:, :, None], reasons)
 
 
-def _as_scores(
-    manifest: Manifest, rows: np.ndarray, views: tuple[str, ...], logits: np.ndarray, reasons: np.ndarray
+def as_scores(
+    manifest: Manifest,
+    rows: np.ndarray,
+    views: tuple[str, ...],
+    logits: np.ndarray,
+    reasons: np.ndarray,
+    classes: Sequence[str] = (),
 ) -> Scores:
+    """Scores from logits (rows, views, 1 + classes) and the reasons (rows, views), "" where there is a logit.
+
+    The first logit is the binary one. The whole manifest is asked where each generator was met in training.
+    """
     table = read_families(manifest=manifest)
     family = [table.of(generator) for generator in manifest["generator"][rows]]
     paths = manifest["path"]
@@ -169,7 +188,8 @@ def _as_scores(
             **repeated,
             "view": np.tile(np.array(views, dtype=object), len(rows)),
             "status": [f"unreadable: {reason}" if reason else "ok" for reason in reasons.ravel()],
-            "logit": logits.ravel(),
+            "logit": logits[:, :, 0].ravel(),
+            **{f"logit_{name}": logits[:, :, 1 + c].ravel() for c, name in enumerate(classes)},
         }
     )
 
@@ -182,4 +202,8 @@ def _short(value: Any) -> str:
 def _card(record: dict[str, Any]) -> str:
     facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
     base = record["backbone"]
-    return CARD.format(name=base["name"], layer=base["layer"], threshold=record["threshold"], facts=facts)
+    adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"
+    head = record["head"].get("kind", record["head"]["type"])
+    return CARD.format(
+        name=base["name"], layer=base["layer"], adapter=adapter, head=head, threshold=record["threshold"], facts=facts
+    )

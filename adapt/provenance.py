@@ -39,7 +39,9 @@ def revision() -> str:
 
     try:
         head = git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if head and git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") else "")
+        return head + (
+            "+changes" if head and git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") else ""
+        )
     except OSError:  # no git here
         return ""
 

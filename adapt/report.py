@@ -1,16 +1,20 @@
 """From scores to what a user sees: table, metrics, figures, TensorBoard, detector."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.metadata import metadata_logits
+from adapt.data.preprocess import Preprocess
 from adapt.data.views import parse_view
 from adapt.detector import Detector
 from adapt.errors import Refusal
 from adapt.evaluation import figures as draw
 from adapt.evaluation.figures import write_figures
-from adapt.evaluation.metrics import controls, evaluate, pick_threshold
+from adapt.evaluation.metrics import Difference, controls, evaluate, pick_threshold
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import text, write_tables
 from adapt.run import Run
@@ -73,31 +77,40 @@ def log_validation(run: Run, scores: Scores) -> None:
     run.say(f"step {run.step_number}: validation {validation_score(scores):.4f} (mean AUC)")
 
 
-def report(run: Run, detector: Detector, rows: Manifest, scores: Scores, resamples: int) -> None:
-    """Freeze the threshold, write everything into the run's folder, and show the headline table."""
+def report(
+    run: Run,
+    detector: Detector,
+    rows: Manifest,
+    scores: Scores,
+    resamples: int,
+    differences: Sequence[Difference] = (),
+    sections: Sequence[str] = (),
+    **facts: Any,
+) -> None:
+    """Freeze the threshold, write everything into the run's folder, and show the headline table.
+
+    `facts` join the record (what was picked, how many parameters were trained); `differences` and further
+    `sections` of Markdown join the page.
+    """
     if run.main:
         folder, config = run.folder, run.config
         detector.threshold = pick_threshold(scores)
         record = run.record(
-            epoch=run.selected[0]["epoch"],
-            validation_score=run.selected[0]["score"],
-            trainable_parameters=sum(p.numel() for p in detector.parameters() if p.requires_grad),
-            trained_on=sorted(set(rows["generator"][rows["split"] == "train"])),
-            data=_describe(rows),
+            **facts, trained_on=sorted(set(rows["generator"][rows["split"] == "train"])), data=describe(rows)
         )
-        facts = {
-            key: record[key] for key in ("command", "revision", "trained_on", "data", "epoch", "validation_score")
-        }
-        detector.save(folder / "detector", facts | {"train_views": " ".join(config.train_views)})
+        kept = ("command", "revision", "trained_on", "data", *facts)
+        detector.save(
+            folder / "detector", {key: record[key] for key in kept} | {"train_views": " ".join(config.train_views)}
+        )
         scores.write(folder / "scores.parquet")
         cells = evaluate(scores, resamples, config.seed)
         metadata = _metadata_scores(rows, scores)
         checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)
-        write_tables(cells, folder, _shown(record), checks)
+        write_tables(cells, folder, shown(record), checks, differences, sections)
         write_figures(scores, cells, folder / "figures")
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
             run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
-        _log_mistakes(run, detector, rows, scores)
+        _log_mistakes(run, detector.backbone.preprocess, rows, scores)
         run.write_record(record)
         run.say(f"\n{text(cells)}\n")
         run.say(places(run))
@@ -125,16 +138,17 @@ def places(run: Run) -> str:
     )
 
 
-def _describe(rows: Manifest) -> str:
+def describe(rows: Manifest) -> str:
+    """Sets, counts and digest of a manifest, in one line."""
     sets = ", ".join(name or "-" for name in dict.fromkeys(rows["set"]))
     counts = ", ".join(f"{(rows['split'] == split).sum()} {split}" for split in ("train", "val", "test"))
     return f"sets {sets}; {counts} images; digest {rows.digest[:12]}"
 
 
-def _shown(record: dict) -> dict:
-    """The record without what is in config.yaml already."""
-    shown = {key: value for key, value in record.items() if key != "identity"}
-    return shown | {
+def shown(record: dict) -> dict:
+    """The record for a page: without what is in config.yaml already."""
+    page = {key: value for key, value in record.items() if key != "identity"}
+    return page | {
         "backbone": record["identity"]["base"]["name"],
         "weights": record["identity"]["base"]["weights"][:12],
     }
@@ -153,7 +167,7 @@ def _metadata_scores(rows: Manifest, scores: Scores) -> Scores:
     )
 
 
-def _log_mistakes(run: Run, detector: Detector, rows: Manifest, scores: Scores, count: int = 8) -> None:
+def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scores, count: int = 8) -> None:
     """The reals that look most fake and the fakes that look most real, as the detector sees them."""
     import torch
 
@@ -174,6 +188,6 @@ def _log_mistakes(run: Run, detector: Detector, rows: Manifest, scores: Scores, 
                     image = parse_view(view)(read_image(held["file"][image_of[row]]))
                 except Unreadable:
                     continue
-                tiles.append(detector.backbone.preprocess(image))
+                tiles.append(preprocess(image))
             if tiles:
                 run.track.writer.add_images(f"mistakes/{view}/{name}", torch.stack(tiles), run.step_number)

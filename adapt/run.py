@@ -20,40 +20,28 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from adapt import checkpoint, provenance
 from adapt.cli import dump, plain
 from adapt.data.groups import Batch, Groups, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
 from adapt.files import write_text
+from adapt.processes import Processes
 from adapt.progress import bar
 from adapt.tracking import Track
 
-NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps"}  # free to change when a run is continued
+NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps", "cache"}  # free to change when a run is continued
 MAX_BAD_STEPS = 3
 
 
-class Run:
+class Run(Processes):
     """Everything around the lines that a scientist reads. `config` is the recipe's frozen dataclass."""
 
     def __init__(self, config: Any) -> None:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
-        cuda = torch.cuda.is_available()
-        # cpu=True also makes `torchrun` without a GPU form one group instead of silent independent copies
-        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="no")
-        wanted = int(os.environ.get("ADAPT_PROCESSES") or os.environ.get("WORLD_SIZE") or 1)
-        if wanted != self.accelerator.num_processes:
-            raise Refusal(
-                f"asked for {wanted} processes, running as {self.accelerator.num_processes}: `accelerate launch "
-                "--cpu` starts one only; use `torchrun --nproc_per_node N recipes/...`"
-            )
+        super().__init__()
         self.config, self.folder, self.seed = config, Path(config.output_dir), config.seed
-        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         self.step_number, self.seconds, self.epoch_ended, self.selected = 0, 0.0, False, None
         self.unreadable: set[tuple[str, str]] = set()
         self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
@@ -62,7 +50,7 @@ class Run:
         if self.main:
             self._lock = checkpoint.hold(self.folder)
             checkpoint.remove_leftovers(self.folder)
-        if cuda:
+        if self.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             torch.use_deterministic_algorithms(True, warn_only=True)
         self.say(f"{config.output_dir}: {self.accelerator.num_processes} process(es) on {self.device.type}")
@@ -89,8 +77,7 @@ class Run:
         """
         self.bare, self.optimizer, self._schedule = model.to(self.device), optimizer, schedule
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        identity = self._config_identity() | identity | {"processes": self.accelerator.num_processes}
-        self.identity = json.loads(json.dumps(identity))
+        self._identify(identity)
         saved = checkpoint.load_checkpoint(self.folder)
         if saved is not None:
             tensors, state = saved
@@ -110,11 +97,14 @@ class Run:
                 )
         self.accelerator.wait_for_everyone()
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
-        if self.main:
-            write_text(self.folder / "config.yaml", dump(self.config))
-            self.track = Track(self.folder, self.step_number, dump(self.config))
+        self._open()
         self.model = self.accelerator.prepare_model(model)
         return self.model
+
+    def begin(self, **identity) -> None:
+        """For a run without optimizer steps of its own (heads on cached features): open config.yaml and the logs."""
+        self._identify(identity)
+        self._open()
 
     def record(self, **facts: Any) -> dict[str, Any]:
         """What provenance.json says: how these numbers came about."""
@@ -140,26 +130,11 @@ class Run:
         if self.main:
             self.track.close()
             os.close(self._lock)
-        self.accelerator.end_training()
+        self.leave()
 
     def elapsed(self) -> float:
         """Seconds of work on this run, earlier interrupted sittings included."""
         return self.seconds + time.monotonic() - self._started
-
-    def workers(self, asked: int | None) -> int:
-        """Data processes: as asked, else enough for a GPU, and one beside a CPU that is busy with the model itself."""
-        if asked is not None:
-            return asked
-        return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.device.type == "cuda" else 1
-
-    @property
-    def share_of_rows(self) -> tuple[int, int]:
-        """(rank, world): which rows this process scores."""
-        return self.accelerator.process_index, self.accelerator.num_processes
-
-    def gather(self, items: list) -> list:
-        """The items of all processes, in all processes."""
-        return gather_object(items)
 
     # -- optimizer steps ---------------------------------------------------------------------------------------
 
@@ -234,11 +209,11 @@ class Run:
         self.model.train()
 
     def use_selected(self) -> dict[str, Any]:
-        """Put the selected epoch's weights back; returns {"epoch", "score"}."""
+        """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         info, weights = self.selected
         checkpoint.load_trainable(self.bare, weights)
-        return info
+        return {"epoch": info["epoch"], "validation_score": info["score"]}
 
     def save(self, leave: bool = False) -> None:
         """Publish checkpoint-N; with `leave`, end the process as a SIGTERM asks for."""
@@ -268,11 +243,6 @@ class Run:
 
     # -- words, numbers, pictures --------------------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
-        """One line for the user, from the main process."""
-        if self.main:
-            tqdm.write(text)
-
     def log(self, values: dict[str, float]) -> None:
         """Scalars at the present step, to TensorBoard."""
         if self.main:
@@ -287,6 +257,15 @@ class Run:
             self.log({"train/loss": loss, "train/lr": rate, "train/grad_norm": norm, "train/images_per_s": speed})
 
     # -- inner ---------------------------------------------------------------------------------------------------
+
+    def _identify(self, identity: dict[str, Any]) -> None:
+        identity = self._config_identity() | identity | {"processes": self.accelerator.num_processes}
+        self.identity = json.loads(json.dumps(identity))
+
+    def _open(self) -> None:
+        if self.main:
+            write_text(self.folder / "config.yaml", dump(self.config))
+            self.track = Track(self.folder, self.step_number, dump(self.config))
 
     def _config_identity(self) -> dict[str, Any]:
         return {key: value for key, value in plain(self.config).items() if key not in NOT_IDENTITY}

@@ -110,9 +110,10 @@ def main(cfg: Config) -> None:
             log_validation(run, scores)
             run.select(validation_score(scores))
 
-    run.use_selected()
+    picked = run.use_selected()
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
-    report(run, detector, rows, scores, resamples=cfg.resamples)
+    report(run, detector, rows, scores, cfg.resamples, trainable_parameters=trained, **picked)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ ORDER = [
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.groups"},
     {"adapt.embedded"},
-    {"adapt.models.attention", "adapt.models.heads"},
+    {"adapt.models.attention", "adapt.models.heads", "adapt.models.probes"},
     {"adapt.models.backbones"},
     {"adapt.models.lora"},
-    {"adapt.checkpoint", "adapt.tracking"},
+    {"adapt.features"},
+    {"adapt.checkpoint", "adapt.tracking", "adapt.processes"},
     {"adapt.run"},
     {"adapt.evaluation.scores"},
     {"adapt.detector"},
@@ -32,6 +33,7 @@ ORDER = [
     {"adapt.evaluation.tables"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},
+    {"adapt.probing", "adapt.study"},
 ]
 
 

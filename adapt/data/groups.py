@@ -154,7 +154,7 @@ class Views:
     """One image under every requested view; where a view could not be made, a blank and the reason."""
 
     row: int
-    pixels: Tensor  # (views, 3, h, w) uint8
+    pixels: Tensor  # (views, 3, h, w) uint8, or what else `preprocess` makes of an image
     reasons: list[str]  # "" where there are pixels
 
 
@@ -169,8 +169,8 @@ class Images(Dataset):
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Views:
-        row, size = int(self.rows[i]), self.preprocess.size
-        pixels = torch.zeros(len(self.views), 3, size, size, dtype=torch.uint8)
+        row = int(self.rows[i])
+        pixels = torch.zeros(len(self.views), *self.preprocess.shape, dtype=self.preprocess.dtype)
         reasons = [""] * len(self.views)
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])

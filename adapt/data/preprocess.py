@@ -27,6 +27,13 @@ class Preprocess:
     interpolation: str = "bicubic"
     geometry: Geometry = "resize"
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what a call returns."""
+        return (3, self.size, self.size)
+
+    dtype = torch.uint8
+
     def __call__(self, image: Image.Image, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
         resample = FILTERS[self.interpolation]
         if self.geometry == "squash":

@@ -35,17 +35,17 @@ def write_figures(scores: Scores, cells: Sequence[Cell], folder: str | Path) -> 
     paths = []
     for name, figure in figures.items():
         paths.append(Path(folder) / f"{name}.png")
-        with atomic(paths[-1]) as temporary:
-            _save(figure, temporary)
+        save_png(figure, paths[-1])
     return paths
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """PNG with 64 colours, which look the same and take a third of the bytes."""
+def save_png(figure: Figure, path: Path) -> None:
+    """PNG with 64 colours, which look the same and take a third of the bytes; written atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     image = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    image.save(path, format="PNG", optimize=True, dpi=(150, 150))
+    with atomic(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True, dpi=(150, 150))
 
 
 def auc_per_view(cells: Sequence[Cell]) -> Figure:

@@ -66,6 +66,11 @@ class Scores:
         """The rows of a boolean mask or an array of indices, in that order."""
         return Scores({name: values[rows] for name, values in self.columns.items()})
 
+    def join(self, other: "Scores") -> "Scores":
+        """The rows of both tables, with the columns that both have."""
+        names = [name for name in self.columns if name in other.columns]
+        return Scores({name: np.concatenate([self[name], other[name]]) for name in names})
+
     @classmethod
     def read(cls, path: str | Path) -> "Scores":
         """Read Parquet or CSV (UTF-8, with a header), by suffix; refuses an empty or damaged table."""

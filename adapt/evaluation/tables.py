@@ -53,13 +53,14 @@ def write_tables(
     provenance: Mapping[str, object] | None = None,
     controls: Sequence[Control] = (),
     differences: Sequence[Difference] = (),
+    sections: Sequence[str] = (),
 ) -> None:
     """Write metrics.csv and table.md, and with `differences` comparison.csv, into `folder`."""
     folder = Path(folder)
     _write_csv(folder / "metrics.csv", COLUMNS, cells)
     if differences:
         _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
-    write_text(folder / "table.md", markdown(cells, provenance, controls, differences))
+    write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections))
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Cell | Difference]) -> None:
@@ -128,15 +129,16 @@ def markdown(
     provenance: Mapping[str, object] | None = None,
     controls: Sequence[Control] = (),
     differences: Sequence[Difference] = (),
+    sections: Sequence[str] = (),
 ) -> str:
-    """The page: how to read it, headline, all metrics, generators, processed reals, gaps, provenance."""
+    """The page: how to read it, headline, all metrics, generators, processed reals, further sections, provenance."""
     embedded = any(cell.set == "embedded" for cell in cells)
     page = ["# Results", *([EMBEDDED] if embedded else []), HOW_TO_READ]
     page += ["## Headline", grid(headline(cells))]
     page += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
     page += _metrics(cells) + _generators(cells) + _processed(cells)
-    page += _controls(controls) + _differences(differences) + _missing(cells)
-    page += ["## Provenance", _list(provenance or {"provenance": "none given"})]
+    page += [*_controls(controls), *_differences(differences), *sections, *_missing(cells)]
+    page += ["## Provenance", facts_list(provenance or {"provenance": "none given"})]
     return "\n\n".join(page) + "\n"
 
 
@@ -213,11 +215,12 @@ def _missing(cells: Sequence[Cell]) -> list[str]:
     return page + (["## Notes", "\n".join(f"- {escape(note)}" for note in notes)] if notes else [])
 
 
-def _list(facts: Mapping[str, object], indent: str = "") -> str:
+def facts_list(facts: Mapping[str, object], indent: str = "") -> str:
+    """A record as nested Markdown bullets."""
     lines = []
     for key, value in facts.items():
         if isinstance(value, Mapping):
-            lines += [f"{indent}- {escape(str(key))}:", _list(value, indent + "  ")]
+            lines += [f"{indent}- {escape(str(key))}:", facts_list(value, indent + "  ")]
         else:
             value = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             lines.append(f"{indent}- {escape(str(key))}: {escape(value)}")

@@ -74,6 +74,13 @@ class Backbone(nn.Module):
         normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
         return self._encode(self.tower, normalised.to(self.dtype), self.layer).float()
 
+    def layers(self):
+        return (self.layer,)
+
+    def encode(self, pixels: Tensor, layers) -> dict[str, Tensor]:
+        assert tuple(layers) == (self.layer,)
+        return {self.layer: self(pixels)}
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen matrix products."""
@@ -132,6 +139,10 @@ def _load(name: str, layer: str) -> Loaded:
     if library == "timm" and model:
         return _timm(name, model)
     raise Refusal(f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS] or timm:NAME@FILE")
+
+
+def identity(backbone) -> dict[str, Any]:
+    return {key: backbone.fingerprint[key] for key in ("weights", "preprocess", "activation", "layer")}
 
 
 def weights_digest(tower: nn.Module) -> str:

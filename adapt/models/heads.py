@@ -21,6 +21,10 @@ class LinearHead(nn.Module):
         unit = F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5
         return self.linear(unit).squeeze(-1)
 
+    def describe(self) -> dict[str, str]:
+        """The head's type, for detector.json."""
+        return {"type": "linear"}
+
 
 def balanced_bce(logits: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
     """Binary cross-entropy (n,), (n,), (n,) -> sum of weight * loss; divide by the weight a batch has on average."""

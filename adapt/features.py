@@ -1,0 +1,324 @@
+"""Features of images, encoded once, ever: a cache on disk that every head reads.
+
+    CACHE/<space>/fingerprint.json        everything that made these features
+    CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32
+
+A space is one (backbone, layer, view, precision, library versions). An image is known by the SHA-256 of its
+bytes, so a cache serves every manifest that holds the image. Shards are only ever added, each whole under the
+digest of its own bytes: two writers never meet, a killed one leaves nothing that could be read, and a shard whose
+bytes do not give its name is set aside and encoded again. Reading maps the shards into memory and copies the
+rows that are asked for.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch.utils.data import DataLoader
+
+from adapt import provenance
+from adapt.data.groups import Images, heed_main_process
+from adapt.data.images import Unreadable, read_bytes
+from adapt.data.manifest import Manifest
+from adapt.data.views import parse_view
+from adapt.errors import Refusal
+from adapt.files import atomic, sha256, write_text
+from adapt.models.backbones import Backbone, identity
+from adapt.progress import bar
+
+FORMAT = 1
+SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # what a killed extraction may lose
+OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
+MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The shards of one kind of feature, and where each image's row lies in them."""
+
+    folder: Path
+    ids: np.ndarray  # (n,) sorted, 32 raw bytes each
+    shard: np.ndarray  # (n,) int32
+    row: np.ndarray  # (n,) int32
+    shards: tuple[Path, ...]
+    reasons: dict[bytes, str]  # of images that could not be read under this view
+
+    @classmethod
+    def open(cls, folder: Path) -> "Space":
+        """Read the ids of all shards, verifying every shard's checksum."""
+        ids, shard, row, shards, reasons = [], [], [], [], {}
+        for path in sorted(folder.glob("*.safetensors")):
+            if sha256(path) != path.stem:
+                _set_aside(path)
+                continue
+            tensors, metadata = _header(path)
+            found = _mapped(path, tensors["ids"])
+            ids.append(np.ascontiguousarray(found).view("V32").ravel())
+            shard.append(np.full(len(found), len(shards), np.int32))
+            row.append(np.arange(len(found), dtype=np.int32))
+            reasons |= {bytes.fromhex(key): why for key, why in json.loads(metadata.get("reasons", "{}")).items()}
+            shards.append(path)
+        if not shards:
+            empty = np.empty(0, np.int32)
+            return cls(folder, np.empty(0, "V32"), empty, empty, (), {})
+        order = np.argsort(np.concatenate(ids), kind="stable")
+        parts = (np.concatenate(part)[order] for part in (ids, shard, row))
+        return cls(folder, *parts, tuple(shards), reasons)
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Places (m,) of the images in this space, -1 where there are none."""
+        if not len(self.ids):
+            return np.full(len(ids), -1)
+        place = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[place] == ids, place, -1)
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """Features (m, d) float32, a copy of just these rows; every image must be there."""
+        place = self.find(ids)
+        shard, row = self.shard[place], self.row[place]
+        out: np.ndarray | None = None
+        for number in np.unique(shard):
+            path = self.shards[number]
+            features = _mapped(path, _header(path)[0]["features"])
+            if out is None:
+                out = np.empty((len(ids), features.shape[1]), np.float32)
+            here = shard == number
+            out[here] = features[row[here]]
+        return out if out is not None else np.empty((0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the rows of a manifest under views, on disk. Made by `extract`."""
+
+    manifest: Manifest
+    views: tuple[str, ...]
+    layers: tuple[str, ...]
+    ids: np.ndarray  # (n,) 32 raw bytes each; zeros for a file that could not be opened
+    missing: dict[int, str]  # row -> why its file could not be opened
+    spaces: dict[tuple[str, str], Space]  # by layer and view
+
+    def reasons(self, view: str) -> np.ndarray:
+        """(n,) object: "" where the image has features under this view, else why not."""
+        space = self.spaces[self.layers[0], view]
+        why = np.array([space.reasons.get(image.tobytes(), "") for image in self.ids], dtype=object)
+        for row, reason in self.missing.items():
+            why[row] = reason
+        return why
+
+    def take(self, rows: np.ndarray, views: str | np.ndarray, layer: str | None = None) -> np.ndarray:
+        """Features (len(rows), d) float32 of readable rows, under one view or under one view a row.
+
+        Refuses features that are not finite, naming the first image.
+        """
+        layer = layer or self.layers[0]
+        views = np.full(len(rows), views, dtype=object) if isinstance(views, str) else views
+        out: np.ndarray | None = None
+        for view in dict.fromkeys(views):
+            here = np.flatnonzero(views == view)
+            found = self.spaces[layer, view].take(self.ids[rows[here]])
+            if out is None:
+                out = np.empty((len(rows), found.shape[1]), np.float32)
+            out[here] = found
+        if out is None:
+            raise Refusal("no readable image is left: the reasons stand in the table of scores or above")
+        if not np.isfinite(out).all():
+            bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+            path = self.manifest["path"][rows[bad[0]]]
+            raise Refusal(
+                f"{len(bad)} images have features that are not finite, such as {path!r}: use --precision fp32"
+            )
+        return out
+
+
+def feature_cache() -> Path:
+    """`$ADAPT_CACHE/features`, by default ~/.cache/adapt/features."""
+    return Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt") / "features"
+
+
+def fingerprint(backbone: Backbone, layer: str, view: str) -> dict[str, object]:
+    """Everything that changes a feature; its digest names the space."""
+    versions = provenance.versions()
+    return {
+        "format": FORMAT,
+        "backbone": identity(backbone) | {"layer": layer},
+        "view": parse_view(view).name,
+        "precision": str(backbone.dtype).removeprefix("torch."),
+        "versions": {name: versions[name] for name in MAKERS},
+    }
+
+
+def extract(
+    backbone: Backbone,
+    manifest: Manifest,
+    views: Sequence[str],
+    layers: Sequence[str] = (),
+    *,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list], list] = list,
+    cached_only: bool = False,
+    say: Callable[[str], object] | None = None,
+) -> Features:
+    """Features of every row under every view, from the cache where they are there, encoded where they are not.
+
+    `layers` are read from one pass of the encoder (default: the backbone's own). `share` (rank, world) splits the
+    work over processes, `gather` joins their lists. With `cached_only` nothing is encoded: what is missing is
+    refused. `say` gets one line about what was found, encoded and unreadable.
+    """
+    views = tuple(dict.fromkeys(parse_view(view).name for view in views))
+    layers = tuple(dict.fromkeys(layers)) or (backbone.layer,)
+    cache = feature_cache() if cache is None else Path(cache)
+    folders = {(a, v): cache / _digest(fingerprint(backbone, a, v))[:32] for a in layers for v in views}
+    ids, missing = _identify(manifest, share, gather)
+    spaces = {key: Space.open(folder) for key, folder in folders.items()}
+
+    first = np.unique(ids, return_index=True)[1]
+    rows = np.setdiff1d(first, list(missing))  # one row for each content that can be opened
+    absent = {key: space.find(ids[rows]) < 0 for key, space in spaces.items()}
+    wanted = np.array([np.any([absent[layer, view] for layer in layers], axis=0) for view in views])  # (views, rows)
+    todo = int(wanted.any(axis=0).sum())
+    if todo and cached_only:
+        raise Refusal(
+            f"{todo} of {len(rows)} images have no features in {cache} for {backbone.name}, layer "
+            f"{' '.join(layers)}, views {' '.join(views)}, with these library versions: run recipes/extract.py with "
+            "the same flags first (a cache of another manifest, weights or version does not serve)"
+        )
+    if todo:
+        for (layer, view), folder in folders.items():
+            if not (folder / "fingerprint.json").is_file():
+                write_text(
+                    folder / "fingerprint.json", json.dumps(fingerprint(backbone, layer, view), indent=1) + "\n"
+                )
+        lost = _encode(
+            backbone, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
+        )
+        for row, reason in gather(lost):  # and every process waits until all shards are published
+            missing |= dict.fromkeys(np.flatnonzero(ids == ids[row]).tolist(), reason)
+        spaces = {key: Space.open(folder) for key, folder in folders.items()}
+    features = Features(manifest, views, layers, ids, missing, spaces)
+    if say:
+        lost = [(manifest["path"][row], why) for v in views for row, why in enumerate(features.reasons(v)) if why]
+        say(f"features: {len(rows)} images x {len(views)} views, {len(rows) - todo} images found in the cache")
+        if lost:
+            say(f"unreadable: {len(dict(lost))} images, such as {lost[0][0]!r} ({lost[0][1]})")
+    return features
+
+
+@torch.no_grad()
+def _encode(backbone, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say):
+    """Decode each image once for the views it lacks, encode, and publish shards as they fill."""
+    device, rank = backbone.mean.device, share[0]
+    mine = np.arange(len(rows))[rank :: share[1]]
+    mine = mine[wanted[:, mine].any(axis=0)]
+    shards, lost = {key: _Shard(folder) for key, folder in folders.items()}, []
+    progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
+    backbone.eval()
+    for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
+        here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
+        needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
+        loader = DataLoader(
+            Images(manifest, rows[here], backbone.preprocess, needed),
+            batch_size=max(1, batch_size // len(needed)),
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=heed_main_process,
+        )
+        done = 0
+        for items in loader:
+            lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
+            found = backbone.encode(torch.cat([item.pixels for item in items]).to(device), layers)
+            for layer, values in found.items():
+                values = values.float().view(len(items), len(needed), -1).cpu().numpy()
+                for v, view in enumerate(needed):
+                    for i, item in enumerate(items):
+                        if absent[layer, view][here[done + i]] and item.reasons[v] not in OF_THE_FILE:
+                            shards[layer, view].add(ids[item.row], values[i, v], item.reasons[v])
+            done += len(items)
+            progress.update(len(items))
+    for shard in shards.values():
+        shard.publish()
+    progress.close()
+    return lost
+
+
+class _Shard:
+    """Rows of one space that wait to be published together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.since = folder, time.monotonic()
+        self.ids, self.rows, self.reasons = [], [], {}
+
+    def add(self, image: np.void, feature: np.ndarray, reason: str) -> None:
+        self.ids.append(image.tobytes())
+        self.rows.append(np.zeros_like(feature) if reason else feature.copy())
+        if reason:
+            self.reasons[image.tobytes().hex()] = reason
+        if len(self.rows) * feature.nbytes > SHARD_BYTES or time.monotonic() - self.since > SHARD_SECONDS:
+            self.publish()
+
+    def publish(self) -> None:
+        if self.rows:
+            ids = np.frombuffer(b"".join(self.ids), np.uint8).reshape(-1, 32)
+            data = save({"ids": ids, "features": np.stack(self.rows)}, {"reasons": json.dumps(self.reasons)})
+            with atomic(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors") as temporary:
+                temporary.write_bytes(data)
+        self.__init__(self.folder)
+
+
+def _identify(manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list]) -> tuple[np.ndarray, dict]:
+    """The SHA-256 of every row's bytes, (n,) 32 raw bytes, and why a file could not be opened, by row.
+
+    A digest in the manifest is believed here: reading checks it before an image is encoded.
+    """
+    found: list[tuple[int, bytes | str]] = []
+    for row in range(share[0], len(manifest), share[1]):
+        digest = manifest["sha256"][row]
+        try:
+            found.append((row, bytes.fromhex(digest) or hashlib.sha256(read_bytes(manifest["file"][row])).digest()))
+        except Unreadable as problem:
+            found.append((row, str(problem)))
+    ids, missing = np.zeros(len(manifest), "V32"), {}
+    for row, value in gather(found):
+        if isinstance(value, str):
+            missing[row] = value
+        else:
+            ids[row] = np.frombuffer(value, "V32")[0]
+    return ids, missing
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    """Names -> {dtype, shape, data_offsets from the file's start}, and the metadata, of a safetensors file."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", {})
+    for tensor in header.values():
+        tensor["start"] = 8 + length + tensor["data_offsets"][0]
+    return header, metadata
+
+
+def _mapped(path: Path, tensor: dict) -> np.ndarray:
+    """A tensor of a safetensors file, mapped: pages are read when touched, nothing is copied."""
+    kind = {"F32": np.float32, "U8": np.uint8}[tensor["dtype"]]
+    return np.memmap(path, kind, "r", tensor["start"], tuple(tensor["shape"]))
+
+
+def _set_aside(path: Path) -> None:
+    """A shard that is not what its name says: kept for inspection, encoded again."""
+    print(f"{path} is damaged: set aside, its images are encoded again")
+    path.replace(path.with_suffix(".damaged"))

@@ -1,0 +1,149 @@
+"""Heads on cached features: which rows train, what validation says, and the scores that come out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from adapt.data.families import read_families
+from adapt.data.manifest import Manifest
+from adapt.data.views import rng
+from adapt.detector import as_scores
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.features import Features
+from adapt.models.probes import Kind, Probe, fit_probe
+from adapt.report import validation_score
+
+Classes = Literal["binary", "family", "generator"]
+CHUNK = 8192  # rows that are read and scored at once
+
+
+def class_names(manifest: Manifest, classes: Classes) -> np.ndarray:
+    """(n,) object: the class of every row, "real" for a camera image."""
+    if classes == "generator":
+        return manifest["generator"]
+    if classes == "binary":
+        return np.where(manifest.fake, "fake", "real").astype(object)
+    families = read_families(manifest=manifest)
+    return np.array([families.of(generator) for generator in manifest["generator"]], dtype=object)
+
+
+def known_classes(names: np.ndarray) -> tuple[str, ...]:
+    """The classes of training rows: real first, then by name."""
+    known = sorted(set(names) - {"real"})
+    if not known or len(known) == len(set(names)):
+        raise Refusal(f"training rows hold only {', '.join(sorted(set(names)))}: real and fake images are needed")
+    return ("real", *known)
+
+
+def numbers(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(n,) int64: places in `classes`, -1 for a class that training does not have."""
+    place = {name: number for number, name in enumerate(classes)}
+    return np.array([place.get(name, -1) for name in names], dtype=np.int64)
+
+
+def drawn_views(manifest: Manifest, rows: np.ndarray, views: Sequence[str], seed: int) -> np.ndarray:
+    """(len(rows),) object: one view for each row, the same for all members of a group."""
+    draw = {
+        group: views[rng(seed, 0, group).randrange(len(views))] for group in dict.fromkeys(manifest["group"][rows])
+    }
+    return np.array([draw[group] for group in manifest["group"][rows]], dtype=object)
+
+
+def training_rows(features: Features, views: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Readable training rows (m,) and the view drawn for each (m,).
+
+    One view a group: however many views there are, a head is trained on as many rows as there are images.
+    """
+    manifest = features.manifest
+    rows = np.flatnonzero(manifest["split"] == "train")
+    drawn = drawn_views(manifest, rows, views, seed)
+    why = {view: features.reasons(view) for view in views}
+    readable = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool)
+    return rows[readable], drawn[readable]
+
+
+def score_features(
+    features: Features, rows: np.ndarray, views: Sequence[str], head: nn.Module, layer: str | None = None
+) -> Scores:
+    """Scores of the rows under every view, with one logit a class if the head has more than two classes."""
+    classes = getattr(head, "classes", ())
+    many = len(classes) > 2
+    logits = np.full((len(rows), len(views), 1 + (len(classes) if many else 0)), np.nan)
+    reasons = np.stack([features.reasons(view)[rows] for view in views], axis=1)
+    for v, view in enumerate(views):
+        readable = np.flatnonzero(reasons[:, v] == "")
+        for chunk in np.array_split(readable, max(1, -(-len(readable) // CHUNK))):
+            if len(chunk):
+                with torch.no_grad():
+                    found = torch.from_numpy(features.take(rows[chunk], view, layer))
+                    logits[chunk, v, 0] = head(found).double().numpy()
+                    if many:
+                        logits[chunk, v, 1:] = head.class_logits(found).double().numpy()
+    return as_scores(features.manifest, rows, tuple(views), logits, reasons, classes if many else ())
+
+
+def validation_judge(
+    features: Features, views: Sequence[str], names: np.ndarray, layer: str | None = None
+) -> Callable[[nn.Module], float]:
+    """What picks hyperparameters, higher is better: for two classes the mean validation AUC that also picks the epoch
+    of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views."""
+    rows = np.flatnonzero(features.manifest["split"] == "val")
+
+    def judge(head: nn.Module) -> float:
+        scores = score_features(features, rows, views, head, layer)
+        if len(head.classes) == 2:
+            return validation_score(scores)
+        logits = np.stack([scores[f"logit_{name}"] for name in head.classes], axis=1)
+        true = np.repeat(numbers(names[rows], head.classes), len(views))
+        right, views_of = logits.argmax(axis=1) == true, scores["view"]
+        recalls = [
+            right[here].mean()
+            for view in views
+            for number in range(len(head.classes))
+            if (here := (views_of == view) & (true == number) & scores.ok).any()
+        ]
+        if not recalls:
+            raise Refusal("no readable validation images of the training classes: hyperparameters cannot be picked")
+        return float(np.mean(recalls))
+
+    return judge
+
+
+def calibration_rows(
+    features: Features, views: Sequence[str], names: np.ndarray, classes: Sequence[str], seed: int, layer: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Validation features (m, d), one view a group, and their class numbers (m,): readable rows of known classes."""
+    manifest = features.manifest
+    rows = np.flatnonzero(manifest["split"] == "val")
+    drawn, true = drawn_views(manifest, rows, views, seed), numbers(names[rows], classes)
+    why = {view: features.reasons(view) for view in views}
+    keep = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool) & (true >= 0)
+    return features.take(rows[keep], drawn[keep], layer), true[keep]
+
+
+def fit_on_features(
+    features: Features,
+    kind: Kind,
+    classes: Classes,
+    views: Sequence[str],
+    seed: int,
+    layer: str | None = None,
+    permute_labels: bool = False,
+) -> tuple[Probe, dict[str, Any]]:
+    """Fit a head of this kind on the training rows, one view a group, everything picked on validation rows.
+
+    Returns the head and what was picked. `permute_labels` shuffles the training labels: a control.
+    """
+    rows, drawn = training_rows(features, views, seed)
+    names = class_names(features.manifest, classes)
+    known = known_classes(names[rows])
+    labels = numbers(names[rows], known)
+    if permute_labels:
+        labels = np.random.default_rng(seed).permutation(labels)
+    judge = validation_judge(features, views, names, layer)
+    calibration = calibration_rows(features, views, names, known, seed, layer)
+    return fit_probe(kind, features.take(rows, drawn, layer), labels, known, judge, calibration, seed)

@@ -1,0 +1,87 @@
+"""Many scores side by side: one page for a recipe that compares heads, layers, qualities or numbers of shots."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt.data.manifest import Manifest
+from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.figures import save_png
+from adapt.evaluation.metrics import Cell, evaluate
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, index, show, views_of
+from adapt.files import atomic, write_text
+from adapt.report import describe, shown
+from adapt.run import Run
+
+Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
+SHOWN = {
+    "AUC, seen generators": ("mean:seen", "auc"),
+    "AUC, unseen generators": ("mean:unseen", "auc"),
+    "Balanced accuracy, all generators": ("mean:all", "balanced_accuracy"),
+    "False alarms": ("real", "false_alarm"),
+    "False alarms on processed reals": ("edit:all", "false_alarm"),
+}
+
+
+class Study:
+    """Named scores and what they say. `keys` names the parts of a name; rows keep the order in which they came."""
+
+    def __init__(self, keys: Sequence[str], resamples: int, seed: int) -> None:
+        self.keys, self.resamples, self.seed = tuple(keys), resamples, seed
+        self.cells: dict[Key, list[Cell]] = {}
+
+    def add(self, key: Key, scores: Scores) -> None:
+        """Evaluate one table of scores; its threshold comes from its own validation rows."""
+        self.cells[key] = evaluate(scores, self.resamples, self.seed)
+
+    def at(self, key: Key, view: str, shown: str) -> Cell | None:
+        """The cell that a table of `SHOWN` has at one row and view."""
+        return index(self.cells[key]).get((ALL, view, *SHOWN[shown]))
+
+    def grids(self, tables: Sequence[str] = tuple(SHOWN), level: str = "##") -> list[str]:
+        """One Markdown table for each of `tables`: a row for each name, a column for each view."""
+        views = list(dict.fromkeys(view for cells in self.cells.values() for view in views_of(cells)))
+        page = []
+        for title in tables:
+            rows = [[*self.keys, *views]]
+            for key, cells in self.cells.items():
+                found = index(cells)
+                rows.append([*key, *(show(found.get((ALL, view, *SHOWN[title]))) for view in views)])
+            if any(word != "n/a" for row in rows[1:] for word in row[len(self.keys) :]):
+                page += [f"{level} {title}", grid(rows)]
+        return page
+
+    def write_csv(self, path: Path) -> None:
+        """Every metric of every row, in long form."""
+        with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow([*self.keys, *COLUMNS])
+            for key, cells in self.cells.items():
+                for cell in cells:
+                    values = [getattr(cell, column) for column in COLUMNS]
+                    out.writerow([*key, *("n/a" if value != value else value for value in values)])
+
+
+def finish(
+    run: Run,
+    rows: Manifest,
+    study: Study,
+    sections: Sequence[str],
+    figures: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
+    """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the sections."""
+    record = run.record(**facts, data=describe(rows))
+    study.write_csv(run.folder / "metrics.csv")
+    for name, figure in (figures or {}).items():
+        save_png(figure, run.folder / "figures" / f"{name}.png")
+        run.track.writer.add_figure(name, figure, 0)
+    embedded = [EMBEDDED] if "embedded" in rows["set"] else []
+    pictures = [f"![{name}](figures/{name}.png)" for name in figures or {}]
+    page = ["# Results", *embedded, HOW_TO_READ, *sections, *pictures, "## Provenance", facts_list(shown(record))]
+    write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
+    run.write_record(record)
+    run.say("\n" + "\n\n".join(sections) + f"\n\ntable        {run.folder / 'table.md'}")
+    run.end()

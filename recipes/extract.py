@@ -1,0 +1,60 @@
+"""Fill the cache of features ahead of time, on one machine or on many.
+
+    accelerate launch recipes/extract.py --manifest data.csv --views none qf90 qf65 qf40 \\
+        --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k
+    python recipes/extract.py --manifest data.csv --shard 3 --num_shards 16      (one job of an array)
+
+Every image is decoded once for all views and encoded once for all layers; what the cache holds already is skipped,
+so the same command continues after a kill. Several writers may fill one cache. The recipes on frozen features then
+read it, with --cached_only without encoding anything. Time: results/README.md gives images a second.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both; joined by +
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+    views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # an image is decoded once for all of them
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    cache: Path | None = None  # None: $ADAPT_CACHE/features
+    shard: int = 0  # which part of the manifest's rows this job encodes
+    num_shards: int = 1  # how many parts there are
+    batch_size: int = 64  # images x views in one pass of the encoder
+    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_shards", "batch_size")
+        if not 0 <= self.shard < self.num_shards:
+            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+
+
+def main(cfg: Config) -> None:
+    import numpy as np
+
+    from adapt.embedded import read_manifests
+    from adapt.features import extract
+    from adapt.models.backbones import load_backbone
+    from adapt.processes import Processes
+
+    processes = Processes()
+    rows = read_manifests(cfg.manifest)
+    rows = rows.select(np.arange(cfg.shard, len(rows), cfg.num_shards))
+    backbone = load_backbone(cfg.backbone, "last", cfg.geometry).to(processes.device).to_precision(cfg.precision)
+    layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers
+    encoding = processes.encoding(cfg.num_workers)
+    extract(backbone, rows, cfg.views, layers, cache=cfg.cache, batch_size=cfg.batch_size, **encoding)
+    processes.leave()
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)

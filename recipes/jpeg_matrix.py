@@ -1,0 +1,103 @@
+"""Training quality x test quality: the JPEG matrix of heads on frozen features.
+
+    accelerate launch recipes/jpeg_matrix.py --manifest data.csv \\
+        --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/jpeg-l14
+
+Fits every head once for each training view, and once on all of them mixed (one drawn per group), picks its penalty
+and its threshold on validation rows under that same view, and scores the test rows under every test view: also
+qualities that no head was trained on, and double compression. Without flags: the embedded world and tiny CLIP, about
+5 minutes on 2 cores, of which 3 are encoding. Results to expect: results/README.md.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    output_dir: Path = Path("results/runs/jpeg_matrix")  # run directory
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+    heads: tuple[Literal["svm", "logistic", "mlp"], ...] = ("svm", "mlp")
+    classes: tuple[Literal["binary", "family", "generator"], ...] = ("binary", "family")
+    train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
+    test_views: tuple[str, ...] = (
+        *("qf40", "qf65", "qf90", "none"),
+        *("qf30", "qf50", "qf75", "qf95", "qf90+qf40"),  # qualities no head has seen, and double compression
+    )
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cached_only: bool = False  # refuse to encode what recipes/extract.py has not
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    seed: int = 0  # of the views drawn, the perceptron and the bootstrap
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "resamples")
+        at_least(0, self, "seed")
+
+
+def main(cfg: Config) -> None:
+    import numpy as np
+
+    from adapt.embedded import read_manifests
+    from adapt.evaluation.figures import heat_map
+    from adapt.features import extract
+    from adapt.models.backbones import load_backbone
+    from adapt.probing import fit_on_features, score_features
+    from adapt.report import require_classes, show_finished
+    from adapt.run import Run
+    from adapt.study import Study, finish
+
+    run = Run(cfg)
+    if run.finished():
+        return show_finished(run)
+    rows = read_manifests(cfg.manifest)
+    require_classes(rows)
+    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    views = (*cfg.train_views, *cfg.test_views)
+    features = extract(
+        backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **run.encoding(cfg.num_workers)
+    )
+    run.begin(data=rows.digest, base=backbone.fingerprint)
+    if not run.main:
+        return run.end()
+
+    held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
+    trained_on = {view: (view,) for view in cfg.train_views} | {"mixed": cfg.train_views}
+    studies = {
+        (head, kind): Study(("trained on",), cfg.resamples, cfg.seed) for head in cfg.heads for kind in cfg.classes
+    }
+    for (kind, classes), study in studies.items():
+        for name, train_views in trained_on.items():
+            head, picked = fit_on_features(features, kind, classes, train_views, cfg.seed)
+            run.say(f"{kind}, {classes}, trained on {name}: validation {picked['validation_score']:.4f}")
+            # the threshold comes from validation rows under the training view, whatever is tested
+            val = score_features(features, held["val"], train_views, head)
+            study.add((name,), val.join(score_features(features, held["test"], cfg.test_views, head)))
+
+    sections, figures = [], {}
+    for (kind, classes), study in studies.items():
+        sections += [f"## {kind}, {classes}", *study.grids(level="###")]
+        for title, short in (("AUC, seen generators", "seen"), ("AUC, unseen generators", "unseen")):
+            cells = [[study.at((name,), view, title) for view in cfg.test_views] for name in trained_on]
+            value, low, high = (
+                np.array([[getattr(c, part) for c in line] for line in cells]) for part in ("value", "low", "high")
+            )
+            figures[f"{kind}_{classes}_{short}"] = heat_map(
+                value, list(trained_on), list(cfg.test_views), f"{title}: {kind}, {classes}", low, high
+            )
+    everything = Study(("head", "classes", "trained on"), cfg.resamples, cfg.seed)
+    for (kind, classes), study in studies.items():
+        everything.cells |= {(kind, classes, *key): cells for key, cells in study.cells.items()}
+    finish(run, rows, everything, sections, figures)
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)
