@@ -13,6 +13,7 @@ from adapt.data.views import parse_view
 from adapt.detector import Detector
 from adapt.errors import Refusal
 from adapt.evaluation import figures as draw
+from adapt.evaluation.attribution import attribute, classes_of
 from adapt.evaluation.figures import write_figures
 from adapt.evaluation.metrics import Difference, controls, evaluate, pick_threshold
 from adapt.evaluation.scores import Scores
@@ -106,8 +107,9 @@ def report(
         cells = evaluate(scores, resamples, config.seed)
         metadata = _metadata_scores(rows, scores)
         checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)
-        write_tables(cells, folder, shown(record), checks, differences, sections)
-        write_figures(scores, cells, folder / "figures")
+        attributed = attribute(scores, resamples, config.seed, config.classes) if classes_of(scores) else None
+        write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
+        write_figures(scores, cells, folder / "figures", attributed)
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
             run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
         _log_mistakes(run, detector.backbone.preprocess, rows, scores)

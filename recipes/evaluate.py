@@ -4,17 +4,19 @@
     python recipes/evaluate.py --scores results/lora/scores.parquet --compare results/probe/scores.parquet
 
 Writes metrics.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
-comparison.csv, and prints the headline table. No model is loaded: the scores of any other detector serve as
-well, as Parquet or CSV with the columns path, generator, and logit or p_fake (see adapt/evaluation/scores.py
-for the rest). Time: about 12 s on one core for 1,700 test images x 4 views x 7 generators with 1,000
-resamples. Expected: the numbers that the run itself reported, to the last digit; two calls write the same
-bytes.
+comparison.csv, for scores with class logits also attribution.csv, confusion.csv and a figure of each view, and
+prints the headline table. No model is loaded: the scores of any other detector serve as well, as Parquet or CSV
+with the columns path, generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about
+12 s on one core for 1,700 test images x 4 views x 7 generators with 1,000 resamples. Expected: the numbers that
+the run itself reported, to the last digit; two calls write the same bytes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adapt.cli import run
+from adapt.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Config:
     metadata: Path | None = None  # control: scores of a classifier that saw file metadata only
     output_dir: Path | None = None  # default: the folder of the scores
     threshold: float | None = None  # logit, of --scores; default: picked on their validation rows
+    classes: Literal["family", "generator"] | None = None  # what columns logit_<class> name; default: found out
     resamples: int = 1000  # bootstrap resamples over groups
     seed: int = 0  # of the bootstrap
 
 
 def main(cfg: Config) -> None:
-    import json
-
     from adapt import __version__
+    from adapt.evaluation.attribution import attribute, classes_of
     from adapt.evaluation.figures import write_figures
     from adapt.evaluation.metrics import compare, controls, evaluate
     from adapt.evaluation.scores import Scores
@@ -43,19 +45,18 @@ def main(cfg: Config) -> None:
 
     folder = cfg.output_dir or cfg.scores.parent
     scores = Scores.read(cfg.scores)
+    provenance = read_record(cfg.scores.with_name("provenance.json"))
     cells = evaluate(scores, cfg.resamples, cfg.seed, cfg.threshold)
 
     given = {"permuted": cfg.permuted, "metadata": cfg.metadata}
     given = {name: Scores.read(path) for name, path in given.items() if path is not None}
     checked = controls(scores, **given, resamples=cfg.resamples, seed=cfg.seed, threshold=cfg.threshold)
+    named = attribute(scores, cfg.resamples, cfg.seed, cfg.classes) if classes_of(scores) else None
     differences = []
     if cfg.compare is not None:
         thresholds = (cfg.threshold, None)
         differences = compare(scores, Scores.read(cfg.compare), cfg.resamples, cfg.seed, thresholds)
 
-    # Beside the scores lies the record of the run that made them; without it the files name themselves.
-    record = cfg.scores.with_name("provenance.json")
-    provenance = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     files = {"scores": cfg.scores, "b": cfg.compare, "permuted": cfg.permuted, "metadata": cfg.metadata}
     provenance["evaluation"] = {
         **{f"{name} sha256": sha256(path) for name, path in files.items() if path is not None},
@@ -63,10 +64,23 @@ def main(cfg: Config) -> None:
         "bootstrap seed": cfg.seed,
         "adapt": __version__,
     }
-    write_tables(cells, folder, provenance, checked, differences)
-    write_figures(scores, cells, folder / "figures")
+    write_tables(cells, folder, provenance, checked, differences, attribution=named)
+    write_figures(scores, cells, folder / "figures", named)
     print(text(cells))
     print(f"{folder / 'table.md'}: the page; metrics.csv and figures/ lie beside it")
+
+
+def read_record(path: Path) -> dict[str, object]:
+    """The record of the run that made the scores; without it the files name themselves."""
+    import json
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise Refusal(f"{path} is damaged ({error}): restore it, or remove it to do without") from error
+    if not isinstance(record, dict):
+        raise Refusal(f"{path} holds a {type(record).__name__}, not an object: restore it, or remove it to do without")
+    return record
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main(cfg: Config) -> None:
     from adapt.features import extract
     from adapt.models.backbones import load_backbone
     from adapt.probing import fit_on_features, score_features
-    from adapt.report import attribution_sections, report, require_classes, show_finished
+    from adapt.report import report, require_classes, show_finished
     from adapt.run import Run
     from adapt.study import Study
 
@@ -95,7 +95,6 @@ def main(cfg: Config) -> None:
         sweep.write_csv(run.folder / "layers.csv")
         sections += ["## Layers", "The layer with the best validation score is reported.", *sweep.grids(level="###")]
     if cfg.classes != "binary":
-        sections += attribution_sections(run, scores, cfg.resamples, cfg.seed)
         differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
     trained = sum(value.numel() for value in head.net.parameters())
     report(

@@ -30,6 +30,7 @@ ORDER = [
     {"adapt.detector"},
     {"adapt.evaluation.bootstrap"},
     {"adapt.evaluation.metrics"},
+    {"adapt.evaluation.attribution"},
     {"adapt.evaluation.tables"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},

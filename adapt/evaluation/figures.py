@@ -1,13 +1,16 @@
 """Figures of one detector's scores; each function returns a matplotlib Figure (TensorBoard takes it too)."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
+from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.bootstrap import ALL, BINS, distinct
 from adapt.evaluation.metrics import Cell
 from adapt.evaluation.scores import Scores
@@ -23,8 +26,13 @@ KINDS = {"real": "#000000", "processed real": "#009E73", "seen fakes": SEEN, "un
 PANELS = 6  # views in the figures that give each view a panel; more would be unreadable
 
 
-def write_figures(scores: Scores, cells: Sequence[Cell], folder: str | Path) -> list[Path]:
-    """Write all figures as PNG, 150 dots per inch, into `folder`; returns their paths."""
+def write_figures(
+    scores: Scores, cells: Sequence[Cell], folder: str | Path, attribution: Attribution | None = None
+) -> list[Path]:
+    """Write all figures as PNG, 150 dots per inch, into `folder`; returns their paths.
+
+    With `attribution` also `confusion_<view>` for each view; what does not suit a file's name becomes `_`.
+    """
     figures = {
         "auc_per_view": auc_per_view(cells),
         "auc_per_generator": auc_per_generator(cells),
@@ -32,6 +40,11 @@ def write_figures(scores: Scores, cells: Sequence[Cell], folder: str | Path) -> 
         "reliability": reliability(scores),
         "score_histograms": score_histograms(scores, cells),
     }
+    for view in distinct(rate.view for rate in attribution.rates) if attribution else ():
+        name = "confusion_" + re.sub(r"[^\w.+-]", "_", view, flags=re.ASCII)[:80]
+        while name in figures:
+            name += "_"
+        figures[name] = confusion(attribution, view)
     paths = []
     for name, figure in figures.items():
         paths.append(Path(folder) / f"{name}.png")
@@ -40,10 +53,11 @@ def write_figures(scores: Scores, cells: Sequence[Cell], folder: str | Path) -> 
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """PNG with 64 colours, which look the same and take a third of the bytes; written atomically."""
+    """PNG with few colours, which look the same and take a third of the bytes; written atomically."""
+    colours = 256 if any(axes.images for axes in figure.axes) else 64  # a heat map needs more of them
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    image = Image.open(buffer).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
     with atomic(path) as temporary:
         image.save(temporary, format="PNG", optimize=True, dpi=(150, 150))
 
@@ -195,6 +209,74 @@ def score_histograms(scores: Scores, cells: Sequence[Cell]) -> Figure:
     return figure
 
 
+def confusion(attribution: Attribution, view: str) -> Figure:
+    """True x predicted class of one view, shares of each row; absent classes and processed reals below a line."""
+    rows: dict[str, list] = {}
+    for count in attribution.counts:
+        if count.view == view and (not count.true.startswith(EDIT) or count.true == EDIT + ALL):
+            rows.setdefault(count.true, []).append(count)
+    labels = {EDIT + ALL: "processed reals"}
+    labels = [f"{labels.get(true, true)} ({sum(cell.count for cell in row)})" for true, row in rows.items()]
+    kinds = [(true.startswith(ABSENT), true.startswith(EDIT)) for true in rows]
+    figure = heat_map(
+        np.array([[cell.share for cell in row] for row in rows.values()]),
+        labels,
+        attribution.classes,
+        f"Attribution, view {_short(view)}: share of each row\nrows: true {attribution.column} (number of images)",
+        digits=2,
+        lines=[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]],
+    )
+    figure.axes[0].set_xlabel(f"predicted {attribution.column}")
+    return figure
+
+
+def heat_map(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+    *,
+    limits: tuple[float, float] = (0.0, 1.0),
+    digits: int = 3,
+    lines: Sequence[int] = (),
+) -> Figure:
+    """Numbers (r, c) in coloured cells, NaN as n/a; with `low` and `high` (r, c) each has its interval beneath.
+
+    `limits` are the values of the lightest and the darkest colour; a line stands above each row in `lines`.
+    """
+    values = np.asarray(values, np.float64)
+    # many cells are small, so that the figure stays within a screen or two; an interval needs a wide cell
+    wide = low is not None
+    small = not wide and max(values.shape) > 16
+    cell = (1.15, 0.55) if wide else (0.3, 0.24) if small else (0.62, 0.42)
+    size = (max(3.2, cell[0] * values.shape[1]) + 2.6, max(1.2, cell[1] * values.shape[0]) + 1.9)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["Blues"].with_extremes(bad="0.93")
+    axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
+    font = 5.5 if small else 9
+    for (row, column), value in np.ndenumerate(values):
+        text = "n/a" if np.isnan(value) else "0" if small and value == 0 else f"{value:.{digits}f}"
+        dark = value > limits[0] + 0.6 * (limits[1] - limits[0])
+        style = {"ha": "center", "color": "white" if dark else "black"}
+        known = wide and not np.isnan([low[row][column], high[row][column]]).any()
+        axes.text(column, row, text, va="bottom" if known else "center", fontsize=font, **style)
+        if known:
+            between = f"{low[row][column]:.{digits}f} to {high[row][column]:.{digits}f}"
+            axes.text(column, row + 0.06, between, va="top", fontsize=0.75 * font, **style)
+    slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 7 else {}
+    turn = {} if wide else {"rotation": 90} if small else slant
+    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], **turn)
+    axes.set_yticks(range(len(rows)), [_short(name, 40) for name in rows])
+    axes.tick_params(labelsize=6.5 if small else 9, length=0)
+    for line in lines:
+        axes.axhline(line - 0.5, color="black", linewidth=1.5)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
 def _style(i: int) -> dict[str, object]:
     return {"color": COLOURS[i % 7], "linestyle": LINES[i % 4], "linewidth": 1.4}
 
@@ -242,7 +324,7 @@ def _say_none(axes, what: str) -> None:
     axes.text(0.5, 0.5, f"no {what}", ha="center", va="center", transform=axes.transAxes, color="0.4")
 
 
-def _short(name: str) -> str:
-    """At most 28 characters that the bundled font has, and no `$`, which would start a formula."""
+def _short(name: str, most: int = 28) -> str:
+    """At most `most` characters that the bundled font has, and no `$`, which would start a formula."""
     name = plain(name).encode("latin-1", "backslashreplace").decode("latin-1").replace("$", r"\$")
-    return name if len(name) <= 28 else name[:27] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -2,9 +2,10 @@
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from adapt.evaluation.attribution import ABSENT, EDIT, OPEN_SET, Attribution, Rate
 from adapt.evaluation.bootstrap import ALL, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference
 from adapt.files import atomic, write_text
@@ -44,6 +45,19 @@ ABOUT_CONTROLS = (
     "raise surely more than 0.05 false alarms above those on unedited reals. Each kind of processing is tested; those "
     "that pass are not repeated here."
 )
+ABOUT_ATTRIBUTION = (
+    "An image is attributed to the class with the largest logit. Recall: share of a class's images attributed to it. "
+    "Macro recall and F1: means over the classes that training had and the test holds, of images of those classes "
+    "only, for no answer is right for a class absent in training. Open set: chance (AUROC; 0.5 is guessing) that a "
+    "fake of a trained class looks more familiar than a fake of an absent one, by the largest class logit, by the "
+    "logsumexp of all (energy) and by the largest softmax. All unedited test images count, also those of generators "
+    "that served selection."
+)
+SUMMARY = {
+    "macro recall": "macro_recall",
+    "macro F1": "macro_f1",
+    **{f"open set, {name.replace('_', ' ')}": f"auroc_{name}" for name in OPEN_SET},
+}
 Index = dict[tuple[str, str, str, str], Cell]
 
 
@@ -54,26 +68,37 @@ def write_tables(
     controls: Sequence[Control] = (),
     differences: Sequence[Difference] = (),
     sections: Sequence[str] = (),
+    attribution: Attribution | None = None,
 ) -> None:
-    """Write metrics.csv and table.md, and with `differences` comparison.csv, into `folder`."""
+    """Write metrics.csv and table.md into `folder`.
+
+    With `differences` also comparison.csv, with `attribution` attribution.csv and confusion.csv.
+    """
     folder = Path(folder)
     _write_csv(folder / "metrics.csv", COLUMNS, cells)
     if differences:
         _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
-    write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections))
+    if attribution is not None:
+        rates = ("view", "label", "metric", "value", "low", "high", "n")
+        _write_csv(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
+        _write_csv(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
+    write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections, attribution))
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Cell | Difference]) -> None:
-    """Numbers in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`."""
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[object], header: Mapping[str, str] = {}) -> None:
+    """Numbers in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`.
+
+    `columns` are the fields of the rows; `header` has those that the file calls otherwise.
+    """
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(columns)
+        out.writerow([header.get(column, column) for column in columns])
         for row in rows:
-            values = [getattr(row, column) for column in columns]
-            out.writerow([*map(plain, values[:4]), *("n/a" if value != value else value for value in values[4:])])
+            values = (getattr(row, column) for column in columns)
+            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
 
 
-def show(cell: Cell | Difference | Control | None, sign: str = "") -> str:
+def show(cell: Cell | Difference | Control | Rate | None, sign: str = "") -> str:
     """`0.874 [0.851, 0.896]`, without an interval if there is none, or n/a."""
     if cell is None or cell.value != cell.value:
         return "n/a"
@@ -130,6 +155,7 @@ def markdown(
     controls: Sequence[Control] = (),
     differences: Sequence[Difference] = (),
     sections: Sequence[str] = (),
+    attribution: Attribution | None = None,
 ) -> str:
     """The page: how to read it, headline, all metrics, generators, processed reals, further sections, provenance."""
     embedded = any(cell.set == "embedded" for cell in cells)
@@ -137,7 +163,8 @@ def markdown(
     page += ["## Headline", grid(headline(cells))]
     page += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
     page += _metrics(cells) + _generators(cells) + _processed(cells)
-    page += [*_controls(controls), *_differences(differences), *sections, *_missing(cells)]
+    page += [*_controls(controls), *_differences(differences), *sections]
+    page += (_attribution(attribution) if attribution else []) + _missing(cells)
     page += ["## Provenance", facts_list(provenance or {"provenance": "none given"})]
     return "\n\n".join(page) + "\n"
 
@@ -194,6 +221,44 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
             a, b, p = ("n/a" if x != x else f"{x:.3f}" for x in (d.a, d.b, d.p))
             rows.append([d.view, d.generator, d.metric, a, b, show(d, "+"), p])
     return ["## Comparison: a is this table of scores, b the other", grid(rows), ABOUT_P]
+
+
+def _attribution(found: Attribution) -> list[str]:
+    """Means and open set, recall per class, what absent classes and processed reals are taken for."""
+    at = {(rate.view, rate.label, rate.metric): rate for rate in found.rates}
+    views = list(dict.fromkeys(rate.view for rate in found.rates))
+
+    def rows(first: str, kinds: Mapping[str, tuple[str, str]]) -> list[list[str]]:
+        return [[first, *views]] + [[name, *(show(at.get((v, *key))) for v in views)] for name, key in kinds.items()]
+
+    summary = grid(rows("all classes", {name: (ALL, metric) for name, metric in SUMMARY.items()}))
+    table = rows(found.column, {name: (name, "recall") for name in found.classes})
+    n = ["images", *(str(at[views[0], name, "recall"].n) for name in found.classes)]
+    recall = grid([[*row, count] for row, count in zip(table, n, strict=True)])
+    named = "Absent in training: {}. Trained, but without a test image: {}."
+    named = named.format(*(escape(", ".join(names)) or "none" for names in (found.absent, found.untested)))
+    page = ["## Attribution", summary, named, recall, f"images: readable ones of the first view. {ABOUT_ATTRIBUTION}"]
+    if any(count.true.startswith((ABSENT, EDIT)) for count in found.counts):
+        page += ["Taken for, the most frequent three of the classes:", grid(_taken_for(found, views))]
+    if skipped := [rate for rate in found.rates if rate.skipped]:
+        lines = (f"{r.metric} of {r.label}, view {r.view}: {r.skipped} resamples without its rows" for r in skipped)
+        page += ["Intervals that rest on fewer resamples:", "\n".join(f"- {escape(line)}" for line in lines)]
+    return page
+
+
+def _taken_for(found: Attribution, views: Sequence[str]) -> list[list[str]]:
+    """What absent classes and processed reals were attributed to, e.g. `gan 0.62, real 0.38`."""
+    shares: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    for count in found.counts:
+        if count.true.startswith((ABSENT, EDIT)):
+            taken = shares.setdefault(count.true, {}).setdefault(count.view, [])
+            taken += [(count.share, count.predicted)] if count.count else []
+    rows = [["images of", *views]]
+    for label, of in shares.items():
+        best = [sorted(of.get(view, []), key=lambda pair: -pair[0])[:3] for view in views]
+        name = label if label.startswith(ABSENT) else f"processed reals, {label.removeprefix(EDIT)}"
+        rows.append([name, *(", ".join(f"{taken} {share:.2f}" for share, taken in pairs) or "n/a" for pairs in best)])
+    return rows
 
 
 def _missing(cells: Sequence[Cell]) -> list[str]:

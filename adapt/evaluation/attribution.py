@@ -1,0 +1,216 @@
+"""Which class of generator made an image: confusion, recall, and whether an unknown class can be told as such.
+
+The classes are `real` and whatever else the columns `logit_<class>` of the scores name: families or generators. An
+image belongs to the class with the largest logit; of equal ones to the first, and `real` is the first. A test row of a
+class without a logit is of a class *absent* in training: no answer is right for it, so it has no recall and no part in
+macro recall and macro-F1, but its row in the confusion matrix, and the open set is about it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import ALL, CHUNK, distinct, draw, interval, measure
+from adapt.evaluation.scores import Scores
+
+ABSENT, EDIT = "absent: ", "edit:"  # how the labels of rows begin that are not those of a class
+# Each is higher for what looks more like the training: 1911.11132, 2010.03759 (minus the energy), 1610.02136.
+OPEN_SET = ("max_logit", "energy", "max_softmax")
+
+Column = Literal["family", "generator"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One number with its 95 % interval. NaN is "not applicable": there is no row to count."""
+
+    view: str
+    label: str  # a class, or `all`
+    metric: str  # recall, processed_reals; of all: macro_recall, macro_f1, auroc_max_logit, _energy, _max_softmax
+    value: float
+    low: float
+    high: float
+    n: int  # readable rows that the value rests on
+    skipped: int = 0  # resamples without such rows
+
+
+@dataclass(frozen=True)
+class Count:
+    """One cell of a confusion matrix."""
+
+    view: str
+    true: str  # a class, `absent: NAME`, or processed reals: `edit:NAME` and `edit:all`
+    predicted: str
+    count: int  # readable rows
+    share: float  # of the rows of this true class; NaN if it has none
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """All numbers of one table of scores."""
+
+    column: Column  # what the classes are
+    classes: tuple[str, ...]  # `real`, then the others in the order of their columns
+    absent: tuple[str, ...]  # classes of test rows that training did not have
+    untested: tuple[str, ...]  # classes that training had and no unedited test row has
+    rates: tuple[Rate, ...]
+    counts: tuple[Count, ...]
+
+
+def classes_of(scores: Scores) -> tuple[str, ...]:
+    """Classes that the scores have logits of, `real` first; empty if there are none."""
+    names = [name.removeprefix("logit_") for name in scores.columns if name.startswith("logit_")]
+    return tuple(sorted(names, key=lambda name: name != "real"))
+
+
+def attribute(scores: Scores, resamples: int = 1000, seed: int = 0, column: Column | None = None) -> Attribution:
+    """Attribution of the readable test rows of each view, with intervals from the resamples of all other metrics.
+
+    recall: share of a class's rows attributed to it. macro_recall, macro_f1: mean over the classes that the rows (of
+    a resample: the drawn rows) hold, of rows of trained classes only. auroc_x: chance that a fake of a trained class
+    has a larger max_logit, energy (logsumexp of all logits) or max_softmax than a fake of an absent class, ties half.
+    processed_reals: share of the processed reals attributed to a class; they have no part in the others.
+
+    `column` says what the classes are; without it the one of the two that has their names. Refuses classes without
+    `real` or without a fake, names that could be either, a fake without a class, a readable row without its logits.
+    """
+    classes = classes_of(scores)
+    if classes[:1] != ("real",) or len(classes) < 2:
+        raise Refusal(f"class logits of {', '.join(classes) or 'no class'}: give logit_real and logit_<a fake class>")
+    column = column or _column(scores, classes)
+    test = scores.select(scores["split"] == "test")
+    if not len(test):
+        raise Refusal("the scores have no row with split 'test': there is nothing to report")
+    true = _true(test, column)
+    names = (*classes, *sorted(set(true) - set(classes)))
+    if bad := [name for name in names if name.startswith((ABSENT, EDIT)) or not name]:
+        raise Refusal(f"class {bad[0]!r}: a name cannot be empty or begin with {ABSENT!r} or {EDIT!r}; rename it")
+    logits = np.stack([test[f"logit_{name}"] for name in classes], axis=1)
+    if lost := int((test.ok & ~np.isfinite(logits).all(axis=1)).sum()):
+        raise Refusal(f"{lost} readable test rows lack a finite logit of a class: score them again or drop them")
+    counts, group = draw(test["set"], test["group"], resamples, seed)
+    place = {name: i for i, name in enumerate(names)}
+    number = np.array([place[name] for name in true])
+    rates, cells = [], []
+    for view in distinct(test["view"]):
+        rows = np.flatnonzero((test["view"] == view) & test.ok)
+        edit, fake, truth = test["edit"][rows], test.fake[rows], number[rows]
+        called = logits[rows].argmax(axis=1)
+        cells += _confusion(view, names, classes, truth, called, edit)
+        closed, edited = (edit == "") & (truth < len(classes)), edit != ""
+        drawn = group[rows]
+        rates += _closed_set(view, classes, truth[closed], called[closed], counts, drawn[closed])
+        rates += _open_set(view, logits[rows][fake], truth[fake] < len(classes), counts, drawn[fake])
+        rates += _processed(view, classes, called[edited], counts, drawn[edited])
+    held = set(true[test["edit"] == ""])
+    untested = tuple(name for name in classes if name not in held)
+    return Attribution(column, classes, names[len(classes) :], untested, tuple(rates), tuple(cells))
+
+
+def _column(scores: Scores, classes: tuple[str, ...]) -> Column:
+    """Which of the two columns has all the names of classes that occur at all."""
+    fakes = scores.select(scores.fake)
+    found = {column: set(classes[1:]) & set(fakes[column]) for column in ("family", "generator")}
+    either = found["family"] | found["generator"]
+    holding = [column for column in found if either and found[column] == either]
+    if len(holding) == 1 or (holding and (fakes["family"] == fakes["generator"]).all()):
+        return holding[0]
+    what = "as well families as generators" if holding else "neither all families nor all generators"
+    raise Refusal(
+        f"the classes {', '.join(classes[1:])} of the logit columns could be {what} of the fakes: say which they are "
+        "with --classes family or --classes generator"
+    )
+
+
+def _true(test: Scores, column: Column) -> np.ndarray:
+    """(n,) true class; every real image is `real`, whatever its family says."""
+    true = np.where(test.fake, test[column], "real")
+    wrong = test.fake & np.isin(true, ("", "real"))
+    if wrong.any():
+        generator = test["generator"][wrong][0]
+        raise Refusal(f"fakes of {generator!r} have the {column} {true[wrong][0]!r}: fill in its {column}")
+    return true
+
+
+def _confusion(
+    view: str,
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    truth: np.ndarray,
+    called: np.ndarray,
+    edit: np.ndarray,
+) -> list[Count]:
+    """Rows of the classes, of the absent ones, and of processed reals if the view has any."""
+    kinds = {name if i < len(classes) else ABSENT + name: (edit == "") & (truth == i) for i, name in enumerate(names)}
+    edits = [name for name in distinct(edit) if name]
+    kinds |= {EDIT + name: edit == name for name in edits} | ({EDIT + ALL: edit != ""} if edits else {})
+    cells = []
+    for label, rows in kinds.items():
+        found, n = np.bincount(called[rows], minlength=len(classes)).tolist(), int(rows.sum())
+        pairs = zip(classes, found, strict=True)
+        cells += [Count(view, label, name, count, count / n if n else float("nan")) for name, count in pairs]
+    return cells
+
+
+def _closed_set(
+    view: str, classes: tuple[str, ...], truth: np.ndarray, called: np.ndarray, counts: np.ndarray, group: np.ndarray
+) -> list[Rate]:
+    """Recall per class and the two means, from rows of trained classes."""
+    right = truth == called
+    hits = _sums(counts, group[right], truth[right], len(classes))
+    rows, calls = (_sums(counts, group, number, len(classes)) for number in (truth, called))
+    held = rows > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recall = hits / rows
+        f1 = 2 * hits / (rows + calls)
+        means = {
+            name: np.where(held, values, 0).sum(axis=1) / held.sum(axis=1)
+            for name, values in (("macro_recall", recall), ("macro_f1", f1))
+        }
+    rates = [_rate(view, name, "recall", recall[:, i], int(rows[0, i])) for i, name in enumerate(classes)]
+    return rates + [_rate(view, ALL, name, values, len(truth)) for name, values in means.items()]
+
+
+def _open_set(view: str, logits: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
+    """AUROC of known (n,) bool against the other fakes by what the logits (n, c) say."""
+    steps = np.sort(logits, axis=1)
+    top, below = steps[:, -1], np.logaddexp.reduce(steps[:, :-1], axis=1)
+    # the log of the largest softmax has the same order, without ties where the softmax itself rounds to 1
+    sizes = (top, np.logaddexp(top, below), -np.logaddexp(0, below - top))
+    values = np.full((len(OPEN_SET), len(counts)), np.nan)
+    if known.any() and not known.all():
+        half, step = np.full(len(known), 0.5), max(1, CHUNK // len(known))
+        for first in range(0, len(counts), step):
+            weights = counts[first : first + step, group]
+            for i, size in enumerate(sizes):
+                found = measure(size, half, known, weights, float("nan"))
+                values[i, first : first + step] = found["auc"]
+    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known)) for i, name in enumerate(OPEN_SET)]
+
+
+def _processed(
+    view: str, classes: tuple[str, ...], called: np.ndarray, counts: np.ndarray, group: np.ndarray
+) -> list[Rate]:
+    """Share of the processed reals attributed to each class."""
+    if not len(called):
+        return []
+    found = _sums(counts, group, called, len(classes))
+    with np.errstate(invalid="ignore"):
+        shares = found / found.sum(axis=1, keepdims=True)
+    return [_rate(view, name, "processed_reals", shares[:, i], len(called)) for i, name in enumerate(classes)]
+
+
+def _sums(counts: np.ndarray, group: np.ndarray, number: np.ndarray, width: int) -> np.ndarray:
+    """Rows of each number in each resample: counts (r, g), group and number (n,) -> (r, width)."""
+    groups = counts.shape[1]
+    table = np.bincount(group * width + number, minlength=groups * width).reshape(groups, width).astype(np.float64)
+    step = max(1, CHUNK // groups)
+    return np.concatenate([counts[first : first + step] @ table for first in range(0, len(counts), step)])
+
+
+def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int) -> Rate:
+    """From the sample itself and its resamples, (1 + r,)."""
+    low, high, skipped = interval(values[1:])
+    return Rate(view, label, metric, float(values[0]), low, high, n, 0 if np.isnan(values[0]) else skipped)
