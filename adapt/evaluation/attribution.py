@@ -78,7 +78,8 @@ def attribute(scores: Scores, resamples: int = 1000, seed: int = 0, column: Colu
     """
     classes = classes_of(scores)
     if classes[:1] != ("real",) or len(classes) < 2:
-        raise Refusal(f"class logits of {', '.join(classes) or 'no class'}: give logit_real and logit_<a fake class>")
+        given = ", ".join(classes) or "no class"
+        raise Refusal(f"class logits of {given}: give logit_real and one a fake class, or leave all logit_<class> out")
     column = column or _column(scores, classes)
     test = scores.select(scores["split"] == "test")
     if not len(test):
