@@ -3,7 +3,7 @@
     CACHE/<space>/fingerprint.json        everything that made these features
     CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32
 
-A space is one (backbone, layer, view, precision, library versions). An image is known by the SHA-256 of its
+A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its
 bytes, so a cache serves every manifest that holds the image. Shards are only ever added, each whole under the
 digest of its own bytes: two writers never meet, a killed one leaves nothing that could be read, and a shard whose
 bytes do not give its name is set aside and encoded again. Reading maps the shards into memory and copies the
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,13 +32,30 @@ from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
 from adapt.files import atomic, sha256, write_text
-from adapt.models.backbones import Backbone, identity
 from adapt.progress import bar
 
 FORMAT = 1
 SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # what a killed extraction may lose
 OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
 MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
+
+
+class Encoder(Protocol):
+    """What makes features: a `Backbone`, or a descriptor without weights."""
+
+    name: str
+    layer: str
+    preprocess: Any  # image -> tensor of `.shape` and `.dtype`
+    device: torch.device
+
+    def encode(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `preprocess` made, (n, ...) -> features (n, d) of every layer, from one pass."""
+
+    def identity(self, layer: str) -> dict[str, Any]:
+        """All that decides these features."""
+
+    def eval(self) -> Any:
+        """Before encoding."""
 
 
 @dataclass(frozen=True)
@@ -144,20 +162,19 @@ def feature_cache() -> Path:
     return Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt") / "features"
 
 
-def fingerprint(backbone: Backbone, layer: str, view: str) -> dict[str, object]:
+def fingerprint(encoder: Encoder, layer: str, view: str) -> dict[str, object]:
     """Everything that changes a feature; its digest names the space."""
     versions = provenance.versions()
     return {
         "format": FORMAT,
-        "backbone": identity(backbone) | {"layer": layer},
+        "encoder": encoder.identity(layer),
         "view": parse_view(view).name,
-        "precision": str(backbone.dtype).removeprefix("torch."),
         "versions": {name: versions[name] for name in MAKERS},
     }
 
 
 def extract(
-    backbone: Backbone,
+    encoder: Encoder,
     manifest: Manifest,
     views: Sequence[str],
     layers: Sequence[str] = (),
@@ -177,9 +194,9 @@ def extract(
     refused. `say` gets one line about what was found, encoded and unreadable.
     """
     views = tuple(dict.fromkeys(parse_view(view).name for view in views))
-    layers = tuple(dict.fromkeys(layers)) or (backbone.layer,)
+    layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
     cache = feature_cache() if cache is None else Path(cache)
-    folders = {(a, v): cache / _digest(fingerprint(backbone, a, v))[:32] for a in layers for v in views}
+    folders = {(a, v): cache / _digest(fingerprint(encoder, a, v))[:32] for a in layers for v in views}
     ids, missing = _identify(manifest, share, gather)
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
@@ -190,18 +207,16 @@ def extract(
     todo = int(wanted.any(axis=0).sum())
     if todo and cached_only:
         raise Refusal(
-            f"{todo} of {len(rows)} images have no features in {cache} for {backbone.name}, layer "
+            f"{todo} of {len(rows)} images have no features in {cache} for {encoder.name}, layer "
             f"{' '.join(layers)}, views {' '.join(views)}, with these library versions: run recipes/extract.py with "
             "the same flags first (a cache of another manifest, weights or version does not serve)"
         )
     if todo:
         for (layer, view), folder in folders.items():
             if not (folder / "fingerprint.json").is_file():
-                write_text(
-                    folder / "fingerprint.json", json.dumps(fingerprint(backbone, layer, view), indent=1) + "\n"
-                )
+                write_text(folder / "fingerprint.json", json.dumps(fingerprint(encoder, layer, view), indent=1) + "\n")
         lost = _encode(
-            backbone, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
+            encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
         )
         for row, reason in gather(lost):  # and every process waits until all shards are published
             missing |= dict.fromkeys(np.flatnonzero(ids == ids[row]).tolist(), reason)
@@ -216,19 +231,19 @@ def extract(
 
 
 @torch.no_grad()
-def _encode(backbone, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say):
+def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say):
     """Decode each image once for the views it lacks, encode, and publish shards as they fill."""
-    device, rank = backbone.mean.device, share[0]
+    device, rank = encoder.device, share[0]
     mine = np.arange(len(rows))[rank :: share[1]]
     mine = mine[wanted[:, mine].any(axis=0)]
     shards, lost = {key: _Shard(folder) for key, folder in folders.items()}, []
     progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
-    backbone.eval()
+    encoder.eval()
     for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
         here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
         needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
         loader = DataLoader(
-            Images(manifest, rows[here], backbone.preprocess, needed),
+            Images(manifest, rows[here], encoder.preprocess, needed),
             batch_size=max(1, batch_size // len(needed)),
             num_workers=workers,
             collate_fn=list,
@@ -237,7 +252,7 @@ def _encode(backbone, manifest, ids, rows, wanted, absent, folders, views, layer
         done = 0
         for items in loader:
             lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
-            found = backbone.encode(torch.cat([item.pixels for item in items]).to(device), layers)
+            found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
             for layer, values in found.items():
                 values = values.float().view(len(items), len(needed), -1).cpu().numpy()
                 for v, view in enumerate(needed):

@@ -90,3 +90,15 @@ def fuse_all(tower: nn.Module) -> int:
     for block in blocks:
         block.attn = fuse(block.attn)
     return len(blocks)
+
+
+def call_qkv(tower: nn.Module) -> int:
+    """Let timm's attention of EVA and BEiT call its fused `qkv` layer in place; returns how many blocks changed.
+
+    With a bias for q and v alone they multiply by the layer's weight themselves, and an adapter on it would never
+    run. Their own switch adds the bias afterwards: the same function.
+    """
+    blocks = [m for m in tower.modules() if getattr(m, "qkv_bias_separate", None) is False and m.q_bias is not None]
+    for block in blocks:
+        block.qkv_bias_separate = True
+    return len(blocks)

@@ -25,8 +25,8 @@ Targets = Literal["qv", "qkvo", "mlp", "all", "norm"]
 BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers|layer|stages)\.(\d+)\.")
 LAYERS = {
     "qv": re.compile(r"\.(q_proj|v_proj)$"),
-    "qkvo": re.compile(r"\.attn\.(q_proj|k_proj|v_proj|out_proj|qkv|proj)$"),
-    "mlp": re.compile(r"\.mlp\.(c_fc|c_proj|fc1|fc2)$"),
+    "qkvo": re.compile(r"\.(attn|self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj|qkv|proj)$"),
+    "mlp": re.compile(r"\.mlp\.(c_fc|c_proj|fc1|fc1_g|fc1_x|fc2|up_proj|gate_proj|down_proj)$"),
 }
 ANY = re.compile("|".join(pattern.pattern for pattern in LAYERS.values()))
 
@@ -43,7 +43,10 @@ def target_modules(backbone: Backbone, targets: Targets, last_blocks: int | None
         names = [name for name, module in modules.items() if isinstance(module, NORMS)]
     else:
         pattern = LAYERS.get(targets, ANY)
-        names = [name for name, module in modules.items() if isinstance(module, nn.Linear) and pattern.search(name)]
+        linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        names = [
+            name for name in linears if pattern.search(name) and BLOCK.search(name)
+        ]  # a pooling head has no number
         if targets == "all" and not names:
             names = [name for name, module in modules.items() if _pointwise(module)]
     if not names:
@@ -91,7 +94,7 @@ def add_adapter(
         config = LNTuningConfig(target_modules=names)
     else:
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
-    with torch.random.fork_rng(devices=[]), _unknown_norms_allowed():
+    with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
         torch.manual_seed(seed)
         backbone.tower = get_peft_model(backbone.tower, config)
     config.base_model_name_or_path = backbone.name  # set now: peft would clear it above
@@ -129,7 +132,7 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
     config.inference_mode = False
     config.base_model_name_or_path = None  # peft knows only names on the hub and would warn of ours
     try:
-        with torch.random.fork_rng(devices=[]), _unknown_norms_allowed():
+        with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
             tower = get_peft_model(backbone.tower, config)
     except ValueError as error:
         raise Refusal(
@@ -151,8 +154,10 @@ def merge_adapter(backbone: Backbone) -> None:
 
 
 @contextlib.contextmanager
-def _unknown_norms_allowed() -> Iterator[None]:
-    """peft copies a norm layer whole, yet warns of every class that is not torch's own."""
+def _known_warnings_ignored() -> Iterator[None]:
+    """peft copies a norm layer whole, yet warns of every class that is not torch's own; and it asks models of
+    transformers for a property under its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Unsupported layer type")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield

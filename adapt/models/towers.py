@@ -1,0 +1,79 @@
+"""What the libraries' image towers have in common: the tokens that one pass hands back."""
+
+import difflib
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from adapt.data.preprocess import Preprocess
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """After one block: the class token (n, d), if the tower has one, and the patch tokens (n, p, d).
+
+    Registers are neither. The positions of a convolutional tower are its patches.
+    """
+
+    cls: Tensor | None
+    patches: Tensor
+
+
+@dataclass(frozen=True)
+class End:
+    """After all blocks: the pooled feature (n, d), the patch tokens (n, p, d) behind the final norm, and the
+    projected embedding (n, e) of a tower that was trained with texts."""
+
+    last: Tensor
+    patches: Tensor
+    proj: Tensor | None = None
+
+
+# tower, normalised pixels (n, 3, size, size), numbers of the blocks asked for (from 1), whether the end is asked for
+# -> tokens by block, the end. Runs every block once, and none behind the last one that is asked for.
+Walk = Callable[[nn.Module, Tensor, Collection[int], bool], tuple[dict[int, Tokens], End | None]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a library hands over: the tower, how images enter it, and how to walk through it."""
+
+    tower: nn.Module
+    preprocess: Preprocess
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    depth: int  # number of blocks (or stages) with features of their own
+    has_proj: bool
+    walk: Walk
+
+
+def bare(tower: nn.Module) -> nn.Module:
+    """The library's own module inside peft's wrapper."""
+    return tower.get_base_model() if hasattr(tower, "get_base_model") else tower
+
+
+def read_json(path: Path, name: str) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refusal(f"backbone {name}: {path} is needed beside the weights ({error.strerror})") from error
+    except ValueError as error:
+        raise Refusal(f"backbone {name}: {path} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise Refusal(f"backbone {name}: {path} must hold a JSON object")
+    return value
+
+
+def near(word: str, known: Collection[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    return f", perhaps {found[0]!r}" if found else ""
+
+
+def first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    text = str(cause).strip() or type(cause).__name__
+    return " ".join(text.split())[:300]
