@@ -20,7 +20,7 @@ ORDER = [
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.groups"},
     {"adapt.embedded"},
-    {"adapt.models.attention", "adapt.models.heads", "adapt.models.probes", "adapt.models.towers"},
+    {"adapt.models.attention", "adapt.models.heads", "adapt.models.probes", "adapt.models.tip_adapter", "adapt.models.towers"},
     {"adapt.models.towers_timm", "adapt.models.towers_transformers"},
     {"adapt.models.towers_open_clip"},
     {"adapt.models.backbones"},
