@@ -26,7 +26,7 @@ from adapt.models.lora import load_adapter, save_adapter
 from adapt.models.probes import Probe
 from adapt.progress import bar
 
-FORMAT = 1
+FORMAT = 2
 HEADS = {"linear": LinearHead, "probe": Probe}
 CARD = """---
 library_name: peft

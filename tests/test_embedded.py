@@ -175,7 +175,7 @@ def test_planted_traces_are_stronger(generator):
     for trace in world.TRACES:
         found = [world.make_group(901, "train", index, trace) for index in range(4)]
         change[trace] = np.mean([abs(from_bytes(g[generator, ""]) - from_bytes(g["real", ""])).mean() for g in found])
-    assert change["planted"] > 1.3 * change["subtle"]  # the coarse texture is the same in both
+    assert change["planted"] > 1.5 * change["subtle"]
 
 
 def test_demosaic_keeps_the_samples_and_a_linear_ramp():

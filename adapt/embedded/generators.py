@@ -183,16 +183,16 @@ STRENGTH = {  # how much of the detail carries the trace; every image draws 0.7 
 }
 
 
-INVENTED = {  # coarse texture that a decoder adds: deviation, cell in pixels, share of colour in it
-    "grid": (0.115, 5, 0.5),
-    "transposed": (0.115, 5, 0.4),
-    "latent": (0.115, 5, 0.5),
-    "codebook": (0.125, 5, 0.5),
-    "cascade": (0.05, 5, 0.4),
-    "style": (0.05, 5, 0.25),
-    "lanczos": (0.03, 5, 0.25),
-    "wavelet": (0.05, 6, 0.25),
-    "phase": (0.05, 7, 0.25),
+INVENTED = {  # coarse texture that a decoder adds: deviation at excess 1, cell in pixels, share of colour in it
+    "grid": (0.0575, 5, 0.5),
+    "transposed": (0.0575, 5, 0.4),
+    "latent": (0.0575, 5, 0.5),
+    "codebook": (0.0625, 5, 0.5),
+    "cascade": (0.025, 5, 0.4),
+    "style": (0.025, 5, 0.25),
+    "lanczos": (0.015, 5, 0.25),
+    "wavelet": (0.025, 6, 0.25),
+    "phase": (0.025, 7, 0.25),
 }
 MARGIN = 24  # pixels that a decoder draws beyond the image, which is cut from anywhere in them
 
@@ -203,7 +203,7 @@ def detail_energy(image: np.ndarray) -> float:
 
 
 def resynthesise(generator: str, photo: np.ndarray, rng: np.random.Generator, excess: float = 1.0) -> np.ndarray:
-    """The fake of one photograph; `excess` multiplies its difference before the detail energy is matched.
+    """The fake of one photograph; `excess` multiplies its traces, the fine ones before the detail energy is matched.
 
     The decoder draws a larger picture, of which the image is a part: its grids start anywhere in the image.
     """
@@ -215,7 +215,7 @@ def resynthesise(generator: str, photo: np.ndarray, rng: np.random.Generator, ex
     share = rng.uniform(0.85, 1.1)
     fake = fake + _missing_gain(fake, detail_energy(photo) * share) * (fake - blur(fake, 1.0))
     deviation, cell, colour = INVENTED[generator]
-    return fake + deviation * rng.uniform(0.5, 1.5) * _texture(rng, scene, cell, colour)[here]
+    return fake + excess * deviation * rng.uniform(0.5, 1.5) * _texture(rng, scene, cell, colour)[here]
 
 
 def _missing_gain(fake: np.ndarray, wanted: float) -> float:

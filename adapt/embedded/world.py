@@ -34,7 +34,7 @@ VERSION = 4  # raise it when the same seed gives other bytes
 SIZE = 96  # pixels a side
 SCENES = (480, 48, 120)  # train, val, test
 SPLITS = ("train", "val", "test")
-TRACES = {"subtle": 2.0, "planted": 12.0}  # excess of the fine traces; 1 is too little for so small a model
+TRACES = {"subtle": 2.0, "planted": 12.0}  # excess of the generators; 1 is too little for so small a model
 COLUMNS = ("path", "group", "generator", "split", "set", "edit", "family", "source")
 
 

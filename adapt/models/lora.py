@@ -23,10 +23,12 @@ from adapt.models.backbones import NORMS, Backbone
 
 Targets = Literal["qv", "qkvo", "mlp", "all", "norm"]
 BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers|layer|stages)\.(\d+)\.")
-LAYERS = {
-    "qv": re.compile(r"\.(q_proj|v_proj)$"),
-    "qkvo": re.compile(r"\.(attn|self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj|qkv|proj)$"),
-    "mlp": re.compile(r"\.mlp\.(c_fc|c_proj|fc1|fc1_g|fc1_x|fc2|up_proj|gate_proj|down_proj)$"),
+LAYERS = {  # of open_clip, timm and transformers (whose DINOv2 still had query, key, value, output.dense in 5.17)
+    "qv": re.compile(r"\.(q_proj|v_proj|query|value)$"),
+    "qkvo": re.compile(
+        r"\.(attn|self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj|qkv|proj|query|key|value|output\.dense)$"
+    ),
+    "mlp": re.compile(r"\.mlp\.(c_fc|c_proj|fc1|fc1_g|fc1_x|fc2|up_proj|gate_proj|down_proj|weights_in|weights_out)$"),
 }
 ANY = re.compile("|".join(pattern.pattern for pattern in LAYERS.values()))
 
@@ -91,7 +93,8 @@ def add_adapter(
 
     names = target_modules(backbone, targets, last_blocks)
     if targets == "norm":
-        config = LNTuningConfig(target_modules=names)
+        # as one expression: in a list `norm` would also mean `patch_embed.norm`, which may be no norm at all
+        config = LNTuningConfig(target_modules="|".join(map(re.escape, names)))
     else:
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
     with torch.random.fork_rng(devices=[]), _known_warnings_ignored():

@@ -50,14 +50,10 @@ def load_transformers(name: str, model: str) -> Loaded:
     depth = tower.config.num_hidden_layers
     path = next(path for path, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
     has_proj = not kind.startswith("dino")
-    if has_proj and not _fits(tower, preprocess):
-        size = tower.config.image_size
+    size = tower.config.image_size
+    if has_proj and size != preprocess.size:  # DINO interpolates its positions, or has none
         raise Refusal(f"backbone {name}: the tower takes {size} px, its preprocessor_config.json {preprocess.size}")
     return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path))
-
-
-def _fits(tower: nn.Module, preprocess: Preprocess) -> bool:
-    return tower.config.image_size == preprocess.size
 
 
 def snapshot(name: str, model: str) -> Path:
