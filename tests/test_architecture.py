@@ -20,7 +20,7 @@ ORDER = [
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.groups"},
     {"adapt.embedded"},
-    {"adapt.models.attention", "adapt.models.heads"},
+    {"adapt.models.attention", "adapt.models.color", "adapt.models.heads"},
     {"adapt.models.backbones"},
     {"adapt.models.lora"},
     {"adapt.checkpoint", "adapt.tracking"},
