@@ -164,7 +164,15 @@ def test_views_repeat_themselves_and_spare_their_input(name):
     assert (first.mode, first.info) == ("RGB", {})
 
 
-SPELLINGS = {"none": "none", "grey": "grey", "grey+qf040": "grey+qf40", "qf40+grey": "qf40+grey", "qf040": "qf40", "blur1.0": "blur1", "qf40.0+crop0224": "qf40+crop224"}
+SPELLINGS = {
+    "none": "none",
+    "grey": "grey",
+    "grey+qf040": "grey+qf40",
+    "qf40+grey": "qf40+grey",
+    "qf040": "qf40",
+    "blur1.0": "blur1",
+    "qf40.0+crop0224": "qf40+crop224",
+}
 
 
 @pytest.mark.parametrize(("written", "canonical"), SPELLINGS.items())

@@ -3,7 +3,8 @@
 Generators and cameras make colour differently: it shows in chroma moments and residuals (1808.07276) and in saturation
 (1812.08247). JPEG stores chroma at half resolution, so what is said of single pixels of chroma speaks of the encoder.
 `describe` therefore keeps to moments, correlations and structure of 4 px and more: measured in
-results/color-stability. All of it is to be computed on the pixels of a View, before a model's resize.
+results/color-stability. To be computed on the pixels of a View, before a model's resize; 512 px take 11 to 14 ms of
+one core.
 
 Colour space: BT.601 at full range, JPEG's own (ITU-T T.871): Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B - Y) / 1.772,
 Cr = (R - Y) / 1.402 with R, G, B and Y in [0, 1], Cb and Cr in [-0.5, 0.5] (no offset). Chroma: hypot(Cb, Cr);
@@ -137,14 +138,17 @@ def _correlations(count: int, total: np.ndarray, products: np.ndarray) -> np.nda
 
 
 def _cells(bands: tuple[Image.Image, ...], scales: tuple[int, ...]) -> list[np.ndarray]:
-    """For each scale the mean R, G, B (3, h, w) of cells of about so many px a side: as many as fit best, edges shared
-    by fractions."""
+    """For each scale R, G, B (3, h, w) of cells of about so many px a side, as many as fit best.
+
+    A cell is a mean under a triangle that reaches to the centres of its neighbours: on photographs at quality 40 its
+    chroma drifts a fifth less than that of square blocks, and nearly the same wherever the JPEG grid lies.
+    """
     cells = [[] for _ in scales]
     for band in bands:  # one after the other: a float copy of a large image is large
         plane = band.convert("F")  # Pillow would round the means of an 8-bit plane to 8 bits
         for found, scale in zip(cells, scales, strict=True):
             size = tuple(max(1, round(length / scale)) for length in plane.size)
-            found.append(np.asarray(plane.resize(size, Image.Resampling.BOX)))
+            found.append(np.asarray(plane.resize(size, Image.Resampling.BILINEAR)))
     return [np.stack(planes) for planes in cells]
 
 
