@@ -3,7 +3,7 @@
 Generators and cameras make colour differently: it shows in chroma moments and residuals (1808.07276) and in saturation
 (1812.08247). JPEG stores chroma at half resolution, so what is said of single pixels of chroma speaks of the encoder.
 `describe` therefore keeps to moments, correlations and structure of 4 px and more: measured in
-results/color-stability. To be computed on the pixels of a View, before a model's resize; 512 px take 11 to 14 ms of
+results/color-stability. To be computed on the pixels of a View, before a model's resize; 512 px take about 14 ms of
 one core.
 
 Colour space: BT.601 at full range, JPEG's own (ITU-T T.871): Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B - Y) / 1.772,
@@ -16,7 +16,7 @@ from PIL import Image
 
 _MIX = np.array([[299, 587, 114], [-299, -587, 886], [701, -587, -114]], np.float64)  # 1000 Y, B - Y, R - Y
 _UNIT = 255_000 * np.array([[1], [1.772], [1.402]])
-_STRIP = 2**13  # pixels at a time: all planes stay in a processor's cache, and memory does not grow with the image
+_STRIP = 2**13  # pixels at a time: their eight planes of float64 stay in a processor's cache
 _FLAT = 1e-12  # variances below it are rounding: 8 bits resolve 1.5e-5
 _FAINT = 1e-4  # added to a mean gradient before its logarithm: what the rounding of 8 bits leaves of a 8 px cell
 
