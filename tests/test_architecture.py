@@ -22,6 +22,7 @@ ORDER = [
     {"adapt.embedded"},
     {
         "adapt.models.attention",
+        "adapt.models.color",
         "adapt.models.heads",
         "adapt.models.probes",
         "adapt.models.tip_adapter",

@@ -119,7 +119,27 @@ def test_blur_has_its_sigma(sigma):
     assert np.sqrt((spread * (place - centre) ** 2).sum() / spread.sum()) == pytest.approx(sigma, rel=0.08)
 
 
-NAMES = ["none", "qf40", "qf90", "webp50", "crop32", "resize48", "blur0.5", "blur2"]
+def test_grey_is_the_luma_of_jpeg_in_all_channels():
+    source = photo()
+    grey = pixels(parse_view("grey")(source))
+    assert (grey == grey[..., :1]).all()
+    np.testing.assert_array_equal(grey[..., 0], pixels(source.convert("L")))
+    red, green, blue = pixels(source).astype(float).transpose(2, 0, 1)
+    assert np.abs(grey[..., 0] - (0.299 * red + 0.587 * green + 0.114 * blue)).max() < 0.51  # rounding
+    np.testing.assert_array_equal(pixels(parse_view("grey+grey")(source)), grey)
+
+
+def test_jpeg_keeps_grey_grey_and_codes_the_same_luma():
+    """JPEG codes Y apart from the chroma, so grey before and after it differ only where RGB was rounded or clipped."""
+    soft = Image.fromarray((pixels(photo()) // 2 + 64).astype(np.uint8))
+    before, after = (pixels(parse_view(name)(soft)).astype(int) for name in ("grey+qf40", "qf40+grey"))
+    for made in (before, after):
+        assert (made == made[..., :1]).all()
+    assert np.abs(before - after).max() <= 1
+    assert np.abs(before - pixels(parse_view("grey")(soft))).max() > 5
+
+
+NAMES = ["none", "grey", "qf40", "qf90", "webp50", "crop32", "resize48", "blur0.5", "blur2"]
 
 
 @given(first=st.sampled_from(NAMES[1:]), second=st.sampled_from(NAMES[1:]), x=st.floats(0, 1))
@@ -144,7 +164,15 @@ def test_views_repeat_themselves_and_spare_their_input(name):
     assert (first.mode, first.info) == ("RGB", {})
 
 
-SPELLINGS = {"none": "none", "qf040": "qf40", "blur1.0": "blur1", "qf40.0+crop0224": "qf40+crop224"}
+SPELLINGS = {
+    "none": "none",
+    "grey": "grey",
+    "grey+qf040": "grey+qf40",
+    "qf40+grey": "qf40+grey",
+    "qf040": "qf40",
+    "blur1.0": "blur1",
+    "qf40.0+crop0224": "qf40+crop224",
+}
 
 
 @pytest.mark.parametrize(("written", "canonical"), SPELLINGS.items())
@@ -159,6 +187,7 @@ def test_names_are_canonical(written, canonical):
             st.integers(1, 100).map(lambda n: f"qf{n}"),
             st.integers(16, 2048).map(lambda n: f"crop{n}"),
             st.floats(0.1, 64).map(lambda n: f"blur{n}"),
+            st.just("grey"),
         ),
         min_size=1,
         max_size=4,
@@ -180,6 +209,13 @@ def test_names_round_trip(steps):
         ("cropp224", "did you mean crop224"),
         ("resise256", "did you mean resize256"),
         ("nonne", "did you mean none\\?"),
+        ("gray", "did you mean grey\\?"),
+        ("gray40", "did you mean grey\\?"),
+        ("Grey", "did you mean grey\\?"),
+        ("grey40", "grey takes no number: write grey"),
+        ("qf40+grey1.5", "grey takes no number: write grey"),
+        ("grey-", "did you mean grey\\?"),
+        ("crop", "did you mean cropN"),
         ("qf-5", "unknown step"),
         ("qf40 ", "unknown step"),
         ("blur1e3", "unknown step"),

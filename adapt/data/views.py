@@ -1,4 +1,4 @@
-"""Views: named deterministic functions image -> image, such as `crop224+qf40`."""
+"""Views: named deterministic functions image -> image, such as `crop224+qf40` or `grey+qf40`."""
 
 import difflib
 import io
@@ -69,10 +69,15 @@ def _blur(image: Image.Image, sigma: float, at: At) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
+def _grey(image: Image.Image, number: None, at: At) -> Image.Image:
+    """Y of BT.601 in all channels, as JPEG and Pillow compute it: the picture without its chroma."""
+    return image.convert("L").convert("RGB")
+
+
 class _Op(NamedTuple):
-    apply: Callable[[Image.Image, float, At], Image.Image]
-    low: float
-    high: float
+    apply: Callable[[Image.Image, float | None, At], Image.Image]
+    low: float | None  # None: the operation takes no number
+    high: float | None
     whole: bool
     meaning: str
 
@@ -83,6 +88,7 @@ OPS = {
     "resize": _Op(_resize, 16, 2048, True, "shortest side, px"),
     "crop": _Op(_crop, 16, 2048, True, "side, px"),
     "blur": _Op(_blur, 0.1, 64, False, "sigma, px"),
+    "grey": _Op(_grey, None, None, False, "no chroma"),
 }
 
 
@@ -91,7 +97,7 @@ class View:
     """A named image -> image function; make one with `parse_view`. Two views are equal if their names are."""
 
     name: str
-    steps: tuple[tuple[str, float], ...]
+    steps: tuple[tuple[str, float | None], ...]
 
     def __call__(self, image: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
         """Apply the steps from left to right to an RGB image.
@@ -106,32 +112,48 @@ class View:
 
 
 def parse_view(name: str) -> View:
-    """View of a name: `none`, or steps (an operation and its number) joined by `+`, applied left to right.
+    """View of a name: `none`, or steps (most an operation and its number) joined by `+`, applied left to right.
 
     `qf40` JPEG quality; `webp80` lossy WebP quality; `resize256` shortest side; `crop224` native crop;
-    `blur1.5` Gaussian sigma. The view's own name is canonical (`qf040` -> `qf40`). Refuses all else.
+    `blur1.5` Gaussian sigma; `grey`, without a number, removes the chroma. The view's own name is canonical
+    (`qf040` -> `qf40`). Refuses all else.
     """
     if name == "none":
         return View("none", ())
     steps = tuple(_parse_step(step, name) for step in name.split("+"))
-    return View("+".join(f"{op}{number}" for op, number in steps), steps)
+    return View("+".join(op if number is None else f"{op}{number}" for op, number in steps), steps)
 
 
-def _parse_step(step: str, name: str) -> tuple[str, float]:
-    match = re.fullmatch(r"([a-z]+)([0-9]+(?:\.[0-9]+)?)", step)
-    if not match or match[1] not in OPS:
-        word = re.sub("[^a-z]", "", step.lower())
-        close = difflib.get_close_matches(word, [*OPS, "none"] if step == name else OPS, n=1, cutoff=0.5)
-        number = (re.search(r"[0-9.]+", step) or ["N"])[0]
-        hint = f"did you mean {close[0]}{number if close[0] != 'none' else ''}? " if close else ""
-        known = ", ".join(f"{op}N ({known.meaning})" for op, known in OPS.items())
-        raise Refusal(f"unknown step {step!r} in view {name!r}: {hint}known: none (alone), {known}; join with +")
-    op, number = match[1], float(match[2])
-    low, high, whole = OPS[op].low, OPS[op].high, OPS[op].whole
-    if not low <= number <= high or (whole and not number.is_integer()):
-        kind = "a whole number" if whole else "a number"
-        raise Refusal(f"step {step!r} in view {name!r}: {OPS[op].meaning} is {kind} from {low} to {high}")
-    return op, int(number) if number.is_integer() else number
+def _parse_step(step: str, name: str) -> tuple[str, float | None]:
+    match = re.fullmatch(r"([a-z]+)([0-9]+(?:\.[0-9]+)?)?", step)
+    op = OPS.get(match[1]) if match else None
+    if op is None or (op.low is not None and match[2] is None):
+        known = ", ".join(f"{_spelling(other)} ({OPS[other].meaning})" for other in OPS)
+        raise Refusal(
+            f"unknown step {step!r} in view {name!r}: {_hint(step, alone=step == name)}"
+            f"known: none (alone), {known}; join with +"
+        )
+    if op.low is None:
+        if match[2] is not None:
+            raise Refusal(f"step {step!r} in view {name!r}: {match[1]} takes no number: write {match[1]}")
+        return match[1], None
+    number = float(match[2])
+    if not op.low <= number <= op.high or (op.whole and not number.is_integer()):
+        kind = "a whole number" if op.whole else "a number"
+        raise Refusal(f"step {step!r} in view {name!r}: {op.meaning} is {kind} from {op.low} to {op.high}")
+    return match[1], int(number) if number.is_integer() else number
+
+
+def _spelling(op: str, number: str = "N") -> str:
+    return op if op == "none" or OPS[op].low is None else f"{op}{number}"
+
+
+def _hint(step: str, alone: bool) -> str:
+    """What a misspelt step may have meant, with its own number; empty where nothing is near."""
+    word = re.sub("[^a-z]", "", step.lower())
+    close = difflib.get_close_matches(word, [*OPS, "none"] if alone else OPS, n=1, cutoff=0.5)
+    number = (re.search(r"[0-9.]+", step) or ["N"])[0]
+    return f"did you mean {_spelling(close[0], number)}? " if close else ""
 
 
 def rng(seed: int, epoch: int, key: str) -> random.Random:
