@@ -56,11 +56,12 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def at_least(low: float, config: Any, *names: str) -> None:
-    """Refuse a config in which one of these numbers is below `low` (or is not a number)."""
+    """Refuse a config in which one of these numbers (or of a list of them) is below `low`, or is not a number."""
     for name in names:
-        value = getattr(config, name)
-        if not value >= low:
-            raise Refusal(f"--{name} {value}: give at least {low}")
+        given = getattr(config, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if not value >= low:
+                raise Refusal(f"--{name} {value}: give at least {low}")
 
 
 def _list_flags(config_class: type) -> set[str]:

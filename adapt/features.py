@@ -157,6 +157,31 @@ class Features:
         return out
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Features of several encoders side by side, each of unit length if its place in `unit` says so."""
+
+    parts: tuple[Features, ...]
+    unit: tuple[bool, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.parts[0].manifest
+
+    def reasons(self, view: str) -> np.ndarray:
+        """As those of `Features`: the first part that lacks an image says why."""
+        first, *others = (part.reasons(view) for part in self.parts)
+        for reasons in others:
+            first = np.where(first == "", reasons, first)
+        return first
+
+    def take(self, rows: np.ndarray, views: str | np.ndarray, layer: str | None = None) -> np.ndarray:
+        """Features (len(rows), sum of the dims) float32; each part has its own layer."""
+        blocks = [part.take(rows, views) for part in self.parts]
+        lengths = (np.linalg.norm(block, axis=1, keepdims=True).clip(1e-12) for block in blocks)
+        return np.hstack([b / n if unit else b for b, n, unit in zip(blocks, lengths, self.unit, strict=True)])
+
+
 def feature_cache() -> Path:
     """`$ADAPT_CACHE/features`, by default ~/.cache/adapt/features."""
     return Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt") / "features"
@@ -284,11 +309,16 @@ class _Shard:
 
     def publish(self) -> None:
         if self.rows:
-            ids = np.frombuffer(b"".join(self.ids), np.uint8).reshape(-1, 32)
-            data = save({"ids": ids, "features": np.stack(self.rows)}, {"reasons": json.dumps(self.reasons)})
-            with atomic(self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors") as temporary:
-                temporary.write_bytes(data)
+            write_shard(self.folder, np.frombuffer(b"".join(self.ids), "V32"), np.stack(self.rows), self.reasons)
         self.__init__(self.folder)
+
+
+def write_shard(folder: Path, ids: np.ndarray, features: np.ndarray, reasons: dict[str, str] | None = None) -> None:
+    """Publish a shard: ids (n,) of 32 raw bytes, features (n, d) float32, and why images could not be read, by id."""
+    raw = np.frombuffer(ids.tobytes(), np.uint8).reshape(-1, 32)
+    data = save({"ids": raw, "features": features}, {"reasons": json.dumps(reasons or {})})
+    with atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors") as temporary:
+        temporary.write_bytes(data)
 
 
 def _identify(manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list]) -> tuple[np.ndarray, dict]:

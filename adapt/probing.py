@@ -113,16 +113,17 @@ def validation_judge(
     return judge
 
 
-def calibration_rows(
-    features: Features, views: Sequence[str], names: np.ndarray, classes: Sequence[str], seed: int, layer: str | None
+def validation_rows(
+    features: Features, views: Sequence[str], names: np.ndarray, classes: Sequence[str], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Validation features (m, d), one view a group, and their class numbers (m,): readable rows of known classes."""
+    """Readable validation rows (m,) of classes that training has, and the view drawn for each, one a group."""
     manifest = features.manifest
     rows = np.flatnonzero(manifest["split"] == "val")
-    drawn, true = drawn_views(manifest, rows, views, seed), numbers(names[rows], classes)
+    drawn = drawn_views(manifest, rows, views, seed)
     why = {view: features.reasons(view) for view in views}
-    keep = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool) & (true >= 0)
-    return features.take(rows[keep], drawn[keep], layer), true[keep]
+    keep = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool)
+    keep &= np.isin(names[rows], classes)
+    return rows[keep], drawn[keep]
 
 
 def fit_on_features(
@@ -133,10 +134,12 @@ def fit_on_features(
     seed: int,
     layer: str | None = None,
     permute_labels: bool = False,
+    unit: bool = True,
 ) -> tuple[Probe, dict[str, Any]]:
     """Fit a head of this kind on the training rows, one view a group, everything picked on validation rows.
 
-    Returns the head and what was picked. `permute_labels` shuffles the training labels: a control.
+    Returns the head and what was picked. `permute_labels` shuffles the training labels: a control. `unit`: whether
+    features are made unit vectors.
     """
     rows, drawn = training_rows(features, views, seed)
     names = class_names(features.manifest, classes)
@@ -145,5 +148,6 @@ def fit_on_features(
     if permute_labels:
         labels = np.random.default_rng(seed).permutation(labels)
     judge = validation_judge(features, views, names, layer)
-    calibration = calibration_rows(features, views, names, known, seed, layer)
-    return fit_probe(kind, features.take(rows, drawn, layer), labels, known, judge, calibration, seed)
+    val, val_drawn = validation_rows(features, views, names, known, seed)
+    calibration = (features.take(val, val_drawn, layer), numbers(names[val], known))
+    return fit_probe(kind, features.take(rows, drawn, layer), labels, known, judge, calibration, seed, unit)

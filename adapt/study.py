@@ -2,8 +2,11 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from adapt.data.manifest import Manifest
 from adapt.evaluation.bootstrap import ALL
@@ -52,6 +55,17 @@ class Study:
             if any(word != "n/a" for row in rows[1:] for word in row[len(self.keys) :]):
                 page += [f"{level} {title}", grid(rows)]
         return page
+
+    def over_last_key(self) -> "Study":
+        """Means over the last key (draws, seeds); instead of intervals the smallest and the largest value."""
+        mean = Study(self.keys[:-1], self.resamples, self.seed)
+        for name in dict.fromkeys(key[:-1] for key in self.cells):
+            found = [index(cells) for key, cells in self.cells.items() if key[:-1] == name]
+            for place, cell in found[0].items():
+                values = [cells[place].value for cells in found if place in cells]
+                spread = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+                mean.cells.setdefault(name, []).append(replace(cell, **spread))
+        return mean
 
     def write_csv(self, path: Path) -> None:
         """Every metric of every row, in long form."""

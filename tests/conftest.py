@@ -17,6 +17,14 @@ def planted(tmp_path_factory) -> Path:
     return make_world(tmp_path_factory.mktemp("planted"), seed=7, scenes=(16, 8, 12), trace="planted", processes=1)
 
 
+@pytest.fixture(scope="session")
+def subtle(tmp_path_factory) -> Path:
+    """Manifest of a world whose traces are as weak as those of the embedded default."""
+    from adapt.embedded.world import make_world
+
+    return make_world(tmp_path_factory.mktemp("subtle"), seed=7, scenes=(16, 8, 12), trace="subtle", processes=1)
+
+
 @pytest.fixture
 def one_thread():
     import torch

@@ -28,6 +28,7 @@ ORDER = [
         "adapt.models.tip_adapter",
         "adapt.models.towers",
     },
+    {"adapt.models.tip_head"},
     {"adapt.models.towers_timm", "adapt.models.towers_transformers"},
     {"adapt.models.towers_open_clip"},
     {"adapt.models.backbones"},

@@ -76,7 +76,7 @@ def test_wrong_base_is_refused(folder, tmp_path) -> None:
             "head.safetensors holds",
         ),
         (lambda f: (f / "detector.json").write_text("{"), "not a complete detector directory"),
-        (lambda f: (f / "detector.json").write_text('{"format": 2}'), "format 2, this version reads 1"),
+        (lambda f: (f / "detector.json").write_text('{"format": 3}'), "format 3, this version reads 2"),
         (lambda f: (f / "adapter" / "adapter_model.safetensors").unlink(), "adapter in .* cannot be read"),
     ],
 )

@@ -50,9 +50,11 @@ def test_lora_finds_the_planted_artefact(trained) -> None:
     assert auc(trained) > 0.9
 
 
-def test_lora_with_permuted_labels_finds_nothing(config, tmp_path) -> None:
-    lora.main(dataclasses.replace(config, output_dir=tmp_path / "permuted", permute_labels=True, epochs=4))
-    assert 0.25 < auc(tmp_path / "permuted") < 0.75
+def test_lora_with_permuted_labels_finds_nothing(config, subtle, tmp_path) -> None:
+    # where fakes resemble each other as much as planted ones, one random direction may still sort them all
+    manifest = (str(subtle),)
+    lora.main(dataclasses.replace(config, manifest=manifest, output_dir=tmp_path / "p", permute_labels=True, epochs=4))
+    assert 0.25 < auc(tmp_path / "p") < 0.75
 
 
 def test_lora_leaves_what_it_promises(trained, config) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapt.errors import Refusal
-from adapt.models.backbones import Backbone, identity, load_backbone
+from adapt.models.backbones import Backbone, load_backbone
 from adapt.models.lora import add_adapter, load_adapter, merge_adapter, save_adapter, target_modules
 from adapt.models.towers import bare
 
@@ -415,9 +415,13 @@ def test_hub_name_and_folder_have_one_identity(siglip, tmp_path, monkeypatch) ->
     siglip.rename(repository / "snapshots" / commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     second = load_backbone("transformers:acme/siglip")
-    assert identity(first) == identity(second) and first.fingerprint != second.fingerprint
+    assert first.identity(first.layer) == second.identity(second.layer) and first.fingerprint != second.fingerprint
     other = load_backbone("transformers:acme/siglip", "block1")
-    assert {key for key in identity(first) if identity(first)[key] != identity(other)[key]} == {"layer"}
+    assert {
+        key
+        for key in first.identity(first.layer)
+        if first.identity(first.layer)[key] != other.identity(other.layer)[key]
+    } == {"layer"}
 
 
 def test_unknown_layers_list_what_exists(tmp_path) -> None:

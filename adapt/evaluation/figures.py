@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +227,34 @@ def confusion(attribution: Attribution, view: str) -> Figure:
         lines=[i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]],
     )
     figure.axes[0].set_xlabel(f"predicted {attribution.column}")
+    return figure
+
+
+def curves(cells: Mapping[tuple[str, ...], Sequence[Cell]], views: Sequence[str]) -> Figure:
+    """AUC over the number of shots, by (method, shots): a column for each view, seen generators above unseen ones."""
+    methods = list(dict.fromkeys(name for name, _ in cells))
+    figure = Figure(figsize=(3.2 * len(views), 5.6), layout="constrained")
+    panels = figure.subplots(2, len(views), sharex=True, sharey=True, squeeze=False)
+    found = {key: index(of_key) for key, of_key in cells.items()}
+    for line, kind in enumerate(("seen", "unseen")):
+        for column, view in enumerate(views):
+            axes = panels[line, column]
+            for i, method in enumerate(methods):
+                shots = sorted(int(number) for name, number in cells if name == method)
+                points = [found[method, str(number)].get((ALL, view, f"mean:{kind}", "auc")) for number in shots]
+                kept = [(number, cell) for number, cell in zip(shots, points, strict=True) if cell is not None]
+                if shots == [0] and kept:  # no shots at all: a level
+                    axes.axhline(kept[0][1].value, color=COLOURS[i], linestyle=":", label=method)
+                elif kept:
+                    axes.plot([n for n, _ in kept], [c.value for _, c in kept], label=method, **_style(i))
+                    low, high = ([getattr(c, end) for _, c in kept] for end in ("low", "high"))
+                    axes.fill_between([n for n, _ in kept], low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
+            axes.set_xscale("log", base=2)
+            axes.axhline(0.5, color="#888888", linewidth=0.8)
+            axes.set_title(f"{view}, {kind} generators", fontsize=9)
+    figure.supxlabel("images a class")
+    figure.supylabel("AUC")
+    panels[0, 0].legend(fontsize=7)
     return figure
 
 

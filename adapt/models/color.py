@@ -11,7 +11,11 @@ Cr = (R - Y) / 1.402 with R, G, B and Y in [0, 1], Cb and Cr in [-0.5, 0.5] (no 
 saturation: (max - min) / max of R, G, B, 0 for black.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
+import torch
 from PIL import Image
 
 _MIX = np.array([[299, 587, 114], [-299, -587, 886], [701, -587, -114]], np.float64)  # 1000 Y, B - Y, R - Y
@@ -35,6 +39,35 @@ FRAGILE_NAMES: tuple[str, ...] = (
     *(f"gradient{scale}_{plane}" for scale in (1, 2) for plane in PLANES[:3]),
     *(f"highpass{scale}_{pair}" for scale in (1, 2) for pair in PAIRS),
 )
+
+
+class Colours:
+    """The descriptor as an encoder of `adapt.features`: no weights, computed where images are decoded.
+
+    `layer` is "sound" (`describe`) or "fragile" (`describe_fragile`).
+    """
+
+    name, device, dtype = "colour", torch.device("cpu"), torch.float32
+    version = 1  # raise it when the same image gives other numbers
+
+    def __init__(self, layer: Literal["sound", "fragile"] = "sound") -> None:
+        self.layer, self.preprocess = layer, self
+        self.names = NAMES if layer == "sound" else FRAGILE_NAMES
+        self.shape = (len(self.names),)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(describe(image) if self.layer == "sound" else describe_fragile(image))
+
+    def encode(self, described: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """They are the features already."""
+        return {self.layer: described}
+
+    def identity(self, layer: str) -> dict[str, object]:
+        """The names of the statistics and the version of their definition."""
+        return {"descriptor": "colour", "layer": layer, "version": self.version, "names": list(self.names)}
+
+    def eval(self) -> "Colours":
+        return self
 
 
 def describe(image: Image.Image) -> np.ndarray:

@@ -33,9 +33,9 @@ class Probe(nn.Module):
     carry no probability (Platt 1999); they are fitted on validation rows.
     """
 
-    def __init__(self, dim: int, classes: Sequence[str], kind: Kind) -> None:
+    def __init__(self, dim: int, classes: Sequence[str], kind: Kind, unit: bool = True) -> None:
         super().__init__()
-        self.classes, self.kind = tuple(classes), kind
+        self.classes, self.kind, self.unit = tuple(classes), kind, unit
         count = len(classes)
         self.pairs = [(a, b) for a in range(count) for b in range(a + 1, count)] if kind == "svm" and count > 2 else []
         out = len(self.pairs) or (1 if count == 2 else count)
@@ -49,7 +49,13 @@ class Probe(nn.Module):
             self.net = nn.Linear(dim, out)
 
     def standardised(self, features: Tensor) -> Tensor:
-        return (F.normalize(features.float(), dim=-1) - self.mean) / self.deviation
+        """Features of unit length, less the training mean, over the training deviation.
+
+        Without `unit` (columns that are no vector: colour statistics) lengths stay, and 8 deviations are the end.
+        """
+        if self.unit:
+            return (F.normalize(features.float(), dim=-1) - self.mean) / self.deviation
+        return ((features.float() - self.mean) / self.deviation).clamp(-8, 8)
 
     def scores(self, features: Tensor) -> Tensor:
         """(n,) with two classes, else (n, classes), before `scale` and `shift`."""
@@ -77,7 +83,7 @@ class Probe(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The head's type and what its constructor needs beside the dimension, for detector.json."""
-        return {"type": "probe", "classes": list(self.classes), "kind": self.kind}
+        return {"type": "probe", "classes": list(self.classes), "kind": self.kind, "unit": self.unit}
 
 
 def fit_probe(
@@ -88,6 +94,7 @@ def fit_probe(
     judge: Callable[[Probe], float],
     calibration: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
+    unit: bool = True,
 ) -> tuple[Probe, dict[str, Any]]:
     """Fit a head on training features (n, d) and class numbers (n,), 0 is real; classes weigh equally.
 
@@ -101,14 +108,13 @@ def fit_probe(
             raise Refusal(f"class {name!r} has {count} training images: each needs two or more, or leave it out")
     if not np.isfinite(features).all():
         raise Refusal(f"{(~np.isfinite(features).all(axis=1)).sum()} rows have features that are not finite")
-    probe = Probe(features.shape[1], classes, kind)
+    probe = Probe(features.shape[1], classes, kind, unit)
     with torch.no_grad():
-        unit = F.normalize(torch.from_numpy(features), dim=-1)
-        deviation, mean = torch.std_mean(unit, dim=0, correction=0)
+        rows = torch.from_numpy(features)
+        deviation, mean = torch.std_mean(F.normalize(rows, dim=-1) if unit else rows, dim=0, correction=0)
         probe.mean.copy_(mean)
         probe.deviation.copy_(torch.where(deviation > 1e-12, deviation, 1.0))  # a constant feature stays 0
-        standard = probe.standardised(unit)
-    del unit
+        standard = probe.standardised(rows)
     fit = _fit_mlp if kind == "mlp" else _fit_linear
     best, picked = None, {}
     for strength in GRID[kind]:
