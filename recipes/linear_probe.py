@@ -95,6 +95,7 @@ def main(cfg: Config) -> None:
         sweep.write_csv(run.folder / "layers.csv")
         sections += ["## Layers", "The layer with the best validation score is reported.", *sweep.grids(level="###")]
     if cfg.classes != "binary":
+        sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
         differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
     trained = sum(value.numel() for value in head.net.parameters())
     report(

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import color_fusion
@@ -105,6 +106,21 @@ def test_a_sweep_reports_the_layer_that_validation_prefers(probe, tmp_path, monk
     assert len({row["layer"] for row in rows}) == 6
     assert f"{record['validation_score']:.4f}" == best[0]
     assert load_detector(out / "detector").backbone.layer == record["layer"]
+
+
+def test_two_processes_share_the_encoding_and_give_the_same_scores(fitted, probe, tmp_path) -> None:
+    from processes import in_children
+
+    def run() -> None:
+        os.environ["ADAPT_PROCESSES"] = "2"
+        linear_probe.main(dataclasses.replace(probe, output_dir=tmp_path / "two", cache=tmp_path / "cache"))
+
+    assert in_children(run, world=2) == [0, 0]
+    spaces = [len(list(folder.glob("*.safetensors"))) for folder in (tmp_path / "cache").iterdir()]
+    assert spaces == [2, 2]  # each process wrote its half of each view
+    one, two = (Scores.read(folder / "scores.parquet") for folder in (fitted, tmp_path / "two"))
+    assert (one["path"] == two["path"]).all()
+    np.testing.assert_allclose(two["logit"], one["logit"], atol=1e-3)
 
 
 def test_extract_fills_what_the_probe_reads(probe, planted, tmp_path, monkeypatch) -> None:
