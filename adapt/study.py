@@ -86,7 +86,7 @@ def finish(
     figures: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> None:
-    """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the sections."""
+    """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones."""
     record = run.record(**facts, data=describe(rows))
     study.write_csv(run.folder / "metrics.csv")
     for name, figure in (figures or {}).items():
@@ -97,5 +97,5 @@ def finish(
     page = ["# Results", *embedded, HOW_TO_READ, *sections, *pictures, "## Provenance", facts_list(shown(record))]
     write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
     run.write_record(record)
-    run.say("\n" + "\n\n".join(sections) + f"\n\ntable        {run.folder / 'table.md'}")
+    run.say("\n" + "\n\n".join(sections[:6]) + f"\n\ntable        {run.folder / 'table.md'}")
     run.end()

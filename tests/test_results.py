@@ -1,10 +1,14 @@
 """Every committed result names its command, and the summary repeats its page to the letter."""
 
+import csv
 import json
 import re
 from pathlib import Path
 
 import pytest
+import summarise
+
+from adapt.errors import Refusal
 
 RESULTS = Path(__file__).parents[1] / "results"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/provenance.json"))
@@ -43,3 +47,23 @@ def test_the_summary_repeats_the_pages() -> None:
     for name, text in zip(sections[1::2], sections[2::2], strict=True):
         page = (RESULTS / name / "table.md").read_text(encoding="utf-8")
         assert len(first_table(text)) >= 2 and first_table(text) == first_table(page), name
+
+
+def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
+    for folder in RUNS:
+        (tmp_path / folder.name).mkdir()
+        for name in ("table.md", "metrics.csv", "provenance.json"):
+            if (folder / name).is_file():
+                (tmp_path / folder.name / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())
+    summarise.main(summarise.Config(results=tmp_path))
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (RESULTS / "README.md").read_text(encoding="utf-8")
+    for row in csv.DictReader((RESULTS / "embedded-lora" / "metrics.csv").open(encoding="utf-8", newline="")):
+        if (row["set"], row["view"], row["generator"], row["metric"]) == ("all", "qf40", "mean:unseen", "auc"):
+            line = next(
+                line for line in (tmp_path / "README.md").read_text().splitlines() if "(embedded-lora/" in line
+            )
+            assert line.endswith(f"| {float(row['value']):.3f} |")
+    (tmp_path / RUNS[0].name / "provenance.json").unlink()
+    with pytest.raises(Refusal, match="sections without"):
+        summarise.main(summarise.Config(results=tmp_path))
