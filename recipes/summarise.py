@@ -45,9 +45,11 @@ def glance(title: str, folder: Path) -> list[str]:
 
     Of a page that compares many scores only those trained on all qualities, or on the most shots, averaged over draws.
     """
-    path = folder / "metrics.csv"
-    rows = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
-    if not rows or "generator" not in rows[0]:
+    if not (folder / "metrics.csv").is_file():
+        return []
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if "generator" not in rows[0]:
         return []
     keys = list(rows[0])[: list(rows[0]).index("set")]
     if "shots" in keys:

@@ -58,7 +58,9 @@ def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
     (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())
     summarise.main(summarise.Config(results=tmp_path))
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (RESULTS / "README.md").read_text(encoding="utf-8")
-    for row in csv.DictReader((RESULTS / "embedded-lora" / "metrics.csv").open(encoding="utf-8", newline="")):
+    with (RESULTS / "embedded-lora" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
         if (row["set"], row["view"], row["generator"], row["metric"]) == ("all", "qf40", "mean:unseen", "auc"):
             line = next(
                 line for line in (tmp_path / "README.md").read_text().splitlines() if "(embedded-lora/" in line

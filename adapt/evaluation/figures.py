@@ -250,11 +250,14 @@ def curves(cells: Mapping[tuple[str, ...], Sequence[Cell]], views: Sequence[str]
                     low, high = ([getattr(c, end) for _, c in kept] for end in ("low", "high"))
                     axes.fill_between([n for n, _ in kept], low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
             axes.set_xscale("log", base=2)
+            numbers = sorted({int(number) for _, number in cells} - {0})
+            axes.set_xticks(numbers, labels=[str(number) for number in numbers])
             axes.axhline(0.5, color="#888888", linewidth=0.8)
             axes.set_title(f"{view}, {kind} generators", fontsize=9)
     figure.supxlabel("images a class")
     figure.supylabel("AUC")
-    panels[0, 0].legend(fontsize=7)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(methods), fontsize=8, frameon=False)
     return figure
 
 
