@@ -10,10 +10,12 @@ bytes do not give its name is set aside and encoded again. Reading maps the shar
 rows that are asked for.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,7 +128,7 @@ class Features:
 
     def reasons(self, view: str) -> np.ndarray:
         """(n,) object: "" where the image has features under this view, else why not."""
-        space = self.spaces[self.layers[0], view]
+        space = self.spaces[self.layers[0], parse_view(view).name]
         why = np.array([space.reasons.get(image.tobytes(), "") for image in self.ids], dtype=object)
         for row, reason in self.missing.items():
             why[row] = reason
@@ -142,7 +144,7 @@ class Features:
         out: np.ndarray | None = None
         for view in dict.fromkeys(views):
             here = np.flatnonzero(views == view)
-            found = self.spaces[layer, view].take(self.ids[rows[here]])
+            found = self.spaces[layer, parse_view(view).name].take(self.ids[rows[here]])
             if out is None:
                 out = np.empty((len(rows), found.shape[1]), np.float32)
             out[here] = found
@@ -236,6 +238,7 @@ def extract(
             f"{' '.join(layers)}, views {' '.join(views)}, with these library versions: run recipes/extract.py with "
             "the same flags first (a cache of another manifest, weights or version does not serve)"
         )
+    lost: list[tuple[int, str]] = []
     if todo:
         for (layer, view), folder in folders.items():
             if not (folder / "fingerprint.json").is_file():
@@ -243,15 +246,17 @@ def extract(
         lost = _encode(
             encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
         )
-        for row, reason in gather(lost):  # and every process waits until all shards are published
-            missing |= dict.fromkeys(np.flatnonzero(ids == ids[row]).tolist(), reason)
+    # All processes meet here, also those that had nothing to do: until then not all shards are published.
+    for row, reason in gather(lost):
+        missing |= dict.fromkeys(np.flatnonzero(ids == ids[row]).tolist(), reason)
+    if todo:
         spaces = {key: Space.open(folder) for key, folder in folders.items()}
     features = Features(manifest, views, layers, ids, missing, spaces)
     if say:
-        lost = [(manifest["path"][row], why) for v in views for row, why in enumerate(features.reasons(v)) if why]
         say(f"features: {len(rows)} images x {len(views)} views, {len(rows) - todo} images found in the cache")
-        if lost:
-            say(f"unreadable: {len(dict(lost))} images, such as {lost[0][0]!r} ({lost[0][1]})")
+        bad = {manifest["path"][row]: why for v in views for row, why in enumerate(features.reasons(v)) if why}
+        for path, why in list(bad.items())[:1]:
+            say(f"unreadable: {len(bad)} images, such as {path!r} ({why})")
     return features
 
 
@@ -364,6 +369,7 @@ def _mapped(path: Path, tensor: dict) -> np.ndarray:
 
 
 def _set_aside(path: Path) -> None:
-    """A shard that is not what its name says: kept for inspection, encoded again."""
-    print(f"{path} is damaged: set aside, its images are encoded again")
-    path.replace(path.with_suffix(".damaged"))
+    """A shard that is not what its name says: kept for inspection where that is possible, encoded again."""
+    print(f"{path} is damaged: its images are encoded again", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a cache that only others may write
+        path.replace(path.with_suffix(".damaged"))

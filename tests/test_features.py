@@ -54,6 +54,7 @@ def test_features_are_those_of_the_backbone(rows, tiny, tmp_path) -> None:
         np.testing.assert_allclose(features.take(order, view), expected[order], atol=2e-5)
     mixed = np.array([VIEWS[i % 2] for i in range(len(rows))], dtype=object)
     both = features.take(np.arange(len(rows)), mixed)
+    np.testing.assert_array_equal(features.take(order, "qf040"), features.take(order, "qf40"))
     np.testing.assert_array_equal(both[::2], features.take(np.arange(0, len(rows), 2), "none"))
     np.testing.assert_array_equal(both[1::2], features.take(np.arange(1, len(rows), 2), "qf40"))
 
@@ -154,7 +155,7 @@ def test_a_damaged_shard_is_set_aside_and_encoded_again(rows, tiny, tmp_path, pa
     shard.write_bytes(whole[: len(whole) // 2])  # half written
     passes.clear()
     features = extract(tiny, rows, ("none",), cache=tmp_path)
-    assert sum(passes) == len(rows) and "damaged" in capsys.readouterr().out
+    assert sum(passes) == len(rows) and "damaged" in capsys.readouterr().err
     assert shard.with_suffix(".damaged").is_file()
     assert np.isfinite(features.take(np.arange(len(rows)), "none")).all()
 
