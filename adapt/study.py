@@ -19,6 +19,7 @@ from adapt.report import describe, shown
 from adapt.run import Run
 
 Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
+KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "threshold", "unreadable")
 SHOWN = {
     "AUC, seen generators": ("mean:seen", "auc"),
     "AUC, unseen generators": ("mean:unseen", "auc"),
@@ -68,14 +69,16 @@ class Study:
         return mean
 
     def write_csv(self, path: Path) -> None:
-        """Every metric of every row, in long form."""
+        """The metrics of `KEPT`, of every row and generator, in long form, to six digits."""
         with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow([*self.keys, *COLUMNS])
             for key, cells in self.cells.items():
                 for cell in cells:
                     values = [getattr(cell, column) for column in COLUMNS]
-                    out.writerow([*key, *("n/a" if value != value else value for value in values)])
+                    shown = (f"{value:.6g}" if isinstance(value, float) else value for value in values)
+                    if cell.metric in KEPT:
+                        out.writerow([*key, *("n/a" if value == "nan" else value for value in shown)])
 
 
 def finish(

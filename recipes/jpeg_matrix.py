@@ -91,7 +91,13 @@ def main(cfg: Config) -> None:
                 np.array([[getattr(c, part) for c in line] for line in cells]) for part in ("value", "low", "high")
             )
             figures[f"{kind}_{classes}_{short}"] = heat_map(
-                value, list(trained_on), list(cfg.test_views), f"{title}: {kind}, {classes}", low, high
+                value,
+                list(trained_on),
+                list(cfg.test_views),
+                f"{title}: {kind}, {classes} (row: trained on, column: tested on)",
+                low,
+                high,
+                limits=(0.5, 1),
             )
     everything = Study(("head", "classes", "trained on"), cfg.resamples, cfg.seed)
     for (kind, classes), study in studies.items():
