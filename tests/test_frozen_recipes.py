@@ -8,6 +8,7 @@ from pathlib import Path
 
 import color_fusion
 import extract
+import head_scaling
 import jpeg_matrix
 import linear_probe
 import numpy as np
@@ -225,3 +226,19 @@ def test_colour_alone_the_backbone_alone_and_both(planted, cache, tmp_path) -> N
     }
     assert seen["both", "qf65"] > 0.9 and seen["colour", "qf65"] > 0.9
     assert len({name for name, _ in seen}) == 5
+
+
+def test_head_scaling_measures_every_head_alone(tmp_path) -> None:
+    config = head_scaling.Config(
+        output_dir=tmp_path / "scaling", rows=(600,), heads=("logistic", "tip-adapter-f"), dim=24, views=(2,)
+    )
+    head_scaling.main(config)
+    rows = read(tmp_path / "scaling" / "metrics.csv")
+    assert [(row["head"], row["rows"], row["views"]) for row in rows] == [
+        ("logistic", "600", "2"),
+        ("tip-adapter-f", "600", "2"),
+    ]
+    assert all(float(row["seconds"]) > 0 and float(row["peak_mib"]) > 50 for row in rows)
+    assert float(rows[0]["auc"]) > 0.65
+    with pytest.raises(Refusal, match="--rows 50: give at least 100"):
+        head_scaling.Config(rows=(50,))
