@@ -6,7 +6,7 @@
 Reads a manifest; writes images/, manifest.csv (for all other recipes), align.csv (format, size, JPEG quality and
 subsampling of each source, steps, reason where it could not be read). The same command continues after a kill; images
 that are finished stay as they are. The shard that finishes last writes the tables. Run recipes/audit.py before and
-after. Time on one core: 25 images of 0.2 megapixels a second.
+after. Time on one core: 40 images a second at 224 px.
 """
 
 from dataclasses import dataclass

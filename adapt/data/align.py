@@ -248,6 +248,8 @@ def _write_tables(manifest: Manifest, groups: list[np.ndarray], found: list[list
     columns |= {name: [about[source] for about in aligned] for name, source in new.items()}
     result = Manifest.of(columns, folder)
     result.write(folder / "manifest.csv")
+    for leftover in (folder / "images").glob("*/.*.tmp"):  # of a killed writer; no shard is at work any more
+        leftover.unlink(missing_ok=True)
     return result
 
 
