@@ -1,6 +1,7 @@
 import csv
 import os
 import signal
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,8 @@ def test_finished_copies_are_kept_and_others_made_anew(tmp_path):
     assert copies(tmp_path / "out") == bytes_before
     assert {name for name, stamp in stamps(tmp_path / "out").items() if stamp == before[name]} == set(files[6:])
 
+    mine = tmp_path / "out" / files[0][:9] / "mine.png"  # not written by align: stays
+    mine.write_bytes(b"mine")
     source = tmp_path / "in" / "g2" / "gan.png"  # group 2: another source
     source.write_bytes(zoo.save(zoo.picture(64, 64, seed=99), "PNG"))
     middle = stamps(tmp_path / "out")
@@ -136,6 +139,8 @@ def test_finished_copies_are_kept_and_others_made_anew(tmp_path):
     expected = Image.fromarray(zoo.picture(64, 64, seed=99)).resize((40, 40), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / new["file"])), np.asarray(expected))
     assert all(stamps(tmp_path / "out")[name] == middle[name] for name in files[:6])
+    mine.unlink()
+    assert set(copies(tmp_path / "out")) == {row["file"] for row in table(tmp_path / "out")}  # the old one is gone
 
 
 def test_a_kill_leaves_no_half_file_and_the_rest_is_done_later(tmp_path, monkeypatch):
@@ -208,6 +213,35 @@ def test_a_wrong_digest_and_a_picture_too_small_to_crop_have_their_reasons(tmp_p
     columns["sha256"] = [sha256(manifest["file"][0]), "0" * 64, ""]
     align(Manifest.of(columns, tmp_path / "in"), tmp_path / "out", size="crop48")
     assert [row["reason"] for row in table(tmp_path / "out")] == ["", "sha256-mismatch", "too-small"]
+    align(manifest, tmp_path / "out", size="crop48")  # the manifest was corrected, the bytes stayed
+    assert [row["reason"] for row in table(tmp_path / "out")] == ["", "", "too-small"]
+
+
+def test_joined_manifests_with_the_same_relative_paths_stay_apart(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(zoo.save(zoo.picture(seed=seed), "PNG"))
+        (tmp_path / name / "1.png").write_bytes(zoo.save(zoo.picture(seed=3), "PNG"))
+        columns = {"path": ["0.png", "1.png"], "group": [name, "shared"], "generator": ["real"] * 2}
+        Manifest.of(columns | {"split": ["train"] * 2}, tmp_path / name).write(tmp_path / name / "m.csv")
+    joined = Manifest.read(tmp_path / "a" / "m.csv", tmp_path / "b" / "m.csv")
+    for _ in range(2):
+        aligned = align(joined, tmp_path / "out")
+        for file, seed in zip(aligned["file"], (1, 3, 2, 3), strict=True):
+            with Image.open(file) as image:
+                np.testing.assert_array_equal(np.asarray(image), zoo.picture(seed=seed))
+
+
+def test_members_of_an_archive_are_aligned(tmp_path):
+    manifest = dataset(tmp_path / "in", groups=1)
+    with tarfile.open(tmp_path / "in" / "shard.tar", "w") as tar:
+        tar.add(tmp_path / "in" / "g0", "g0")
+    columns = {name: list(manifest[name]) for name in ("path", "group", "generator", "split")}
+    columns["path"] = [f"shard.tar::{path}" for path in columns["path"]]
+    align(Manifest.of(columns, tmp_path / "in"), tmp_path / "archived")
+    align(manifest, tmp_path / "plain")
+    digests = [[row["sha256"] for row in table(tmp_path / name)] for name in ("archived", "plain")]
+    assert digests[0] == digests[1]
 
 
 def test_what_would_go_wrong_is_refused(tmp_path):

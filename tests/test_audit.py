@@ -310,6 +310,18 @@ def test_the_recipe_says_what_to_do_and_ends_with_a_status(tmp_path):
     assert read(tmp_path / "audit-clean" / "duplicates.csv")[1:] == []
 
 
+def test_several_processes_find_what_one_finds(tmp_path):
+    manifest = dataset(tmp_path, *LEAKS["format"]).select(np.arange(12))
+    (tmp_path / manifest["path"][3]).write_bytes(b"")
+    one, two = examine(manifest), examine(manifest, processes=2)
+    assert one.columns.keys() == two.columns.keys()
+    for name in one.columns:
+        np.testing.assert_array_equal(one.columns[name], two.columns[name])
+    assert list(one.reason) == list(two.reason) == [""] * 3 + ["not-an-image"] + [""] * 8
+    assert list(one.hashes) == list(two.hashes)
+    assert one.pixels[3] == "" and one.hashes[3] is None
+
+
 def test_one_class_alone_is_refused(tmp_path):
     manifest = dataset(tmp_path, PNG, PNG)
     reals = manifest.select(~manifest.fake)

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -26,10 +27,45 @@ from adapt.files import atomic, sha256
 from adapt.progress import bar
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
+MISMATCH = "sha256-mismatch"  # a reason that may go although the bytes stay: the manifest was corrected
 COLUMNS = (
     *("path", "group", "generator", "split", "reason", "format", "width", "height", "bytes", "jpeg_before"),
     *("tables", "subsampling", "file", "to_width", "to_height", "scale", "steps", "note", "source_sha256", "sha256"),
 )
+
+
+class _Policy(NamedTuple):
+    """How all copies are made."""
+
+    size: str
+    codec: str
+    quality: int
+    subsampling: str
+
+    @property
+    def side(self) -> int | None:
+        """N of resizeN and cropN."""
+        return None if self.size == "group" else int(re.sub(r"\D", "", self.size))
+
+    @property
+    def encoding(self) -> str:
+        return "png" if self.codec == "png" else f"jpeg {self.quality} {self.subsampling}"
+
+    @property
+    def spec(self) -> str:
+        """Everything that the bytes of a copy depend on besides its sources."""
+        return f"align 1; {self.size}; {self.encoding}; {POLICY}; Pillow {PIL.__version__}"
+
+    def check(self) -> None:
+        match = re.fullmatch(r"group|(?:resize|crop)([0-9]+)", self.size)
+        if not match or (match[1] and not 16 <= int(match[1]) <= 2048):
+            raise Refusal(f"size {self.size!r} is unknown: use group, resizeN or cropN with N from 16 to 2048")
+        if self.codec not in ("png", "jpeg"):
+            raise Refusal(f"codec {self.codec!r} is unknown: use png or jpeg")
+        if not 1 <= self.quality <= 100:
+            raise Refusal(f"quality {self.quality}: a JPEG quality is a whole number from 1 to 100")
+        if self.subsampling not in SUBSAMPLINGS:
+            raise Refusal(f"subsampling {self.subsampling!r} is unknown: use one of {', '.join(SUBSAMPLINGS)}")
 
 
 def align(
@@ -56,15 +92,15 @@ def align(
     their digests. Shards share the groups; each returns None but the one that finds all groups done, which writes
     the two tables.
     """
-    spec = _spec(size, codec, quality, subsampling)
-    folder = Path(folder)
+    policy, folder = _Policy(size, codec, quality, subsampling), Path(folder)
+    policy.check()
     inside = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118 (ends with a slash)
     if any(file.startswith(inside) for file in manifest["file"]):
         raise Refusal(f"{folder} holds images of the manifest itself: choose another folder for the copies")
     groups = manifest.groups()
     journal = folder / "journal" / f"{shard}-of-{num_shards}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_journals(folder, spec)
+    done = _read_journals(folder, policy.spec)
     mine = groups[shard::num_shards]
     with journal.open("ab") as log:
         if log.tell():  # a line that a kill cut short must not swallow the next one
@@ -72,32 +108,19 @@ def align(
         for members in bar(iterable=mine, unit="group", desc="align"):
             sources = [_source(manifest, row) for row in members]
             if not _current(done.get(_key(manifest, members)), sources, folder):
-                rows = _align_group(manifest, members, sources, folder, size, codec, quality, subsampling)
-                log.write(json.dumps({"spec": spec, "key": _key(manifest, members), "rows": rows}).encode() + b"\n")
+                rows = _align_group(manifest, members, sources, folder, policy)
+                entry = {"spec": policy.spec, "key": _key(manifest, members), "rows": rows}
+                log.write(json.dumps(entry).encode() + b"\n")
                 log.flush()
-    done = _read_journals(folder, spec)
+    done = _read_journals(folder, policy.spec)
     found = [done.get(_key(manifest, members)) for members in groups]
     return _write_tables(manifest, groups, found, folder) if all(found) else None
 
 
-def _spec(size: str, codec: str, quality: int, subsampling: str) -> str:
-    """Everything that the bytes of a copy depend on besides its sources."""
-    match = re.fullmatch(r"group|(?:resize|crop)([0-9]+)", size)
-    if not match or (match[1] and not 16 <= int(match[1]) <= 8192):
-        raise Refusal(f"size {size!r} is unknown: use group, resizeN or cropN with N from 16 to 8192")
-    if codec not in ("png", "jpeg"):
-        raise Refusal(f"codec {codec!r} is unknown: use png or jpeg")
-    if not 1 <= quality <= 100:
-        raise Refusal(f"quality {quality}: a JPEG quality is a whole number from 1 to 100")
-    if subsampling not in SUBSAMPLINGS:
-        raise Refusal(f"subsampling {subsampling!r} is unknown: use one of {', '.join(SUBSAMPLINGS)}")
-    written = "png" if codec == "png" else f"jpeg {quality} {subsampling}"
-    return f"align 1; {size}; {written}; {POLICY}; Pillow {PIL.__version__}"
-
-
 def _key(manifest: Manifest, members: np.ndarray) -> str:
     """A group under its members: it is aligned anew when one is added or leaves."""
-    return hashlib.sha256(json.dumps([str(manifest["path"][row]) for row in members]).encode()).hexdigest()
+    names = [manifest["group"][members[0]], *manifest["path"][members]]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def _read_journals(folder: Path, spec: str) -> dict[str, list[dict]]:
@@ -123,16 +146,19 @@ def _source(manifest: Manifest, row: int) -> tuple[bytes, str, str]:
         return b"", "", problem.reason
     digest = hashlib.sha256(data).hexdigest()
     expected = manifest["sha256"][row]
-    return data, digest, "sha256-mismatch" if expected and digest != expected else ""
+    return data, digest, MISMATCH if expected and digest != expected else ""
 
 
 def _current(rows: list[dict] | None, sources: Sequence[tuple[bytes, str, str]], folder: Path) -> bool:
     """Do the sources and the finished copies still have the digests that were recorded?"""
     if rows is None:
         return False
-    for row, (_, digest, _) in zip(rows, sources, strict=True):
+    for row, (_, digest, reason) in zip(rows, sources, strict=True):
         copy = folder / row["file"]
-        if row["source_sha256"] != digest or (row["file"] and not (copy.is_file() and sha256(copy) == row["sha256"])):
+        same = row["source_sha256"] == digest and (
+            row["reason"] == reason or not (reason or row["reason"] == MISMATCH)
+        )
+        if not same or (row["file"] and not (copy.is_file() and sha256(copy) == row["sha256"])):
             return False
     return True
 
@@ -142,10 +168,7 @@ def _align_group(
     members: np.ndarray,
     sources: Sequence[tuple[bytes, str, str]],
     folder: Path,
-    size: str,
-    codec: str,
-    quality: int,
-    subsampling: str,
+    policy: _Policy,
 ) -> list[dict]:
     """Write the copies of one group, whose pictures are all in memory at once; returns its rows of align.csv."""
     rows, images = [], []
@@ -158,21 +181,24 @@ def _align_group(
                 raise Unreadable(reason)
             about |= _before(data)
             image = decode(data)
-            if size.startswith("crop") and min(image.size) < int(size[4:]):
+            if policy.size.startswith("crop") and min(image.size) < policy.side:
                 image = None
                 raise Unreadable("too-small")
         except Unreadable as problem:
             about["reason"] = problem.reason
+        again = sum(other["path"] == about["path"] for other in rows)  # joined manifests may share relative paths
+        identity = [about["group"], about["path"], again, digest]
+        about["file"] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32] if image else ""
         rows.append(about)
         images.append(image)
     readable = [image for image in images if image is not None]
-    side = min((min(image.size) for image in readable), default=0) if size == "group" else int(re.sub(r"\D", "", size))
-    scaled = [_scaled_size(image.size, None if size.startswith("crop") else side) for image in readable]
-    target = tuple(map(min, zip(*scaled, strict=True))) if size == "group" and readable else (side, side)
+    side = policy.side or min((min(image.size) for image in readable), default=0)
+    scaled = [image.size if policy.size.startswith("crop") else _scaled_size(image.size, side) for image in readable]
+    target = tuple(map(min, zip(*scaled, strict=True))) if scaled and not policy.side else (side, side)
     shapes = iter(scaled)
     for about, image in zip(rows, images, strict=True):
         if image is not None:
-            about |= _fit(image, next(shapes), target, about, folder, codec, quality, subsampling)
+            about |= _fit(image, next(shapes), target, about, folder, policy)
     return rows
 
 
@@ -188,9 +214,9 @@ def _before(data: bytes) -> dict[str, object]:
         return facts
 
 
-def _scaled_size(size: tuple[int, int], side: int | None) -> tuple[int, int]:
+def _scaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Size (w, h) with the shortest side at `side`, the aspect kept to the pixel."""
-    return size if side is None else tuple(max(side, round(length * side / min(size))) for length in size)
+    return tuple(max(side, round(length * side / min(size))) for length in size)
 
 
 def _fit(
@@ -199,9 +225,7 @@ def _fit(
     target: tuple[int, int],
     about: dict,
     folder: Path,
-    codec: str,
-    quality: int,
-    subsampling: str,
+    policy: _Policy,
 ) -> dict[str, object]:
     """Scale (bicubic with antialiasing), crop centrally, encode, write; what was done, for the image's row."""
     steps, notes, scale = ["decode"], [about["note"]] if about["note"] else [], min(scaled) / min(image.size)
@@ -213,13 +237,12 @@ def _fit(
         left, top = ((length - wanted) // 2 for length, wanted in zip(scaled, target, strict=True))
         steps.append(f"crop {target[0]}x{target[1]}+{left}+{top}")
         image = image.crop((left, top, left + target[0], top + target[1]))
-    options = {} if codec == "png" else {"quality": quality, "subsampling": subsampling}
-    steps.append("png" if codec == "png" else f"jpeg {quality} {subsampling}")
+    options = {} if policy.codec == "png" else {"quality": policy.quality, "subsampling": policy.subsampling}
+    steps.append(policy.encoding)
     buffer = io.BytesIO()
-    image.save(buffer, codec.upper(), **options)
-    data, suffix = buffer.getvalue(), "jpg" if codec == "jpeg" else "png"
-    name = hashlib.sha256(json.dumps([about["path"], about["source_sha256"]]).encode()).hexdigest()[:32]
-    file = f"images/{name[:2]}/{name}.{suffix}"
+    image.save(buffer, policy.codec.upper(), **options)
+    data, name = buffer.getvalue(), about["file"]
+    file = f"images/{name[:2]}/{name}.{'png' if policy.codec == 'png' else 'jpg'}"
     with atomic(folder / file) as temporary:
         temporary.write_bytes(data)
     done = {"file": file, "to_width": target[0], "to_height": target[1], "scale": round(scale, 6)}
@@ -248,8 +271,11 @@ def _write_tables(manifest: Manifest, groups: list[np.ndarray], found: list[list
     columns |= {name: [about[source] for about in aligned] for name, source in new.items()}
     result = Manifest.of(columns, folder)
     result.write(folder / "manifest.csv")
-    for leftover in (folder / "images").glob("*/.*.tmp"):  # of a killed writer; no shard is at work any more
-        leftover.unlink(missing_ok=True)
+    current = set(result["path"])
+    for path in (folder / "images").glob("*/*"):  # copies of earlier sources, and halves that a kill left
+        mine = re.fullmatch(r"[0-9a-f]{32}\.(png|jpg)|\.[0-9a-f]{32}\.(png|jpg)\.[0-9]+\.tmp", path.name)
+        if mine and path.relative_to(folder).as_posix() not in current:
+            path.unlink(missing_ok=True)
     return result
 
 
