@@ -18,7 +18,7 @@ ORDER = [
     {"adapt.data.families", "adapt.data.images"},
     {"adapt.data.views"},
     {"adapt.data.metadata", "adapt.data.preprocess"},
-    {"adapt.data.groups"},
+    {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups"},
     {"adapt.embedded"},
     {
         "adapt.models.attention",
@@ -39,6 +39,7 @@ ORDER = [
     {"adapt.evaluation.scores"},
     {"adapt.detector"},
     {"adapt.evaluation.bootstrap"},
+    {"adapt.data.audit"},
     {"adapt.evaluation.metrics"},
     {"adapt.evaluation.attribution"},
     {"adapt.evaluation.tables"},

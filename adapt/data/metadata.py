@@ -32,7 +32,11 @@ def describe(file: str | os.PathLike) -> dict[str, float]:
     (width / height), `jpeg_quality` (1 to 100, nearest IJG quality; NaN without tables), `subsampling`
     (0 is 4:4:4, 1 4:2:2, 2 4:2:0, -1 other or none), `has_exif` (0/1).
     """
-    data = read_bytes(file)
+    return describe_bytes(read_bytes(file))
+
+
+def describe_bytes(data: bytes) -> dict[str, float]:
+    """`describe` for a file that has been read already."""
     with opened(data) as image:
         width, height = image.size
         container = "JPEG" if image.format == "MPO" else image.format  # MPO: a JPEG followed by further ones
@@ -41,7 +45,7 @@ def describe(file: str | os.PathLike) -> dict[str, float]:
             "width": float(width),
             "height": float(height),
             "aspect": width / height,
-            "jpeg_quality": _quality(image),
+            "jpeg_quality": nearest_tables(image)[0],
             "subsampling": float(JpegImagePlugin.get_sampling(image)),
             "has_exif": float("exif" in image.info or "Raw profile type exif" in image.info),
         }
@@ -76,13 +80,14 @@ def _described(file: str) -> dict[str, float] | None:
         return None
 
 
-def _quality(image: Image.Image) -> float:
+def nearest_tables(image: Image.Image) -> tuple[float, float]:
+    """Quality of the nearest IJG tables, and the summed distance to them: 0 means standard. NaN without tables."""
     tables = getattr(image, "quantization", None)
     if not tables:
-        return math.nan
+        return math.nan, math.nan
     found = np.array([tables[key] for key in sorted(tables)][:2])
     distances = np.abs(_all_tables()[:, : len(found)] - found).sum(axis=(1, 2))
-    return float(distances.argmin() + 1)
+    return float(distances.argmin() + 1), float(distances.min())
 
 
 @functools.cache

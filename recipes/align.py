@@ -1,0 +1,66 @@
+"""Make a data set fair: every image through one decoder, one size policy and one codec, and a record of what was done.
+
+    python recipes/align.py --manifest data.csv --output_dir data-aligned --size resize256 --codec png
+    python recipes/align.py --manifest data.csv --output_dir data-aligned --shard 3 --num_shards 16
+
+Reads a manifest; writes images/, manifest.csv (for all other recipes), align.csv (format, size, JPEG quality and
+subsampling of each source, steps, reason where it could not be read). The same command continues after a kill; images
+that are finished stay as they are. The shard that finishes last writes the tables. Run recipes/audit.py before and
+after. Time on one core: 40 images a second at 224 px.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least, run
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Config:
+    output_dir: Path  # folder of the copies; not the one that holds the sources
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    size: str = "group"  # group: smallest shortest side of each group; resizeN; cropN: native pixels
+    codec: Literal["png", "jpeg"] = "png"
+    quality: int = 95  # of jpeg
+    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"  # of jpeg
+    shard: int = 0  # which part of the groups this job aligns
+    num_shards: int = 1  # how many parts there are
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_shards")
+        if not 0 <= self.shard < self.num_shards:
+            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+
+
+def main(cfg: Config) -> None:
+    import json
+    from collections import Counter
+
+    from adapt import provenance
+    from adapt.cli import dump, plain
+    from adapt.data.align import align
+    from adapt.embedded import read_manifests
+    from adapt.files import write_text
+
+    rows, revision = read_manifests(cfg.manifest), provenance.revision()
+    settings = {
+        name: getattr(cfg, name) for name in ("size", "codec", "quality", "subsampling", "shard", "num_shards")
+    }
+    aligned = align(rows, cfg.output_dir, **settings)
+    if aligned is None:
+        print(f"shard {cfg.shard} is done, others are not: the last of them writes {cfg.output_dir / 'manifest.csv'}")
+        return
+    record = {"command": provenance.command(), "revision": revision, "versions": provenance.versions()}
+    record |= {"source digest": rows.digest, "digest": aligned.digest, "identity": plain(cfg)}
+    write_text(cfg.output_dir / "config.yaml", dump(cfg))
+    write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    before = Counter(("fake" if fake else "real") for fake in aligned.fake[aligned["jpeg_before"] != ""])
+    print(f"{len(aligned)} images aligned, {len(rows) - len(aligned)} not (reasons in align.csv)")
+    print(f"JPEG before, which cannot be undone: {before['real']} real, {before['fake']} fake")
+    print(f"{cfg.output_dir / 'manifest.csv'}: the new manifest")
+
+
+if __name__ == "__main__":
+    run(main, Config)
