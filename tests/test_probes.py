@@ -115,16 +115,17 @@ def test_the_perceptron_separates_what_no_line_can() -> None:
 @pytest.mark.parametrize("kind", ["svm", "logistic", "mlp"])
 def test_permuted_labels_are_at_chance(kind) -> None:
     x, y = toy(1200, 2)
-    permuted = np.random.default_rng(3).permutation(y)
     val, test = toy(400, 2, seed=1), toy(1000, 2, seed=2)
 
     def judge(probe: Probe) -> float:
         return roc_auc_score(val[1], probe(torch.from_numpy(val[0])).detach().numpy())
 
     honest, _ = fit_probe(kind, x, y, ("real", "fake"), judge)
-    fooled, _ = fit_probe(kind, x, permuted, ("real", "fake"), lambda probe: 0.0)
-    auc = [roc_auc_score(test[1], head(torch.from_numpy(test[0])).numpy()) for head in (honest, fooled)]
-    assert auc[0] > 0.8 and abs(auc[1] - 0.5) < 0.15
+    shuffles = [np.random.default_rng(seed).permutation(y) for seed in range(8)]
+    fooled = [fit_probe(kind, x, labels, ("real", "fake"), lambda probe: 0.0)[0] for labels in shuffles]
+    auc = [roc_auc_score(test[1], head(torch.from_numpy(test[0])).numpy()) for head in (honest, *fooled)]
+    # one random direction may part two Gaussians well, but it does so as often the wrong way round
+    assert auc[0] > 0.8 and abs(np.mean(auc[1:]) - 0.5) < 0.12
 
 
 @pytest.mark.parametrize(("kind", "classes"), [("svm", 2), ("svm", 4), ("logistic", 4), ("mlp", 2)])
