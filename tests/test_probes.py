@@ -122,7 +122,10 @@ def test_permuted_labels_are_at_chance(kind) -> None:
 
     honest, _ = fit_probe(kind, x, y, ("real", "fake"), judge)
     shuffles = [np.random.default_rng(seed).permutation(y) for seed in range(8)]
-    fooled = [fit_probe(kind, x, labels, ("real", "fake"), lambda probe: 0.0)[0] for labels in shuffles]
+    fooled = [
+        fit_probe(kind, x, labels, ("real", "fake"), lambda probe: 0.0, seed=seed)[0]
+        for seed, labels in enumerate(shuffles)
+    ]
     auc = [roc_auc_score(test[1], head(torch.from_numpy(test[0])).numpy()) for head in (honest, *fooled)]
     # one random direction may part two Gaussians well, but it does so as often the wrong way round
     assert auc[0] > 0.8 and abs(np.mean(auc[1:]) - 0.5) < 0.12
