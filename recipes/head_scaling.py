@@ -133,7 +133,7 @@ def main(cfg: Config) -> None:
         writer.writeheader()
         writer.writerows(table)
     record = run.record()
-    lines = [[str(x) if isinstance(x, int | str) else f"{x:.3g}" for x in line.values()] for line in table]
+    lines = [[str(x) if isinstance(x, int | str) else f"{x:.4g}" for x in line.values()] for line in table]
     about = (
         f"Synthetic features of {cfg.dim} float32 (10,000 rows: {10_000 * cfg.dim * 4 / 2**20:.0f} MiB). Seconds: "
         "reading, fitting all candidates, validation. Peak: the whole process with its libraries. One run each."
