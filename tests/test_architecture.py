@@ -16,6 +16,7 @@ ORDER = [
     {"adapt.cli"},
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images"},
+    {"adapt.data.download"},
     {"adapt.data.views"},
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.groups"},
