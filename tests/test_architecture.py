@@ -15,7 +15,7 @@ ORDER = [
     {"adapt.files", "adapt.provenance", "adapt.progress"},
     {"adapt.cli"},
     {"adapt.data.manifest"},
-    {"adapt.data.families", "adapt.data.images"},
+    {"adapt.data.families", "adapt.data.images", "adapt.data.download_state"},
     {"adapt.data.download"},
     {"adapt.data.views"},
     {"adapt.data.metadata", "adapt.data.preprocess"},

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import datetime
 import email.utils
-import errno
 import hashlib
 import ipaddress
 import json
@@ -23,7 +22,6 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import sys
 import tempfile
 import threading
@@ -34,11 +32,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
+from adapt.data.download_state import Outcome, State, is_transient, read_outcomes, writing
 from adapt.data.images import Unreadable, decode, opened
 from adapt.errors import Refusal
-from adapt.files import atomic, sync
+from adapt.files import atomic
 from adapt.progress import bar
 
 MAX_REDIRECTS = 5
@@ -47,16 +45,10 @@ BACKOFF = 1.0  # seconds: the n-th retry waits up to BACKOFF * 2**n, drawn at ra
 WINDOW = 16  # URLs in flight or waiting for their host, for each of `concurrency`
 IN_MEMORY = 2**20  # bytes of a body before it moves to a temporary file: 64 bodies at once stay small
 SYNC_SECONDS = 1
-MAX_LINE = 2**20  # bytes of a record
 MAX_URL = 8192  # characters: servers refuse longer ones, and data: URLs may hold megabytes
-PLACEHOLDER_HOSTS = 3  # "image removed" pictures: the same bytes from this many hosts,
-PLACEHOLDER_URLS = 10  # or under this many URLs of one host
 
 OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "none"}  # as img2dataset reads X-Robots-Tag
 REDIRECTS = {301, 302, 303, 307, 308}
-TRANSIENT = {"timeout", "dns", "connect", "connection", "broken-http", "broken-body", "interrupted"}
-TRANSIENT |= {"http-408", "http-425", "http-429"}  # and every http-5xx
-
 # What ipaddress (Python 3.11) calls global and is not, or leads to addresses that are not: protocol assignments,
 # 6to4 relays, Azure's metadata host; 6to4, Teredo, NAT64, site-local.
 NOT_PUBLIC = tuple(
@@ -66,23 +58,6 @@ NOT_PUBLIC = tuple(
         *("2002::/16", "2001::/32", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10"),
     )
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one (key, URL). `reason` is `ok`, with `path` (of the file) and `sha256`, or one of:
-
-    bad-url, duplicate-url (another key has it), private-address, tls, redirects, opted-out, http-404 (any status but
-    200), too-many-bytes, placeholder, those of `Unreadable`; and, for which a later run may ask again: timeout, dns,
-    connect, connection (lost), broken-http, broken-body, http-5xx, http-408, -425, -429, interrupted (killed at
-    every try).
-    """
-
-    key: str
-    url: str
-    reason: str
-    path: Path | None = None
-    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,15 +73,6 @@ class Report:
     def outcomes(self) -> Iterator[Outcome]:
         """Every finished (key, URL) of the state file, in order of first appearance; nothing is held in memory."""
         return read_outcomes(self.state, self.folder)
-
-
-def read_outcomes(state: Path, folder: Path) -> Iterator[Outcome]:
-    """The outcomes that the file `state` of a download into `folder` tells."""
-    with contextlib.closing(_Index()) as index:
-        index.load(state)
-        for key, url, reason, path, sha256 in index.finished():
-            file = folder / path if reason == "ok" else None
-            yield Outcome(json.loads(key), url, reason, file, sha256 if reason == "ok" else "")
 
 
 def download(
@@ -149,7 +115,7 @@ def download(
             raise Refusal(f"{name} is {value}: give a number above 0")
     folder = Path(folder)
     path = folder / "download.jsonl" if state is None else Path(state)
-    with _held(folder), contextlib.closing(_State(path)) as record:
+    with _held(folder), contextlib.closing(State(path)) as record:
         flags = {"again": again, "allow_private": allow_private, "respect_robots": respect_robots}
         job = _Download(record, folder, **limits, **flags, user_agent=user_agent, progress=progress)
         asyncio.run(job.run(urls))
@@ -157,11 +123,6 @@ def download(
             sys.exit(128 + signal.SIGTERM)
         _drop_placeholders(record, folder)
         return Report(folder, path, record.index.counts(), record.asked)
-
-
-def is_transient(reason: str) -> bool:
-    """Whether the failure may pass: such URLs are retried, all others never asked again."""
-    return reason in TRANSIENT or reason.startswith("http-5")
 
 
 def is_public(address: str) -> bool:
@@ -247,7 +208,7 @@ def _held(folder: Path) -> Iterator[None]:
     """Keep other downloads out of the folder, and remove what a killed one left half-written."""
     import fcntl
 
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
@@ -261,160 +222,7 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
-        raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
-
-
-class _Index:
-    """The state by URL and key. SQLite keeps it in a nameless file of its own, so memory does not grow with it."""
-
-    def __init__(self) -> None:
-        self.base = sqlite3.connect("")
-        self.base.execute("PRAGMA journal_mode = OFF")
-        self.base.execute(
-            "CREATE TABLE rows (url TEXT, key TEXT, host TEXT, asks INTEGER DEFAULT 0, seen INTEGER DEFAULT 0,"
-            " reason TEXT, path TEXT, sha256 TEXT, UNIQUE (url, key))"
-        )
-
-    def close(self) -> None:
-        self.base.close()
-
-    def load(self, path: Path) -> int:
-        """Take in a state file; returns the length of its whole lines. The torn end of a killed run is left out."""
-        whole, torn = 0, 0
-        if path.exists() and not path.is_file():
-            raise Refusal(f"{path} is no file: name another one for the state of the download")
-        if path.exists():
-            with path.open("rb") as file:
-                for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
-                    try:
-                        if not line.endswith(b"\n"):
-                            raise ValueError("no end of line")
-                        self.apply(json.loads(line))
-                    except (ValueError, KeyError, TypeError):
-                        torn = torn or number
-                        continue
-                    if torn:
-                        raise Refusal(f"{path}: line {torn} is no record of a download: name another state file")
-                    whole += len(line)
-        if torn and not whole:
-            raise Refusal(f"{path} is no state of a download: name another file")
-        return whole
-
-    def add(self, key: str, url: str) -> None:
-        self.base.execute(
-            "INSERT OR IGNORE INTO rows (url, key, host) VALUES (?, ?, ?)", (url, json.dumps(key), _host(url))
-        )
-
-    def apply(self, record: dict) -> None:
-        """A record either counts a request ("ask") or tells how it all ended ("reason")."""
-        at = (record["url"], json.dumps(record["key"]))
-        self.add(record["key"], record["url"])
-        if "ask" in record:
-            self.base.execute("UPDATE rows SET asks = asks + 1 WHERE url = ? AND key = ?", at)
-            return
-        self.base.execute("UPDATE rows SET asks = 0, reason = ? WHERE url = ? AND key = ?", (record["reason"], *at))
-        if "sha256" in record:
-            file = (record["path"], record["sha256"])
-            self.base.execute("UPDATE rows SET path = ?, sha256 = ? WHERE url = ? AND key = ?", (*file, *at))
-
-    def claim(self, key: str, url: str, again: bool) -> int | None:
-        """Requests that count against the row, or None where it is finished or was met before in this run."""
-        at = (url, json.dumps(key))
-        found = self.base.execute("SELECT asks, seen, reason FROM rows WHERE url = ? AND key = ?", at).fetchone()
-        asks, seen, reason = found or (0, 0, None)
-        if seen or (reason and not (again and is_transient(reason))):
-            return None
-        self.add(key, url)
-        self.base.execute("UPDATE rows SET seen = 1 WHERE url = ? AND key = ?", at)
-        return asks
-
-    def is_duplicate(self, key: str, url: str) -> bool:
-        query = "SELECT 1 FROM rows WHERE url = ? AND key != ? AND reason IS NOT 'duplicate-url' LIMIT 1"
-        return self.base.execute(query, (url, json.dumps(key))).fetchone() is not None
-
-    def finished(self) -> Iterator[tuple]:
-        return iter(
-            self.base.execute(
-                "SELECT key, url, reason, path, sha256 FROM rows WHERE reason IS NOT NULL ORDER BY rowid"
-            )
-        )
-
-    def counts(self) -> dict[str, int]:
-        query = (
-            "SELECT reason, COUNT(*) AS n FROM rows WHERE reason IS NOT NULL GROUP BY reason ORDER BY n DESC, reason"
-        )
-        return dict(self.base.execute(query))
-
-    def placeholders(self) -> list[str]:
-        """Digests that came from too many hosts, or under too many URLs of one. What was dropped still counts."""
-        return [
-            digest
-            for (digest,) in self.base.execute(
-                "SELECT sha256 FROM rows WHERE sha256 IS NOT NULL GROUP BY sha256 HAVING COUNT(DISTINCT host) >= ?"
-                " UNION SELECT sha256 FROM rows WHERE sha256 IS NOT NULL GROUP BY sha256, host HAVING COUNT(*) >= ?",
-                (PLACEHOLDER_HOSTS, PLACEHOLDER_URLS),
-            )
-        ]
-
-    def with_digest(self, digest: str) -> list[tuple[str, str, str, str]]:
-        query = "SELECT key, url, reason, path FROM rows WHERE sha256 = ?"
-        return self.base.execute(query, (digest,)).fetchall()
-
-
-class _State:
-    """The append-only file of JSON lines, and its index. A line is with the system before what it announces is done,
-    so `kill -9` forgets no request; a power cut may forget those of the last second."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.asked, self.index = path, 0, _Index()
-        try:
-            whole = self.index.load(path)
-            with _writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                os.ftruncate(self.file, whole)  # else the next record would continue a torn line
-                sync(path.parent)
-        except BaseException:
-            self.index.close()
-            raise
-
-    def close(self) -> None:
-        self.sync()
-        os.close(self.file)
-        self.index.close()
-
-    def sync(self) -> None:
-        with _writing(self.path):
-            os.fsync(self.file)
-
-    def append(self, key: str, url: str, **what) -> None:
-        record = {"key": key, "url": url, **what}
-        line = json.dumps(record).encode() + b"\n"
-        with _writing(self.path):
-            if os.write(self.file, line) < len(line):
-                raise OSError(errno.ENOSPC, "half a line was written")
-        self.index.apply(record)
-
-    def ask(self, key: str, url: str) -> None:
-        self.append(key, url, ask=1)
-        self.asked += 1
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:  # a bad-url stands in the state as it was given
-        return ""
-
-
-def _drop_placeholders(state: _State, folder: Path) -> None:
+def _drop_placeholders(state: State, folder: Path) -> None:
     """Book the rows first and delete afterwards: a kill between the two leaves files to delete, not rows to fix."""
     paths = []
     for digest in state.index.placeholders():
@@ -438,7 +246,7 @@ class _Host:
 class _Download:
     """One run over a list of URLs; see `download` for the settings."""
 
-    state: _State
+    state: State
     folder: Path
     concurrency: int
     per_host: int
@@ -604,7 +412,7 @@ class _Download:
                 size += len(piece)
                 if size > self.max_bytes:
                     raise _Failed("too-many-bytes")
-                with _writing(Path(tempfile.gettempdir())):
+                with writing(Path(tempfile.gettempdir())):
                     body.write(piece)
         except BaseException:
             body.close()
