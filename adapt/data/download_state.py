@@ -127,7 +127,7 @@ class Index:
         return whole
 
     def apply(self, record: dict) -> None:
-        """A record either counts a request ("ask") or tells how it all ended ("reason"), of a file once and for all."""
+        """A record either counts a request ("ask") or tells how it ended ("reason")."""
         key, url = json.dumps(record["key"]), record["url"]
         if "ask" in record:
             self.base.execute(
@@ -151,7 +151,8 @@ class Index:
         if seen or (reason and not (again and is_transient(reason))):
             return None
         self.base.execute(
-            "INSERT INTO rows (url, key, host, seen) VALUES (?, ?, ?, 1) ON CONFLICT (url, key) DO UPDATE SET seen = 1",
+            "INSERT INTO rows (url, key, host, seen) VALUES (?, ?, ?, 1)"
+            " ON CONFLICT (url, key) DO UPDATE SET seen = 1",
             (*at, _host(url)),
         )
         return asks
