@@ -75,7 +75,11 @@ def test_ycc_of_grey_has_exactly_no_chroma():
     np.testing.assert_allclose(ycc(grey)[0], np.arange(256) / 255)
 
 
-@pytest.mark.parametrize("image", [photo(), photo(64, 64, 1), Image.fromarray(zoo.picture())], ids=lambda image: "x".join(map(str, image.size)))
+@pytest.mark.parametrize(
+    "image",
+    [photo(), photo(64, 64, 1), Image.fromarray(zoo.picture())],
+    ids=lambda image: "x".join(map(str, image.size)),
+)
 def test_moments_and_correlations_are_those_of_scipy_and_numpy(image):
     found, truth = named(image), planes(image)
     for name in ("y", "cb", "cr", "saturation", "chroma"):
