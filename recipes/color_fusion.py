@@ -6,7 +6,7 @@
 Fits one head on each of: colour statistics that survive JPEG (adapt/models/color.py), the backbone's features, both
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
-tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 6 minutes on
+tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 4 minutes on
 2 cores, most of it features. Results to expect: results/README.md.
 """
 

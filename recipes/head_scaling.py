@@ -5,7 +5,7 @@
 Writes a cache of synthetic features (Gaussian classes whose best linear AUC is about 0.83), fits each head through the
 same code as the recipes (penalty or epoch picked on validation rows), each in a process of its own, and reports
 seconds, peak memory and test AUC; with one view in the cache and with four. Tip-Adapter-F has 500 keys a class. Takes
-about 15 minutes on 2 cores; the support vector machine at 100,000 rows is most of it.
+about 20 minutes on one busy core; Tip-Adapter-F at 100,000 rows is most of it. To expect: results/README.md.
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,8 @@ For 1 to 512 images a class, several draws each: the published Tip-Adapter (2207
 (class means, alpha and beta from validation rows), Tip-Adapter-F, and logistic regression on the same rows. The prior
 is the cosine to text prompts; for a backbone without texts, --prior probe takes the logits of that regression. All is
 trained, tuned and selected on training and validation rows. With thousands of images a probe wins or ties: look at the
-left of the curve. Without flags: the embedded world and tiny CLIP, about 6 minutes on 2 cores. Results to expect:
-results/README.md.
+left of the curve. Without flags: the embedded world and tiny CLIP, about 2 minutes on 2 cores, half of it encoding.
+Results to expect: results/README.md.
 """
 
 from dataclasses import dataclass
