@@ -434,6 +434,7 @@ from adapt.data import download as module
 from adapt.data import download_state
 
 folder, base, count, place, when, number, sent = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 module.BACKOFF = 0.01
 left = [int(number)]
 
