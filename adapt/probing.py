@@ -14,6 +14,7 @@ from adapt.detector import as_scores
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features import Features
+from adapt.models.heads import binary_logit
 from adapt.models.probes import Kind, Probe, fit_probe
 from adapt.report import validation_score
 
@@ -53,13 +54,13 @@ def drawn_views(manifest: Manifest, rows: np.ndarray, views: Sequence[str], seed
     return np.array([draw[group] for group in manifest["group"][rows]], dtype=object)
 
 
-def training_rows(features: Features, views: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Readable training rows (m,) and the view drawn for each (m,).
+def readable_rows(features: Features, split: str, views: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Readable rows (m,) of a split and the view drawn for each (m,).
 
     One view a group: however many views there are, a head is trained on as many rows as there are images.
     """
     manifest = features.manifest
-    rows = np.flatnonzero(manifest["split"] == "train")
+    rows = np.flatnonzero(manifest["split"] == split)
     drawn = drawn_views(manifest, rows, views, seed)
     why = {view: features.reasons(view) for view in views}
     readable = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool)
@@ -80,9 +81,10 @@ def score_features(
             if len(chunk):
                 with torch.no_grad():
                     found = torch.from_numpy(features.take(rows[chunk], view, layer))
-                    logits[chunk, v, 0] = head(found).double().numpy()
                     if many:
-                        logits[chunk, v, 1:] = head.class_logits(found).double().numpy()
+                        by_class = head.class_logits(found)
+                        logits[chunk, v, 1:] = by_class.double().numpy()
+                    logits[chunk, v, 0] = (binary_logit(by_class) if many else head(found)).double().numpy()
     return as_scores(features.manifest, rows, tuple(views), logits, reasons, classes if many else ())
 
 
@@ -117,13 +119,9 @@ def validation_rows(
     features: Features, views: Sequence[str], names: np.ndarray, classes: Sequence[str], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Readable validation rows (m,) of classes that training has, and the view drawn for each, one a group."""
-    manifest = features.manifest
-    rows = np.flatnonzero(manifest["split"] == "val")
-    drawn = drawn_views(manifest, rows, views, seed)
-    why = {view: features.reasons(view) for view in views}
-    keep = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool)
-    keep &= np.isin(names[rows], classes)
-    return rows[keep], drawn[keep]
+    rows, drawn = readable_rows(features, "val", views, seed)
+    known = np.isin(names[rows], classes)
+    return rows[known], drawn[known]
 
 
 def fit_on_features(
@@ -141,7 +139,7 @@ def fit_on_features(
     Returns the head and what was picked. `permute_labels` shuffles the training labels: a control. `unit`: whether
     features are made unit vectors.
     """
-    rows, drawn = training_rows(features, views, seed)
+    rows, drawn = readable_rows(features, "train", views, seed)
     names = class_names(features.manifest, classes)
     known = known_classes(names[rows])
     labels = numbers(names[rows], known)

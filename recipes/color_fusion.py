@@ -30,6 +30,7 @@ class Config:
     test_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cached_only: bool = False  # refuse to encode what recipes/extract.py has not; colour is computed either way
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
     seed: int = 0  # of the views drawn, the perceptron and the bootstrap
@@ -64,7 +65,7 @@ def main(cfg: Config) -> None:
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}
 
     encoding = run.encoding(cfg.num_workers) | {"cache": cfg.cache}
-    clip = extract(backbone, rows, (*views, *grey.values()), **encoding)
+    clip = extract(backbone, rows, (*views, *grey.values()), cached_only=cfg.cached_only, **encoding)
     colour, fragile = (extract(Colours(layer), rows, views, **encoding) for layer in ("sound", "fragile"))
     without = {(backbone.layer, view): clip.spaces[backbone.layer, name] for view, name in grey.items()}
     run.begin(data=rows.digest, base=backbone.fingerprint)

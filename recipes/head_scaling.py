@@ -72,14 +72,14 @@ def measure(cfg: Config, head: str, features) -> dict[str, float]:
 
     from adapt.models.tip_adapter import Rows, TipAdapter, draw_shots, fit
     from adapt.models.tip_head import PriorHead
-    from adapt.probing import class_names, fit_on_features, numbers, training_rows, validation_rows
+    from adapt.probing import class_names, fit_on_features, numbers, readable_rows, validation_rows
 
     rows, known = features.manifest, ("real", "fake")
     names = class_names(rows, "binary")
     torch.zeros(8, 8) @ torch.zeros(8, 8)  # libraries are loaded before the clock starts
     started = time.monotonic()
     if head == "tip-adapter-f":
-        train, drawn = training_rows(features, features.views, cfg.seed)
+        train, drawn = readable_rows(features, "train", features.views, cfg.seed)
         x, y = features.take(train, drawn), numbers(names[train], known)
         val, val_drawn = validation_rows(features, features.views, names, known, cfg.seed)
         keys, _ = draw_shots(y, rows["group"][train], 500, cfg.seed)

@@ -26,7 +26,7 @@ class Config:
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
     layer: str = "proj"  # texts meet images in proj only; any layer with --prior probe or none
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
-    prior: Literal["text", "probe", "none"] = "text"
+    prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
     classes: Literal["binary", "family"] = "binary"
     shots: tuple[int, ...] = (1, 4, 16, 64, 256, 512)  # images a class
     draws: int = 3  # of each number of shots
@@ -36,6 +36,7 @@ class Config:
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cached_only: bool = False  # refuse to encode what recipes/extract.py has not
     resamples: int = 200  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
     seed: int = 0  # of shots, views drawn and bootstrap
@@ -62,8 +63,8 @@ def main(cfg: Config) -> None:
         class_names,
         known_classes,
         numbers,
+        readable_rows,
         score_features,
-        training_rows,
         validation_judge,
         validation_rows,
     )
@@ -84,12 +85,14 @@ def main(cfg: Config) -> None:
     texts = prompt_features(cfg.backbone, prompts) if cfg.prior == "text" else None
     backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
     views = (*cfg.train_views, *cfg.test_views)
-    features = extract(backbone, rows, views, cache=cfg.cache, **run.encoding(cfg.num_workers))
+    features = extract(
+        backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **run.encoding(cfg.num_workers)
+    )
     run.begin(data=rows.digest, base=backbone.fingerprint)
     if not run.main:
         return run.end()
 
-    train, drawn = training_rows(features, cfg.train_views, cfg.seed)
+    train, drawn = readable_rows(features, "train", cfg.train_views, cfg.seed)
     labels, held = numbers(names[train], classes), np.flatnonzero(rows["split"] != "train")
     val_rows, val_drawn = validation_rows(features, cfg.train_views, names, classes, cfg.seed)
     val_x, val_y, val_groups = (

@@ -14,12 +14,13 @@ import linear_probe
 import numpy as np
 import pytest
 import tip_adapter
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from adapt.data.manifest import Manifest
 from adapt.detector import load_detector, score
 from adapt.errors import Refusal
-from adapt.evaluation.scores import Scores, binary_logit
+from adapt.evaluation.scores import Scores
 from adapt.models.backbones import Backbone
 
 VIEWS = ("none", "qf65")
@@ -83,7 +84,7 @@ def test_families_give_the_binary_score_and_a_comparison(probe, tmp_path) -> Non
     classes = [name for name in scores.columns if name.startswith("logit_")]
     assert classes == ["logit_real", "logit_autoregressive", "logit_diffusion", "logit_gan"]
     logits = np.stack([scores[name] for name in classes], axis=1)
-    np.testing.assert_allclose(scores["logit"], binary_logit(logits), atol=1e-5)
+    np.testing.assert_allclose(scores["logit"], logsumexp(logits[:, 1:], axis=1) - logits[:, 0], atol=1e-5)
     assert auc(scores) > 0.9
     page = (out / "table.md").read_text()
     assert "## Attribution" in page and "## Comparison" in page
@@ -136,6 +137,11 @@ def test_extract_fills_what_the_probe_reads(probe, planted, tmp_path, monkeypatc
     extract.main(extract.Config(**common))
     linear_probe.main(config)
     assert sorted(cache.glob("*/*.safetensors")) == before
+    shots = tip_adapter.Config(manifest=(str(planted),), output_dir=tmp_path / "t", cache=cache, cached_only=True)
+    colour = color_fusion.Config(manifest=(str(planted),), output_dir=tmp_path / "c", cache=cache, cached_only=True)
+    for recipe, other in ((tip_adapter, shots), (color_fusion, colour)):  # other layers and views
+        with pytest.raises(Refusal, match="run recipes/extract"):
+            recipe.main(other)
     with pytest.raises(Refusal, match="numbered 0 to 2"):
         extract.Config(shard=3, num_shards=3)
 

@@ -1,8 +1,11 @@
 """Heads on frozen features, against scikit-learn, and what fits them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.multiclass import OneVsOneClassifier
@@ -12,6 +15,7 @@ from sklearn.svm import LinearSVC
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.models import probes
+from adapt.models.heads import binary_logit
 from adapt.models.probes import GRID, Probe, fit_probe
 from adapt.probing import class_names, drawn_views, known_classes, numbers
 
@@ -195,3 +199,21 @@ def test_one_view_is_drawn_for_all_members_of_a_group(tmp_path) -> None:
 
 def test_every_grid_runs_from_strong_to_weak() -> None:
     assert all(list(grid) == sorted(grid) for grid in probes.GRID.values())
+
+
+def test_binary_logit_is_the_logit_of_one_minus_the_softmax_of_real():
+    logits = np.random.default_rng(0).normal(size=(200, 5)) * 4
+
+    def binary(values) -> np.ndarray:
+        return binary_logit(torch.tensor(np.array(values, np.float64))).numpy()
+
+    np.testing.assert_allclose(expit(binary(logits)), 1 - softmax(logits, axis=1)[:, 0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(binary(logits[:, :2]), logits[:, 1] - logits[:, 0])
+    np.testing.assert_allclose(binary([[0, 1e4, 1e4], [1e4, 0, 0]]), [1e4 + np.log(2), np.log(2) - 1e4])
+    assert np.isnan(binary([[np.nan] * 3, [0.0] * 3])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 2, 2)])
+def test_binary_logit_refuses_other_shapes(shape):
+    with pytest.raises(Refusal, match=re.escape(str(shape))):
+        binary_logit(torch.zeros(shape))

@@ -9,12 +9,12 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch.nn import functional as F
 
 from adapt.errors import Refusal
+from adapt.models.heads import binary_logit
 from adapt.models.tip_adapter import (
     ALPHAS,
     BETAS,
     Rows,
     TipAdapter,
-    binary_logit,
     draw_shots,
     fit,
     group_ids,

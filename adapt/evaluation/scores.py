@@ -97,19 +97,6 @@ class Scores:
             raise Refusal(f"{error.object!r} cannot be written to {path.name}: rename that file") from error
 
 
-def binary_logit(class_logits: np.ndarray) -> np.ndarray:
-    """(n, c) with class 0 real -> (n,), the logit of "fake": logsumexp of the fakes' logits minus that of real.
-
-    The logistic function of it is 1 - softmax(class_logits)[:, 0], the chance of all fake classes together.
-    NaN, an unreadable row, stays NaN.
-    """
-    class_logits = np.asarray(class_logits, np.float64)
-    if class_logits.ndim != 2 or class_logits.shape[1] < 2:
-        raise Refusal(f"class logits of shape {class_logits.shape}: give (n, classes), real first and a fake class")
-    with np.errstate(invalid="ignore"):  # numpy warns of a NaN in logaddexp
-        return np.logaddexp.reduce(class_logits[:, 1:], axis=1) - class_logits[:, 0]
-
-
 def _complete(given: Mapping[str, Iterable]) -> dict[str, np.ndarray]:
     """All columns, in a fixed order: text as str, numbers as float64, defaults filled in."""
     for column in ("path", "generator"):

@@ -3,6 +3,19 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapt.errors import Refusal
+
+
+def binary_logit(class_logits: Tensor) -> Tensor:
+    """(n, c), class 0 real -> (n,), the logit of "AI-generated": logsumexp of the fakes' logits minus that of real.
+
+    The logistic function of it is 1 - softmax(class_logits)[:, 0], the chance of all fake classes together. NaN stays.
+    """
+    if class_logits.ndim != 2 or class_logits.shape[1] < 2:
+        shape = tuple(class_logits.shape)
+        raise Refusal(f"class logits of shape {shape}: give (n, classes), real first and a fake class")
+    return class_logits[:, 1:].logsumexp(dim=1) - class_logits[:, 0]
+
 
 class LinearHead(nn.Module):
     """Features (n, d) -> logit of "AI-generated" (n,).

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.errors import Refusal
+from adapt.models.heads import binary_logit
 
 Kind = Literal["svm", "logistic", "mlp"]
 GRID = {  # inverse strength of the L2 penalty; the perceptron's is its weight decay
@@ -78,8 +79,7 @@ class Probe(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """log p(not real) - log p(real): with many classes, 1 - p(real) as a logit."""
-        logits = self.class_logits(features)
-        return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
+        return binary_logit(self.class_logits(features))
 
     def describe(self) -> dict[str, Any]:
         """The head's type and what its constructor needs beside the dimension, for detector.json."""

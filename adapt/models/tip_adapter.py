@@ -160,11 +160,6 @@ class TipAdapter(nn.Module):
         return votes / count.clamp(min=1) if self.mean else votes
 
 
-def binary_logit(logits: Tensor) -> Tensor:
-    """Logits (n, c) -> logit of "AI-generated" (n,): any fake class against class 0."""
-    return logits[:, 1:].logsumexp(1) - logits[:, 0]
-
-
 def text_prior(features: Tensor, prompts: Tensor, scale: float = 100.0) -> Tensor:
     """Zero-shot logits (n, c) of features (n, d) and one embedding a class (c, d): scale * cosine.
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adapt.models.heads import binary_logit
 from adapt.models.probes import Probe
-from adapt.models.tip_adapter import TipAdapter, binary_logit, text_prior
+from adapt.models.tip_adapter import TipAdapter, text_prior
 
 
 class PriorHead(nn.Module):
