@@ -32,7 +32,8 @@ from adapt.processes import Processes
 from adapt.progress import bar
 from adapt.tracking import Track
 
-NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps", "cache", "cached_only"}  # free to change when a run is continued
+# free to change when a run is continued
+NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps", "cache", "cached_only"}
 MAX_BAD_STEPS = 3
 
 
