@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import yaml
 from adapt.errors import Refusal
 
 
-def run(main: Callable[[Any], object], config_class: type) -> None:
+def run(main: Callable[[Any], object], config_class: type, description: str | None = None) -> None:
     """Parse the flags of `config_class`, call `main(config)`, and end with a status a script can use.
 
     `--config FILE` takes its values from a saved config; flags on the command line override them. A flag that takes
@@ -21,11 +22,32 @@ def run(main: Callable[[Any], object], config_class: type) -> None:
     and status 2; under several processes only the first of them speaks.
     """
     try:
-        main(parse(config_class, sys.argv[1:], sys.modules[main.__module__].__doc__))
+        main(parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__))
     except Refusal as refusal:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {refusal}", file=sys.stderr)
         sys.exit(2)
+
+
+def run_one(modules: dict[str, str], main: Callable[[Any], object]) -> None:
+    """`run` with the first word of the command line choosing whose options are parsed: name -> module.
+
+    Each module has a dataclass `Source`; a module's docstring describes it in `--help`.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in modules:
+        module = importlib.import_module(modules[name])
+        sys.argv[:2] = [f"{sys.argv[0]} {name}"]
+        run(main, module.Source, module.__doc__)
+        return
+    if name not in ("--help", "-h"):
+        near = difflib.get_close_matches(name, modules, n=1)
+        hint = f", perhaps you meant {near[0]!r}" if near else ""
+        print(f"error: unknown source {name!r}{hint}: choose one of {', '.join(modules)}", file=sys.stderr)
+        sys.exit(2)
+    print(sys.modules[main.__module__].__doc__)
+    for name, module in modules.items():
+        print(f"{name:20} {importlib.import_module(module).__doc__.splitlines()[0]}")
 
 
 def parse(config_class: type, arguments: list[str], description: str | None = None) -> Any:

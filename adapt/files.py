@@ -50,6 +50,17 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into a `Refusal`, never to be booked to an image."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
+        raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic(path) as temporary:

@@ -33,10 +33,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from adapt.data.download_state import Outcome, State, is_transient, read_outcomes, writing
+from adapt.data.download_state import Outcome, State, is_transient, read_outcomes
 from adapt.data.images import Unreadable, decode, opened
 from adapt.errors import Refusal
-from adapt.files import atomic
+from adapt.files import atomic, writing
 from adapt.progress import bar
 
 MAX_REDIRECTS = 5

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adapt.errors import Refusal
-from adapt.files import sync
+from adapt.files import sync, writing
 
 TRANSIENT = {"timeout", "dns", "connect", "connection", "broken-http", "broken-body", "interrupted"}
 TRANSIENT |= {"http-408", "http-425", "http-429"}  # and every http-5xx
@@ -189,14 +189,3 @@ def _host(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:  # a bad-url stands in the state as it was given
         return ""
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into a `Refusal`, so that it is never booked to a URL."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
-        raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error

@@ -1,0 +1,293 @@
+"""A data set under construction, by one job or by many: rows and images that are committed together or not at all."""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt.data.images import opened
+from adapt.data.manifest import Manifest
+from adapt.errors import Refusal
+from adapt.files import atomic, sync, writing
+
+SHARD_BYTES = 2**30  # a tar file is closed when it has this many
+SYNC_SECONDS = 1
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+END = bytes(1024)  # two empty blocks end a tar file
+LOST = ("file", "url", "group", "generator", "split", "set", "reason")  # columns of the table of what is not there
+
+
+def describe(data: bytes) -> dict[str, str]:
+    """`sha256`, `format`, `width`, `height` of an image file's bytes by its header; raises `Unreadable`."""
+    with opened(data) as image:
+        facts = {"format": image.format, "width": str(image.width), "height": str(image.height)}
+    return facts | {"sha256": hashlib.sha256(data).hexdigest()}
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the journals of all jobs lie."""
+    return output.with_suffix(".parts")
+
+
+def lost_table(output: Path) -> Path:
+    """Where every image that was listed and is not in the manifest stands with its reason."""
+    return output.with_suffix(".lost.csv")
+
+
+class Part:
+    """What job `shard` of `num_shards` has done for the manifest `output`: append-only, so a killed job continues.
+
+    `what` names everything the rows depend on; a journal made with another one is refused, or begun anew with
+    `restart` (when no work is lost by it). Images that are handed over as bytes become members of tar files in
+    WebDataset's layout: a commit is one sample, its members share the key before the first dot, KEY.json holds
+    the rows. The names of members tell nothing about the labels.
+
+    `at` is what the last commit said (None at first), `done` whether the job is finished, `commits` how many
+    commits brought rows.
+    """
+
+    def __init__(
+        self, output: Path, what: dict[str, Any], *, shard: int = 0, num_shards: int = 1, restart: bool = False
+    ) -> None:
+        self.output, self.shard = output, shard
+        self.path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+        self.at, self.done, self.commits, self.tar, self.size = None, False, 0, 0, 0
+        self.lost: Counter[str] = Counter()
+        self._met: set[str] = set()
+        self._synced = time.monotonic()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = self.path.open("ab+")
+        try:
+            self._lock()
+            entries, whole = _read_journal(self.path, output)
+            if entries and entries[0].get("what") != what:
+                if not restart:
+                    raise Refusal(
+                        f"{self.path} was made with {_difference(entries[0].get('what'), what)}: "
+                        f"choose another --output, or delete {self.path.parent} to begin anew"
+                    )
+                entries, whole = [], 0
+            self._journal.truncate(whole)  # else the next entry would continue a torn line
+            for entry in entries:
+                self._apply(entry)
+            if not entries:
+                self._write({"what": what})
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def __enter__(self) -> "Part":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._journal.close()
+
+    def met(self, sha256: str) -> bool:
+        """Whether an image with these bytes was committed by this job."""
+        return sha256 in self._met
+
+    def commit(
+        self,
+        rows: Sequence[dict[str, str]],
+        at: Any,
+        images: Sequence[bytes] = (),
+        lost: Sequence[dict[str, str]] = (),
+    ) -> None:
+        """Add rows (manifest columns), and with `images` the bytes of each, which then lie in a tar file.
+
+        Rows without images carry `file`, an absolute name. `lost`: what is missing, each with its `reason`. After a
+        kill either all of it is there, or nothing and `at` is the one before.
+        """
+        rows = [dict(row) for row in rows]
+        entry = {"at": at, "rows": rows, "lost": list(lost)}
+        if images:
+            entry |= self._store(rows, images)
+        self._write(entry)
+        self._apply(entry)
+
+    def drop(self, reasons: dict[str, str]) -> None:
+        """Take groups out again: group -> reason. Their images stay in the tar files without a row."""
+        self._write({"drop": reasons})
+
+    def finish(self) -> None:
+        """Say that this job has nothing left to do."""
+        if not self.done:
+            if self.size:
+                self._append(END)
+            self._write({"done": True})
+            self.done = True
+        sync(self.path)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refusal(f"another process is working at {self.path}: wait for it, or stop it") from error
+
+    def _apply(self, entry: dict) -> None:
+        if "at" in entry:
+            self.at = entry["at"]
+            self.commits += bool(entry["rows"])
+            self.lost.update(row["reason"] for row in entry["lost"])
+            self._met.update(row["sha256"] for row in entry["rows"] if row.get("sha256"))
+        self.tar, self.size = entry.get("tar", (self.tar, self.size))
+        self.done |= entry.get("done", False)
+
+    def _store(self, rows: list[dict[str, str]], images: Sequence[bytes]) -> dict:
+        """Append one sample to the open tar file; fills in the rows' `path` and what their headers say."""
+        if self.size >= SHARD_BYTES:
+            self._append(END)
+            self.tar, self.size = self.tar + 1, 0
+        key, names = f"{self.shard:04d}-{self.commits:08d}", set()
+        tar = _tar(self.output, self.shard, self.tar)
+        members = []
+        for row, data in zip(rows, images, strict=True):
+            row |= describe(data)
+            name = f"{key}.{row['sha256'][:8]}.{EXTENSIONS[row.pop('format')]}"
+            while name in names:  # the same bytes twice in a group
+                name = name.replace(".", ".0", 1)
+            names.add(name)
+            row["path"] = f"{tar.parent.name}/{tar.name}::{name}"
+            members.append((name, data))
+        about = [{name: value for name, value in row.items() if name != "file"} for row in rows]
+        members.append((f"{key}.json", json.dumps(about, ensure_ascii=True).encode()))
+        data = b"".join(_member(name, data) for name, data in members)
+        self._append(data)
+        return {"tar": (self.tar, self.size + len(data))}
+
+    def _append(self, data: bytes) -> None:
+        """Write behind the last byte that the journal knows; what a kill left there is overwritten."""
+        path = _tar(self.output, self.shard, self.tar)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                file.truncate(self.size)
+                file.seek(self.size)
+                file.write(data)
+
+    def _write(self, entry: dict) -> None:
+        with writing(self.path):
+            self._journal.write(json.dumps(entry).encode() + b"\n")
+            self._journal.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:  # a power cut may forget that long
+                os.fsync(self._journal.fileno())
+                self._synced = time.monotonic()
+
+
+def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
+    """Write the manifest `output` and the table of what was lost, once all jobs are done; None before.
+
+    Where the same bytes stand under two labels, both rows are lost; where they stand in two splits, the later one
+    (by group) is. With `whole` a group that loses a member so is lost as a whole.
+    """
+    rows, lost, dropped, what = [], [], {}, None
+    for shard in range(num_shards):
+        path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+        entries = _read_journal(path, output)[0] if path.is_file() else []
+        if not entries or not any(entry.get("done") for entry in entries):
+            return None
+        what = what or entries[0]["what"]
+        if entries[0]["what"] != what:
+            raise Refusal(f"{path} was made with {_difference(entries[0]['what'], what)}: run the older jobs again")
+        for entry in entries:
+            rows += entry.get("rows", ())
+            lost += entry.get("lost", ())
+            dropped |= entry.get("drop", {})
+    rows.sort(key=lambda row: (row["group"], row["generator"] != "real", row["generator"], _place(row)))
+    reasons = _same_bytes(rows)
+    if whole:
+        dropped |= {rows[row]["group"]: reason for row, reason in sorted(reasons.items(), reverse=True)}
+    reasons |= {i: dropped[row["group"]] for i, row in enumerate(rows) if row["group"] in dropped}
+    lost += [row | {"file": _place(row), "reason": reasons[i]} for i, row in enumerate(rows) if i in reasons]
+    _write_lost(lost, lost_table(output))
+    kept = [row for i, row in enumerate(rows) if i not in reasons]
+    if not kept:
+        why = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in lost).most_common(5))
+        raise Refusal(f"no image is left of {len(lost)} ({why}): see {lost_table(output)}")
+    _write_manifest(kept, output)
+    return output
+
+
+def _write_manifest(rows: list[dict[str, str]], output: Path) -> None:
+    folder = os.path.join(os.path.realpath(output.parent), "")  # noqa: PTH118 (ends with a slash)
+    for row in rows:
+        if "path" not in row and not row["file"].startswith(folder):
+            raise Refusal(f"{row['file']!r} lies outside {folder}: choose an --output above all images")
+    columns = {"path": [row["path"] if "path" in row else row["file"][len(folder) :] for row in rows]}
+    for name in dict.fromkeys(name for row in rows for name in row if name not in ("file", "path")):
+        columns[name] = [row.get(name, "") for row in rows]
+    Manifest.of(columns, output.parent).write(output)
+
+
+def _place(row: dict[str, str]) -> str:
+    return row.get("file") or row.get("path", "")
+
+
+def _same_bytes(rows: list[dict[str, str]]) -> dict[int, str]:
+    """Why rows cannot stay: the same bytes under two labels or in two splits."""
+    of: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.get("sha256"):
+            of.setdefault(row["sha256"], []).append(i)
+    reasons = {}
+    for same in of.values():
+        if len({rows[i]["generator"] == "real" for i in same}) == 2:
+            reasons |= dict.fromkeys(same, "same-bytes-two-labels")
+        else:
+            first = rows[same[0]]["split"]
+            reasons |= {i: "same-bytes-two-splits" for i in same if rows[i]["split"] != first}
+    return reasons
+
+
+def _write_lost(lost: list[dict[str, str]], path: Path) -> None:
+    lost.sort(key=lambda row: (row.get("group", ""), row.get("generator", ""), row.get("file", "")))
+    with atomic(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        out = csv.DictWriter(file, LOST, restval="", extrasaction="ignore")
+        out.writeheader()
+        out.writerows(lost)
+
+
+def _read_journal(path: Path, output: Path) -> tuple[list[dict], int]:
+    """Entries of a journal whose images are there, and the bytes they take; what follows was never committed."""
+    entries, whole = [], 0
+    shard = int(re.match("[0-9]+", path.name)[0])
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or ("tar" in entry and not _reaches(_tar(output, shard, entry["tar"][0]), entry)):
+            break
+        entries.append(entry)
+        whole += len(line)
+    return entries, whole
+
+
+def _reaches(tar: Path, entry: dict) -> bool:
+    return tar.is_file() and tar.stat().st_size >= entry["tar"][1]
+
+
+def _tar(output: Path, shard: int, number: int) -> Path:
+    return output.with_suffix(".shards") / f"{shard:04d}-{number:05d}.tar"
+
+
+def _member(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return io.BytesIO(info.tobuf() + data + bytes(-len(data) % tarfile.BLOCKSIZE)).getvalue()
+
+
+def _difference(old: Any, new: dict[str, Any]) -> str:
+    old = old if isinstance(old, dict) else {}
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    return "; ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names) or "nothing known"

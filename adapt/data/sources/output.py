@@ -1,0 +1,99 @@
+"""What all sources share: where the manifest goes, how splits are drawn, and one pass over files that lie in place."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.data.images import Unreadable, read_bytes
+from adapt.data.manifest import split_by_group
+from adapt.data.parts import Part, describe, join
+from adapt.errors import Refusal
+from adapt.progress import bar
+
+BATCH = 256  # groups of one commit
+THREADS = 4  # that read files: a disk, or a network drive, serves several requests at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Options of every source."""
+
+    output: Path | None = None  # manifest to write, .csv or .parquet, above its images; default: manifest.csv there
+    split: Literal["auto", "train", "val", "test"] = "auto"  # of all rows; auto: as the layout says, else by group
+    val: float = 0.15  # share of the groups, where splits are drawn
+    test: float = 0.25  # share of the groups, where splits are drawn
+    seed: int = 0  # of the splits and of every choice of images
+    align: str = ""  # also write aligned copies, as recipes/align.py does: group, resizeN or cropN
+    shard: int = 0  # which part of the work this job does
+    num_shards: int = 1  # how many jobs share the work
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_shards")
+        if not 0 <= self.shard < self.num_shards:
+            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+        if self.output is not None and self.output.suffix.lower() not in (".csv", ".parquet"):
+            raise Refusal(f"--output {self.output}: name a .csv or .parquet file, the manifest to write")
+        split_by_group([], self.seed, self.val, self.test)  # refuses shares that leave no train split
+
+    def split_of(self, group: str, given: str = "") -> str:
+        """Split of a group: the one asked for, else the `given` one of the layout, else drawn by its hash."""
+        if self.split != "auto":
+            return self.split
+        return given or str(split_by_group([group], self.seed, self.val, self.test)[0])
+
+    def write_listing(self, rows: Iterable[dict[str, str]], folders: Sequence[Path]) -> Path | None:
+        """Look once at every listed file, and write the manifest; returns its path, None if other shards are still at work.
+
+        `rows`: `file` (absolute, or `shard.tar::member`), `group`, `generator`, and further columns of a manifest;
+        `split` where the layout has one; `reason` where it is known that there is no image. `folders` hold the
+        files: the manifest goes above them if no `output` is named. A file that is no image is counted and listed
+        with its reason. Pixels are not decoded.
+        """
+        rows = list(rows)
+        if not rows:
+            raise Refusal(f"no images under {', '.join(map(str, folders))}: check the folder and its layout")
+        output = self.output or common_folder(folders) / "manifest.csv"
+        groups: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            groups.setdefault(row["group"], []).append(row)
+        for group, members in groups.items():
+            for row in members:
+                row["split"] = self.split_of(group, row.get("split", ""))
+        # What was listed is the identity of this work: after files came or went, or other shares, all begins anew.
+        listed = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        mine = list(groups.values())[self.shard :: self.num_shards]
+        jobs = {"shard": self.shard, "num_shards": self.num_shards}
+        with Part(output, {"listing": listed}, **jobs, restart=True) as part, ThreadPoolExecutor(THREADS) as pool:
+            start = part.at or 0
+            progress = bar(total=len(mine), initial=start, unit="group", desc="look at files")
+            for first in range(start if not part.done else len(mine), len(mine), BATCH):
+                batch = mine[first : first + BATCH]
+                found = list(pool.map(_look, (row for members in batch for row in members)))
+                lost = [row for row in found if row.get("reason")]
+                part.commit([row for row in found if not row.get("reason")], first + len(batch), lost=lost)
+                progress.update(len(batch))
+            progress.close()
+            part.finish()
+        return join(output, self.num_shards)
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The deepest folder that holds all of these."""
+    return Path(os.path.commonpath([os.path.realpath(folder) for folder in folders]))
+
+
+def _look(row: dict[str, str]) -> dict[str, str]:
+    if row.get("reason"):
+        return row
+    try:
+        facts = describe(read_bytes(row["file"]))
+    except Unreadable as problem:
+        return row | {"reason": problem.reason}
+    facts.pop("format")
+    return row | facts

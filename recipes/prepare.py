@@ -1,0 +1,72 @@
+"""From a public data set, or folders of your own, to a manifest that all other recipes read.
+
+    python recipes/prepare.py SOURCE --help
+    python recipes/prepare.py folders --folder data/mine --test 0.3
+    python recipes/prepare.py elsa_d3 --hub_split validation --members all --limit 1000 --output data/elsa/manifest.csv
+
+Every image that was listed is in the manifest or, with its reason, in the table beside it (.lost.csv). The same command
+continues after a kill, and with --shard I --num_shards N several jobs share the work: the one that finishes last writes
+the manifest. Afterwards: recipes/audit.py, recipes/align.py, recipes/pack.py (many files -> few tar files).
+
+Sources:
+"""
+
+from pathlib import Path
+from typing import Any
+
+from adapt.cli import run_one
+
+SOURCES = ("webdataset",)
+
+
+def main(source: Any) -> None:
+    import json
+
+    from adapt import provenance
+    from adapt.cli import plain
+    from adapt.data.align import align
+    from adapt.data.manifest import Manifest
+    from adapt.evaluation.tables import grid
+    from adapt.files import write_text
+
+    revision = provenance.revision()
+    path = source.prepare()
+    if path is None:
+        print(f"shard {source.shard} is done, others are not: the last of them writes the manifest")
+        return
+    rows, lost = Manifest.read(path), read_lost(path)
+    print("\n\n".join([grid(count(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
+    record = {"command": provenance.command(), "revision": revision, "versions": provenance.versions()}
+    record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": plain(source)}
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    print(f"\n{path}: the manifest; {path.with_suffix('.lost.csv')}: what is missing, and why")
+    if source.align:
+        path = path.with_suffix(".aligned") / "manifest.csv"
+        aligned = align(rows, path.parent, size=source.align)
+        print(f"{path}: aligned copies of {len(aligned)} images; align.csv beside it says what was done")
+    print(f"next: python recipes/audit.py --manifest {path}")
+
+
+def count(rows: Any) -> list[list[str]]:
+    """Images of each set and generator in each split."""
+    from collections import Counter
+
+    names = ("train", "val", "test")
+    images = Counter(zip(rows["set"], rows["generator"], rows["edit"], rows["split"], strict=True))
+    kinds = sorted({key[:3] for key in images}, key=lambda kind: (kind[0], kind[1] != "real", kind))
+    table = [["set", "generator", "edit", *names]]
+    return table + [[*kind, *(str(images[*kind, split]) for split in names)] for kind in kinds]
+
+
+def read_lost(path: Path) -> list[list[str]]:
+    """How many images are missing, by generator and reason."""
+    import csv
+    from collections import Counter
+
+    with path.with_suffix(".lost.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reasons = Counter((row["generator"], row["reason"]) for row in csv.DictReader(file))
+    return [["generator", "missing because", "images"], *([*key, str(n)] for key, n in reasons.most_common())]
+
+
+if __name__ == "__main__":
+    run_one({name: f"adapt.data.sources.{name}" for name in SOURCES}, main)
