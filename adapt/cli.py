@@ -48,6 +48,7 @@ def run_one(modules: dict[str, str], main: Callable[[Any], object]) -> None:
     print(sys.modules[main.__module__].__doc__)
     for name, module in modules.items():
         print(f"{name:20} {importlib.import_module(module).__doc__.splitlines()[0]}")
+    print("\nSOURCE --help lists its options; --config FILE takes values from a saved config.yaml.")
 
 
 def parse(config_class: type, arguments: list[str], description: str | None = None) -> Any:

@@ -4,9 +4,9 @@
     python recipes/prepare.py folders --folder data/mine --test 0.3
     python recipes/prepare.py elsa_d3 --hub_split validation --members all --limit 1000 --output data/elsa/manifest.csv
 
-Every image that was listed is in the manifest or, with its reason, in the table beside it (.lost.csv). The same command
-continues after a kill, and with --shard I --num_shards N several jobs share the work: the one that finishes last writes
-the manifest. Afterwards: recipes/audit.py, recipes/align.py, recipes/pack.py (many files -> few tar files).
+Every image that was listed is in the manifest or, with its reason, in the table beside it (.lost.csv). The same
+command continues after a kill, and with --shard I --num_shards N several jobs share the work: the one that finishes
+last writes the manifest. Afterwards: recipes/audit.py, recipes/align.py, recipes/pack.py (many files, few tar files).
 
 Sources:
 """

@@ -48,7 +48,7 @@ class Output:
         return given or str(split_by_group([group], self.seed, self.val, self.test)[0])
 
     def write_listing(self, rows: Iterable[dict[str, str]], folders: Sequence[Path]) -> Path | None:
-        """Look once at every listed file, and write the manifest; returns its path, None if other shards are still at work.
+        """Look once at every listed file, write the manifest and return its path; None if other shards have work left.
 
         `rows`: `file` (absolute, or `shard.tar::member`), `group`, `generator`, and further columns of a manifest;
         `split` where the layout has one; `reason` where it is known that there is no image. `folders` hold the

@@ -3,8 +3,8 @@
     python recipes/prepare.py webdataset --folder data/shards --label json:model_name --real photo camera
     python recipes/prepare.py webdataset --folder data/shards --label cls --real 0
 
-Shards that recipes/pack.py or recipes/prepare.py wrote need no --label: their json members hold the rows. The tar files
-stay where they are; the manifest points into them (shard.tar::member).
+Shards that recipes/pack.py or recipes/prepare.py wrote need no --label: their json members hold the rows. The tar
+files stay where they are; the manifest points into them (shard.tar::member).
 """
 
 import json
