@@ -17,7 +17,8 @@ ORDER = [
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images", "adapt.data.download_state"},
     {"adapt.data.download"},
-    {"adapt.data.parts", "adapt.data.views"},
+    {"adapt.data.parts", "adapt.data.verdict", "adapt.data.views"},
+    {"adapt.data.pack"},
     {"adapt.data.sources.output"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},

@@ -26,7 +26,7 @@ END = bytes(1024)  # two empty blocks end a tar file
 LOST = ("file", "url", "group", "generator", "split", "set", "reason")  # columns of the table of what is not there
 
 
-def describe(data: bytes) -> dict[str, str]:
+def header_facts(data: bytes) -> dict[str, str]:
     """`sha256`, `format`, `width`, `height` of an image file's bytes by its header; raises `Unreadable`."""
     with opened(data) as image:
         facts = {"format": image.format, "width": str(image.width), "height": str(image.height)}
@@ -152,14 +152,17 @@ class Part:
         tar = _tar(self.output, self.shard, self.tar)
         members = []
         for row, data in zip(rows, images, strict=True):
-            row |= describe(data)
+            row |= header_facts(data)
             name = f"{key}.{row['sha256'][:8]}.{EXTENSIONS[row.pop('format')]}"
             while name in names:  # the same bytes twice in a group
                 name = name.replace(".", ".0", 1)
             names.add(name)
             row["path"] = f"{tar.parent.name}/{tar.name}::{name}"
             members.append((name, data))
-        about = [{name: value for name, value in row.items() if name != "file"} for row in rows]
+        # the tar files may be moved: here a path is the name of the member alone
+        about = [row | {"path": row["path"].partition("::")[2]} for row in rows]
+        for row in about:
+            row.pop("file", None)
         members.append((f"{key}.json", json.dumps(about, ensure_ascii=True).encode()))
         data = b"".join(_member(name, data) for name, data in members)
         self._append(data)

@@ -12,7 +12,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.data.images import Unreadable, read_bytes
 from adapt.data.manifest import split_by_group
-from adapt.data.parts import Part, describe, join
+from adapt.data.parts import Part, header_facts, join
 from adapt.errors import Refusal
 from adapt.progress import bar
 
@@ -92,7 +92,7 @@ def _look(row: dict[str, str]) -> dict[str, str]:
     if row.get("reason"):
         return row
     try:
-        facts = describe(read_bytes(row["file"]))
+        facts = header_facts(read_bytes(row["file"]))
     except Unreadable as problem:
         return row | {"reason": problem.reason}
     facts.pop("format")
