@@ -6,8 +6,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from adapt.data.families import read_families
+from adapt.data.groups import Batch, class_weights, draw_views, make_batch
 from adapt.data.manifest import Manifest
 from adapt.data.views import rng
 from adapt.detector import as_scores
@@ -65,6 +67,40 @@ def readable_rows(features: Features, split: str, views: Sequence[str], seed: in
     why = {view: features.reasons(view) for view in views}
     readable = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool)
     return rows[readable], drawn[readable]
+
+
+class FeatureGroups(Dataset):
+    """Training data like `Groups`, of cached features: item (epoch, g) is group g under the view drawn for that epoch.
+
+    `manifest` holds the training rows of `features.manifest` in their order, whatever groups it puts them into.
+    """
+
+    def __init__(self, features: Features, manifest: Manifest, views: Sequence[str], seed: int, twins: bool) -> None:
+        self.features, self.manifest, self.views, self.seed, self.twins = features, manifest, views, seed, twins
+        self.rows = np.flatnonzero(features.manifest["split"] == "train")
+        if list(features.manifest["path"][self.rows]) != list(manifest["path"]):
+            raise ValueError("the manifest is not the training rows of the features")
+        self.groups, self.fake = manifest.groups(), manifest.fake
+        self.weight = class_weights(self.fake)
+        self.group_weight = len(self.fake) / len(self.groups)
+        self.reasons = {view: features.reasons(view)[self.rows] for view in views}
+        readable = np.flatnonzero(self.reasons[views[0]] == "")
+        self.dim = features.take(self.rows[readable[:1]], views[0]).shape[1]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, g = key
+        rows = self.groups[g]
+        draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
+        views = [self.views[view] for view in draw_views(len(self.views), draw, self.twins)]
+        why = [next((self.reasons[view][row] for view in views if self.reasons[view][row]), "") for row in rows]
+        read = rows[[not reason for reason in why]]
+        found = [self.features.take(self.rows[read], view) for view in views] if len(read) else []
+        pixels = np.concatenate([np.empty((0, self.dim), np.float32), *found])
+        lost = [(self.manifest["path"][row], reason) for row, reason in zip(rows, why, strict=True) if reason]
+        return make_batch(torch.from_numpy(pixels), self.fake[read], self.weight[read], g, len(views), lost)
 
 
 def score_features(

@@ -150,8 +150,9 @@ class Run(Processes):
                 f"--groups {sampler.per_step} per step cannot be shared by {world} processes x {accumulation} batches"
             )
         self._epoch_steps, self._accumulation = sampler.steps_per_epoch, accumulation
-        # the weight that one micro-batch of one process has on average: losses divided by it add up to the mean
-        self.share = sampler.per_step * train.group_weight / (world * accumulation)
+        # groups, and weight, that a micro-batch of one process has on average: sums divided by them add up to means
+        self.share_of_groups = sampler.per_step / (world * accumulation)
+        self.share = self.share_of_groups * train.group_weight
         loader = DataLoader(
             train,
             batch_sampler=sampler,

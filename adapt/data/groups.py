@@ -5,6 +5,7 @@ changes what a model sees.
 """
 
 import dataclasses
+import random
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from adapt.data.views import parse_view, rng
 class Batch:
     """Images of whole groups, side by side; a group's members share one view and one crop position."""
 
-    pixels: Tensor  # (n, 3, h, w) uint8
+    pixels: Tensor  # (n, 3, h, w) uint8, or cached features (n, d)
     fake: Tensor  # (n,) float32: 1 is AI-generated
     weight: Tensor  # (n,) float32: balances the classes over the training set, mean 1
     group: Tensor  # (n,) int64
+    twin: Tensor  # (n,) bool: the same images once more, in the same order, under another view
     unreadable: list[tuple[str, str]]  # (path, reason) of the members that could not be read
 
     def to(self, device: torch.device) -> "Batch":
@@ -46,7 +48,8 @@ class Batch:
 class Groups(Dataset):
     """Training data: item (epoch, g) is group g under the view and the crop drawn for that epoch.
 
-    `fake` replaces the labels of the manifest, for the control with permuted labels.
+    `fake` replaces the labels of the manifest, for the control with permuted labels. With `twins` every image comes
+    a second time at the same place under another of the views.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Groups(Dataset):
         views: tuple[str, ...],
         seed: int,
         fake: np.ndarray | None = None,
+        twins: bool = False,
     ) -> None:
         self.manifest = manifest
         self.preprocess = preprocess
@@ -63,8 +67,8 @@ class Groups(Dataset):
         self.seed = seed
         self.groups = manifest.groups()
         self.fake = manifest.fake if fake is None else fake
-        share = self.fake.mean()
-        self.weight = np.where(self.fake, 0.5 / share, 0.5 / (1 - share))
+        self.twins = twins
+        self.weight = class_weights(self.fake)
         self.group_weight = len(self.fake) / len(self.groups)  # mean of the summed weights of a group
 
     def __len__(self) -> int:
@@ -74,35 +78,61 @@ class Groups(Dataset):
         epoch, g = key
         rows = self.groups[g]
         draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
-        view = self.views[draw.randrange(len(self.views))]
+        views = draw_views(len(self.views), draw, self.twins)
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
-        pixels, read, unreadable = [], [], []
+        pixels, read, unreadable = [[] for _ in views], [], []
         for row in rows:
             try:
                 image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
-                pixels.append(self.preprocess(view(image, at), crop_at))
-                read.append(row)
+                made = [self.preprocess(self.views[view](image, at), crop_at) for view in views]
             except Unreadable as problem:
                 unreadable.append((self.manifest["path"][row], str(problem)))
+                continue
+            read.append(row)
+            for under_view, tensor in zip(pixels, made, strict=True):
+                under_view.append(tensor)
         size = self.preprocess.size
-        return Batch(
-            pixels=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8),
-            fake=torch.tensor(self.fake[read], dtype=torch.float32),
-            weight=torch.tensor(self.weight[read], dtype=torch.float32),
-            group=torch.full((len(read),), g),
-            unreadable=unreadable,
-        )
+        stacked = [torch.stack(p) if p else torch.empty(0, 3, size, size, dtype=torch.uint8) for p in pixels]
+        return make_batch(torch.cat(stacked), self.fake[read], self.weight[read], g, len(views), unreadable)
+
+
+def class_weights(fake: np.ndarray) -> np.ndarray:
+    """(n,) weights with mean 1 that give both classes half of the sum."""
+    share = fake.mean()
+    return np.where(fake, 0.5 / share, 0.5 / (1 - share))
+
+
+def draw_views(count: int, draw: random.Random, twins: bool) -> list[int]:
+    """The view of a group, and with `twins` a second one that differs where there is another."""
+    first = draw.randrange(count)
+    if not twins:
+        return [first]
+    others = [view for view in range(count) if view != first] or [first]
+    return [first, others[draw.randrange(len(others))]]
+
+
+def make_batch(
+    pixels: Tensor, fake: np.ndarray, weight: np.ndarray, g: int, copies: int, unreadable: list[tuple[str, str]]
+) -> Batch:
+    """A batch of one group whose rows stand `copies` times in `pixels`, the weights shared by the copies."""
+    return Batch(
+        pixels=pixels,
+        fake=torch.tensor(fake, dtype=torch.float32).repeat(copies),
+        weight=torch.tensor(weight / copies, dtype=torch.float32).repeat(copies),
+        group=torch.full((copies * len(fake),), g),
+        twin=torch.arange(copies * len(fake)) >= len(fake),
+        unreadable=unreadable,
+    )
 
 
 def collate(items: list[Batch]) -> Batch:
     """One batch of several groups. A batch without any image gets a blank one of weight 0: every process must step."""
-    size = items[0].pixels.shape[-1]
-    blank = Batch(
-        torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1), torch.zeros(1), torch.zeros(1).long(), []
-    )
+    nothing = np.zeros(1)
+    blank = make_batch(items[0].pixels.new_zeros(1, *items[0].pixels.shape[1:]), nothing, nothing, 0, 1, [])
     parts = items if any(len(item.fake) for item in items) else [*items, blank]
+    names = ("pixels", "fake", "weight", "group", "twin")
     return Batch(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "fake", "weight", "group")),
+        *(torch.cat([getattr(part, name) for part in parts]) for name in names),
         unreadable=[problem for item in items for problem in item.unreadable],
     )
 
