@@ -139,11 +139,22 @@ class Run(Processes):
 
     # -- optimizer steps ---------------------------------------------------------------------------------------
 
-    def steps(self, train: Groups, per_step: int, epochs: int, accumulation: int, workers: int) -> Iterator[Batch]:
-        """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`."""
+    def steps(
+        self,
+        train: Groups,
+        per_step: int,
+        epochs: int,
+        accumulation: int,
+        workers: int,
+        steps_per_epoch: int | None = None,
+    ) -> Iterator[Batch]:
+        """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`.
+
+        `train` is `Groups`, or whatever has its items and weights.
+        """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         sampler = GroupSampler(
-            len(train), per_step, epochs, self.seed, accumulation, rank, world, start=self.step_number
+            len(train), per_step, epochs, self.seed, accumulation, rank, world, self.step_number, steps_per_epoch
         )
         if sampler.per_step < world * accumulation:
             raise Refusal(

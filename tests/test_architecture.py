@@ -22,7 +22,7 @@ ORDER = [
     {"adapt.data.sources.output"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
-    {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups"},
+    {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups", "adapt.data.pairing"},
     {"adapt.embedded"},
     {
         "adapt.models.attention",
@@ -50,6 +50,7 @@ ORDER = [
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.probing", "adapt.study"},
+    {"adapt.tuning"},
 ]
 
 

@@ -149,7 +149,7 @@ class GroupSampler(Sampler):
 
     An epoch is a permutation of the groups drawn from (seed, epoch), cut into steps of `per_step` groups over all
     processes; the remainder that fills no step is left out, another one each epoch. One step is `accumulation`
-    micro-batches of equal size in each process.
+    micro-batches of equal size in each process. `steps_per_epoch` ends an epoch earlier.
     """
 
     def __init__(
@@ -162,10 +162,11 @@ class GroupSampler(Sampler):
         rank: int,
         world: int,
         start: int,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self.groups, self.per_step, self.epochs, self.seed = groups, min(per_step, groups), epochs, seed
         self.accumulation, self.rank, self.world, self.start = accumulation, rank, world, start
-        self.steps_per_epoch = groups // self.per_step
+        self.steps_per_epoch = min(groups // self.per_step, steps_per_epoch or groups)
 
     def __len__(self) -> int:
         return (self.epochs * self.steps_per_epoch - self.start) * self.accumulation

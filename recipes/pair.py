@@ -1,0 +1,150 @@
+"""Pair training: does seeing a photograph beside its own fakes teach the trace instead of the content?
+
+    python recipes/pair.py --tune head                                    # 3 arms x 3 seeds on cached features
+    accelerate launch recipes/pair.py --tune lora --arms matched --seeds 0 --manifest data.csv \\
+        --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/pair-l14
+
+Three arms see the same images in the same number of steps: `matched`, whole groups (one real + its fakes, one crop and
+one JPEG draw for all of them) under losses within the group; `random`, the same losses, but every fake stands beside
+another scene's photograph; `unpaired`, single images, which such losses cannot see. One arm and one seed are one run,
+with the page of every run; several are run one after the other, compared, and continued where they stopped. Time on
+the embedded world, 2 cores: head 3 minutes for all nine runs, lora 3 minutes a run.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    output_dir: Path = Path("results/runs/pair")  # one folder a run; continues the runs that it holds
+    arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
+    seeds: tuple[int, ...] = (0, 1, 2)  # of adapters, draws and random partners; each arm runs with each
+    tune: Literal["head", "lora", "norm"] = "head"  # head: on cached features
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+    ranking: float = 1.0  # weight of the ranking of the real below each of its fakes
+    softmax: float = 0.0  # weight of the softmax over the group
+    contrastive: float = 0.0  # weight of the supervised contrastive loss on features; not with --tune head
+    temperature: float = 0.07  # of the contrastive loss
+    consistency: float = 0.0  # weight of the agreement between two views of an image; doubles the images of a step
+    targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
+    rank: int = 8  # of each update; alpha is the same
+    last_blocks: int | None = None  # adapt the last k blocks only
+    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+    epochs: int = 5  # passes over the training images
+    groups: int = 8  # groups per optimizer step, over all processes; unpaired: as many images as they hold
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
+    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # of the linear head
+    weight_decay: float = 1e-2  # AdamW
+    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
+    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "resamples")
+        at_least(0, self, "ranking", "softmax", "contrastive", "consistency", "learning_rate", "head_learning_rate")
+        at_least(0, self, "weight_decay", "warmup", "seeds")
+        if not self.arms or not self.seeds:
+            raise Refusal("--arms and --seeds: give at least one of each")
+        if self.contrastive and self.tune == "head":
+            raise Refusal("--contrastive moves features, which --tune head leaves as they are: use lora or norm")
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[0]
+
+
+def main(cfg: Config) -> None:
+    if len(cfg.arms) == len(cfg.seeds) == 1:
+        train(cfg)
+    else:
+        compare_arms(cfg)
+
+
+def train(cfg: Config) -> None:
+    """One arm, one seed."""
+    import numpy as np
+    import torch
+    from adapt.models.losses import consistency, ranking, softmax_over_group, supervised_contrastive
+
+    from adapt.data.pairing import rematched, unpaired
+    from adapt.embedded import read_manifests
+    from adapt.features import extract
+    from adapt.models.backbones import load_backbone
+    from adapt.models.heads import balanced_bce
+    from adapt.models.lora import add_adapter
+    from adapt.report import log_validation, report, require_classes, show_finished, validation_score
+    from adapt.run import Run, warmup_cosine
+    from adapt.tuning import Tuning
+
+    run = Run(cfg)
+    if run.finished():
+        return show_finished(run)
+    rows = read_manifests(cfg.manifest)
+    require_classes(rows)
+    val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
+    matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
+    images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched
+
+    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    if cfg.tune == "head":
+        features = extract(backbone, rows, (*cfg.train_views, *cfg.test_views), **run.encoding(cfg.num_workers))
+    else:
+        features, targets = None, "norm" if cfg.tune == "norm" else cfg.targets
+        add_adapter(backbone, targets, cfg.rank, cfg.rank, last_blocks=cfg.last_blocks, seed=cfg.seed)
+    tuning, twins = Tuning(run, rows, backbone, features), cfg.consistency > 0
+    data = tuning.data(images, cfg.train_views, cfg.seed, twins)
+
+    steps = max(1, len(matched.groups()) // cfg.groups)  # of an epoch, in every arm
+    total = cfg.epochs * steps
+    model = run.prepare(
+        tuning.model,
+        torch.optim.AdamW(tuning.parameters(cfg.learning_rate, cfg.head_learning_rate), weight_decay=cfg.weight_decay),
+        schedule=lambda step: warmup_cosine(step, total, int(cfg.warmup * total)),
+        data=rows.digest,
+        base=backbone.fingerprint,
+    )
+    sharing = (len(data) // steps, cfg.epochs, cfg.gradient_accumulation_steps, tuning.workers(cfg.num_workers), steps)
+    for batch in run.steps(data, *sharing):
+        found, logits = model(batch.pixels)
+        loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
+        group = 2 * batch.group + batch.twin  # images under one view: only these are comparable within a group
+        groups = run.share_of_groups * (1 + twins)
+        members = groups * data.group_weight
+        loss = loss + cfg.ranking * ranking(logits, batch.fake, group) / groups
+        loss = loss + cfg.softmax * softmax_over_group(logits, batch.fake, group) / groups
+        if cfg.contrastive:
+            loss = loss + cfg.contrastive * supervised_contrastive(found, batch.fake, cfg.temperature) / members
+        if twins:
+            again = logits[batch.twin]
+            loss = loss + cfg.consistency * consistency(logits[~batch.twin][: len(again)], again) / members
+        run.step(loss, cfg.max_grad_norm)
+        if run.epoch_ended:
+            scores = tuning.score(val, cfg.train_views, cfg.num_workers, "validation")
+            log_validation(run, scores)
+            run.select(validation_score(scores))
+
+    picked = run.use_selected()
+    scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
+    report(run, tuning.detector, rows, scores, cfg.resamples, arm=arm, trainable_parameters=tuning.trainable, **picked)
+
+
+def compare_arms(cfg: Config) -> None:
+    """Every arm with every seed, and what the arms differ in."""
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)
