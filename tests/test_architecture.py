@@ -28,6 +28,7 @@ ORDER = [
         "adapt.models.attention",
         "adapt.models.color",
         "adapt.models.heads",
+        "adapt.models.losses",
         "adapt.models.probes",
         "adapt.models.tip_adapter",
         "adapt.models.towers",

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score, roc_curve
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import METRICS, draw, interval, measure, replicate
-from adapt.evaluation.metrics import compare, controls, evaluate, pick_threshold
+from adapt.evaluation.bootstrap import METRICS, WITHIN, draw, interval, measure, replicate
+from adapt.evaluation.metrics import Cell, compare, controls, evaluate, pick_threshold, weakest
 from adapt.evaluation.scores import Scores
 
 NAN = float("nan")
@@ -422,6 +422,149 @@ def test_refuses_no_test_rows_and_reserved_names():
         evaluate(table([("a", [0.0])], set="all"))
     with pytest.raises(Refusal, match="-1"):
         evaluate(table([("a", [0.0]), ("real", [0.0])]), resamples=-1)
+
+
+# -- within groups --
+
+
+@pytest.fixture
+def grouped(rng):
+    """Two sets that share names of groups; groups without a real, without fakes, with two reals; ties."""
+    kinds = [("real", "", "train"), ("real", "", "train"), ("real", "blur", "train"), ("a", "", "train")]
+    kinds += [("a", "", "train"), ("b", "", "train"), ("c", "", ""), ("d", "", ""), ("v", "", "val")]
+    rows = []
+    for view, set_, g in itertools.product(("none", "qf40"), ("s", "t"), range(14)):
+        for k, (generator, edit, seen) in enumerate(kinds):
+            if np.random.default_rng([g, k, set_ == "t"]).random() < 0.55 and (generator, set_) != ("v", "s"):
+                path, logit = f"{set_}{g}-{k}", float(rng.integers(-2, 3) + (generator == "a"))
+                status = "unreadable: x" if (view, g, k) in (("qf40", 3, 0), ("none", 5, 6)) else "ok"
+                logit = logit if status == "ok" else NAN
+                rows.append((path, f"g{g}", generator, edit, seen, set_, view, logit, status))
+    names = ("path", "group", "generator", "edit", "seen", "set", "view", "logit", "status")
+    return Scores({name: [row[i] for row in rows] for i, name in enumerate(names)})
+
+
+def by_loops(scores, view, set_, met):
+    """{(set, group): the three numbers}, for the groups that have a plain real and a fake met in one of `met`."""
+    out = {}
+    rows = [i for i in range(len(scores)) if scores["view"][i] == view and scores["status"][i] == "ok"]
+    for key in sorted({(scores["set"][i], scores["group"][i]) for i in rows}):
+        own = [i for i in rows if (scores["set"][i], scores["group"][i]) == key and set_ in (key[0], "all")]
+        reals = [scores["logit"][i] for i in own if scores["generator"][i] == "real" and scores["edit"][i] == ""]
+        fakes = [scores["logit"][i] for i in own if scores["generator"][i] != "real" and scores["seen"][i] in met]
+        if reals and fakes:
+            first = [(1 / (1 + fakes.count(r))) if r <= min(fakes) else 0 for r in reals]
+            pairs = [1.0 if r < f else 0.5 if r == f else 0.0 for r in reals for f in fakes]
+            out[key] = (np.mean(first), 1 / (1 + len(fakes)), np.mean(pairs), len(reals), len(fakes))
+    return out
+
+
+def test_group_metrics_equal_loops_under_every_resample(grouped):
+    counts, column = draw(grouped["set"], grouped["group"], 40, 5)
+    at = {(s, g): c for s, g, c in zip(grouped["set"], grouped["group"], column, strict=True)}
+    replicates = replicate(grouped, 0.0, 40, 5)
+    labels = {"within:all": ("train", ""), "within:seen": ("train",), "within:unseen": ("",)}
+    seen = set()
+    for view, set_, (label, met) in itertools.product(("none", "qf40"), ("s", "t", "all"), labels.items()):
+        expected, found = by_loops(grouped, view, set_, met), replicates[set_, view, label]
+        assert (found.n_real, found.n_fake) == tuple(sum(row[i] for row in expected.values()) for i in (3, 4))
+        seen |= {row[3] for row in expected.values()}
+        for i, metric in enumerate(WITHIN):
+            for resample in range(41):
+                weights = [counts[resample, at[key]] for key in expected]
+                value = np.average([row[i] for row in expected.values()], weights=weights)
+                assert found.values[metric][resample] == pytest.approx(value, abs=1e-12)
+    assert seen == {1, 2} and len(expected) < 28  # several reals, and groups that lack one of the classes
+    cell = find(evaluate(grouped, 40, 5), "within:unseen", "real_first", "qf40", "t")
+    values = replicates["t", "qf40", "within:unseen"].values["real_first"]
+    assert (cell.value, cell.low, cell.high) == (values[0], *np.percentile(values[1:], [2.5, 97.5]))
+
+
+def test_group_metrics_by_hand_with_ties():
+    blocks = [("real", [0.0, 0.0, 0.0, 9.0]), ("a", [1.0, 0.0, -1.0]), ("b", [2.0, 0.0, 5.0]), ("c", [1.0, 1.0, 0.0])]
+    cells = evaluate(table(blocks), 0)
+    assert find(cells, "within:all", "real_first").value == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert find(cells, "within:all", "pair_ranking").value == pytest.approx((3 + 2 + 1.5) / 9)
+    assert find(cells, "within:all", "real_first_chance").value == 0.25
+    assert find(cells, "within:all", "real_first").n_real == 3  # the fourth has no fake
+
+
+def test_a_content_offset_of_a_group_moves_the_auc_and_not_the_group_metrics(rng):
+    n = 60
+    scores = table(
+        [("real", rng.normal(size=n)), ("a", rng.normal(1, 1, n)), ("b", rng.normal(1, 1, n), {"seen": ""})]
+    )
+    content = {name: 5 * rng.normal() for name in set(scores["group"])}
+    moved = changed(scores, scores["logit"] + [content[name] for name in scores["group"]])
+    before, after = evaluate(scores, 50), evaluate(moved, 50)
+    for label, metric in itertools.product(("within:all", "within:seen", "within:unseen"), WITHIN):
+        assert find(before, label, metric) == find(after, label, metric)
+        assert find(compare(scores, moved, 20), label, metric).value == 0
+    assert find(before, "a", "auc").value > find(after, "a", "auc").value + 0.1
+
+
+def test_one_score_for_all_is_at_chance_exactly_and_a_coin_nearly(grouped, rng):
+    flat = evaluate(changed(grouped, np.where(grouped.ok, 0.0, NAN)), 30)
+    for label in ("within:all", "within:seen", "within:unseen"):
+        one, chance = (find(flat, label, metric, "none", "all") for metric in WITHIN[:2])
+        assert (one.value, one.low, one.high) == (chance.value, chance.low, chance.high)
+        assert find(flat, label, "pair_ranking", "none", "all").value == 0.5
+    coin = evaluate(table([(name, rng.normal(size=4000)) for name in ("real", "a", "b", "c")]), 0)
+    assert find(coin, "within:all", "real_first").value == pytest.approx(0.25, abs=0.03)
+    assert find(coin, "within:all", "pair_ranking").value == pytest.approx(0.5, abs=0.03)
+
+
+def test_without_pairs_there_are_no_group_metrics(rng):
+    apart = table([("real", rng.normal(size=9), {"prefix": "r"}), ("a", rng.normal(size=9), {"prefix": "f"})])
+    edited = table([("real", rng.normal(size=9), {"edit": "blur"}), ("a", rng.normal(size=9))])
+    for scores in (apart, edited):
+        assert not [cell for cell in evaluate(scores, 5) if cell.generator.startswith("within:")]
+    mixed = join(apart, table([("real", [0.0, NAN]), ("b", [1.0, 1.0]), ("v", [1.0, 1.0], {"seen": "val"})]))
+    cell = find(evaluate(mixed, 200), "within:all", "real_first")
+    assert (cell.value, cell.n_real, cell.n_fake) == (1, 1, 1)  # one real is unreadable, v served selection
+    assert 40 < cell.skipped < 110  # (19 / 20) ** 20 of the resamples lack the one group
+    assert not [c for c in evaluate(mixed, 5) if c.generator == "within:unseen"]
+    with pytest.raises(Refusal, match="within:x"):
+        evaluate(table([("within:x", [0.0])]))
+
+
+# -- weakest cells --
+
+
+def test_weakest_cells_come_by_the_upper_end_of_their_intervals():
+    def cell(generator, value, low, high, view="none", metric="auc", seen="train", set_="s"):
+        return Cell(set_, view, generator, metric, value, low, high, 9, 9, 0, seen)
+
+    rare, weak, weaker = (
+        cell("rare", 0.5, 0.1, 0.9),
+        cell("a", 0.65, 0.6, 0.7),
+        cell("b", 0.66, 0.6, 0.69, "qf40", seen=""),
+    )
+    fine, twin = cell("a", 0.9, 0.8, 0.95, "qf40"), cell("a", 0.65, 0.6, 0.7, set_="r")
+    picked = cell("v", 0.3, 0.2, 0.4, seen="val")
+    others = [
+        cell("x", NAN, NAN, NAN),
+        cell("mean:all", 0.1, 0.1, 0.1, set_="all"),
+        cell("a", 0.2, 0.1, 0.3, metric="ap"),
+    ]
+    cells = [fine, *others, rare, weak, picked, twin, weaker]
+    expected = [weaker, twin, weak, rare, fine]
+    assert weakest(cells) == weakest(cells[::-1]) == expected
+    assert weakest(cells, 2) == expected[:2]
+    assert weakest(cells, generators=("a", "v")) == [picked, twin, weak, fine]
+    assert weakest(cells, generators=()) == []
+
+
+def test_weakest_cells_of_an_evaluation_are_its_auc_cells(world):
+    cells = evaluate(world, 20)
+    found = weakest(cells, 99)
+    assert {(c.set, c.generator, c.view) for c in found} == set(
+        itertools.chain(*([("s", "a", v), ("s", "b", v), ("ood", "c", v)] for v in ("none", "qf40")))
+    )
+    assert [c.high for c in found] == sorted(c.high for c in found)
+    assert all(find(cells, c.generator, "auc", c.view, c.set) is c for c in found)
+    plain = weakest(evaluate(world, 0), 99)  # no intervals: by value
+    assert [c.value for c in plain] == pytest.approx(sorted(c.value for c in found), abs=1e-12)
 
 
 # -- two detectors --

@@ -193,6 +193,56 @@ def test_generators_of_several_sets_carry_their_set(scores):
     assert re.search(r" [st]/flux$", headline(cells)[1][3])
 
 
+def test_group_metrics_stand_on_the_page_beside_their_chance(tmp_path, scores, cells):
+    write_tables(cells, tmp_path)
+    at = {(r["view"], r["generator"], r["metric"]): r for r in read_csv(tmp_path / "metrics.csv") if r["set"] == "all"}
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    header, *rows = section(page, "Within groups")
+    assert header == ["within groups", "chance", "none", "qf40", "real", "fake"]
+    names = [
+        f"{metric}, {kind} fakes" for metric in ("real first", "pair ranking") for kind in ("all", "seen", "unseen")
+    ]
+    assert [row[0] for row in rows] == names
+    for name, chance, *found, n_real, n_fake in rows:
+        metric, kind = name.removesuffix(" fakes").split(", ")
+        ours = [at[view, f"within:{kind}", metric.replace(" ", "_")] for view in ("none", "qf40")]
+        assert found == [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*(float(r[x]) for x in ("value", "low", "high"))) for r in ours
+        ]
+        assert (n_real, n_fake) == (ours[0]["n_real"], ours[0]["n_fake"]) == ("30", "60" if kind == "all" else "30")
+        assert chance == ("0.333" if name == "real first, all fakes" else "0.500")
+    row = next(
+        r for r in section(markdown(cells, differences=compare(scores, scores, 5)), "Comparison") if "real_first" in r
+    )
+    assert row[:2] == ["none", "within:all"] and row[3] == row[4] == rows[0][2].split()[0]
+
+
+def test_scores_without_groups_have_no_section_within_groups(scores):
+    least = Scores({name: scores[name][scores["view"] == "none"] for name in ("path", "generator", "logit", "status")})
+    page = markdown(evaluate(least, 5))  # the columns that any detector's scores have: a group an image
+    assert "Within groups" not in page and "within:" not in page and "Weakest" not in page
+    assert "## AUC per generator" in page
+    lonely = scores.select((scores["view"] == "none") | ~scores.fake)  # one view has no fakes at all
+    rows = section(markdown(evaluate(lonely, 5)), "Within groups")[1:]
+    assert {row[3] for row in rows} == {"n/a"} and "n/a" not in {row[2] for row in rows}
+
+
+def test_weakest_cells_are_listed_where_there_are_more_than_fit():
+    views = ("none", "qf90", "qf65", "qf40", "webp80", "blur1")
+    cells = evaluate(simulate(views, n=12), 30)
+    header, *rows = section(markdown(cells), "Weakest cells")
+    assert header == ["generator", "met in", "view", "AUC", "real", "fake"] and len(rows) == 10
+    assert {row[0] for row in rows} == {"gan", "flux"}  # sdxl served selection
+    high = [float(row[3].split(", ")[1].removesuffix("]")) for row in rows]
+    at = {(c.generator, c.view): c for c in cells if c.set == "s" and c.metric == "auc"}
+    left = [c.high for key, c in at.items() if key[0] in ("gan", "flux") and key not in {(r[0], r[2]) for r in rows}]
+    assert high == sorted(high) and len(left) == 2 and max(high) <= min(left) + 5e-4
+    assert rows[0][3] == "{:.3f} [{:.3f}, {:.3f}]".format(
+        *(getattr(at[rows[0][0], rows[0][2]], x) for x in ("value", "low", "high"))
+    )
+    assert "Weakest cells" not in markdown(evaluate(simulate(views[:5], n=5), 0))  # ten: all stand in the table above
+
+
 # -- figures --
 
 

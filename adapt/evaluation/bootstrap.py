@@ -4,6 +4,7 @@ A resample is never built: drawing groups with replacement only says how often e
 scores are sorted once and each metric of every resample comes from cumulative sums of the multiplicities.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,8 +21,10 @@ METRICS = (
 )
 ALARMS = ("false_alarm", "false_alarm_at_0.5")
 LOWER_IS_BETTER = ("ece", *ALARMS)
+WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
 ALL = "all"  # in place of a set: over all sets
 MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
+GROUPED = {"within:all": "mean:all", "within:seen": "mean:seen", "within:unseen": "mean:unseen"}  # the same fakes
 CHUNK = 2_000_000  # resamples x rows held at once: 16 MB an array
 
 Key = tuple[str, str, str]  # set, view, generator
@@ -115,6 +118,34 @@ def _ece(p_fake: np.ndarray, fake: np.ndarray, share: np.ndarray) -> np.ndarray:
     return 0.5 * np.abs(share @ gap).sum(axis=1)
 
 
+def within_groups(logit: np.ndarray, fake: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """How the reals of each group rank among its fakes: (n,), (n,) bool, (n,) ints -> groups (g,), `WITHIN` (g,).
+
+    real_first: 1 if the real's logit is below those of all fakes, 1 / (1 + t) if t of them share the lowest place,
+    else 0. real_first_chance: 1 / (1 + fakes), what equal scores or a coin reach. pair_ranking: share of the fakes
+    above the real, a tie counting half (chance 0.5). Several reals: each is compared with the fakes alone, then their
+    mean. Groups without a real or without a fake are left out. Nothing that all images of a group share, as content,
+    can move these numbers.
+    """
+    values, rank = np.unique(logit, return_inverse=True)
+    start = group.astype(np.int64) * len(values)
+    place = start + rank  # by group, then by logit
+    fakes = np.sort(place[fake])
+    first, left, right, end = (
+        np.searchsorted(fakes, at[~fake], side)
+        for at, side in ((start, "left"), (place, "left"), (place, "right"), (start + len(values), "left"))
+    )
+    kept = end > first  # reals with a fake in their group
+    first, left, right, end = (index[kept] for index in (first, left, right, end))
+    found = {
+        "real_first": (left == first) / (1 + right - left),
+        "real_first_chance": 1 / (1 + end - first),
+        "pair_ranking": (end - right + (right - left) / 2) / (end - first),
+    }
+    groups, own, number = np.unique(group[~fake][kept], return_inverse=True, return_counts=True)
+    return groups, {name: np.bincount(own, found[name], len(groups)) / number for name in WITHIN}
+
+
 def interval(values: np.ndarray) -> tuple[float, float, int]:
     """95 % percentile interval of (r,) resamples; NaN (a class was absent) is skipped and counted."""
     kept = values[~np.isnan(values)]
@@ -130,6 +161,7 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
     counts, column = draw(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
     plain = ~test.fake & (test["edit"] == "")
+    grouped = {label: test.fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
 
     def cell(rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only=METRICS) -> Replicates:
         """Metrics of the readable `rows`; the unreadable ones among `own` are counted."""
@@ -141,6 +173,17 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
         values = {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in only}
         lost = 0 if own is None else int((own & ~test.ok).sum())
         return Replicates(values, int((~fake).sum()), int(fake.sum()), seen, lost)
+
+    def inside(rows: np.ndarray) -> Replicates | None:
+        """Means over the groups that have both classes among the readable `rows`; None without such a group."""
+        used = np.flatnonzero(rows & test.ok)
+        groups, found = within_groups(test["logit"][used], test.fake[used], column[used])
+        if not len(groups):
+            return None
+        weights, fake = counts[:, groups], test.fake[used][np.isin(column[used], groups)]
+        with np.errstate(invalid="ignore"):  # a resample without any of these groups is NaN
+            values = {metric: weights @ each / weights.sum(axis=1) for metric, each in found.items()}
+        return Replicates(values, int((~fake).sum()), int(fake.sum()))
 
     out = {}
     for view in distinct(test["view"]):
@@ -163,6 +206,9 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
                 own = None if name == ALL or label == "edit:all" else rows & which
                 out[name, view, label] = cell(rows & which, own, only=ALARMS)
         out |= {(ALL, view, label): found for label, found in _aggregates(parts, 1 + resamples).items()}
+        for (name, rows), (label, fakes) in itertools.product((sets | {ALL: here}).items(), grouped.items()):
+            if found := inside(rows & (fakes | plain)):
+                out[name, view, label] = found
     return out
 
 

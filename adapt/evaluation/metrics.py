@@ -9,10 +9,12 @@ groups, given the threshold. Beside the generators' own names, the column `gener
     mean:seen     generators with training rows               mean:unseen  generators never met before the
     test mean:all      both; worst:all the worst of both           mean:selection  met in validation only, in
     no other mean pooled:val    the validation rows, with the threshold
+    within:all    each real against the fakes of its own group (`WITHIN` of bootstrap.py); within:seen, :unseen
 
 Means and the worst stand under the set `all`: every (set, generator) that has both classes counts once.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, Replicates, distinct, interval, replicate
 from adapt.evaluation.scores import Scores
 
-PREFIXES = ("mean:", "worst:", "pooled:", "edit:")  # of the names in the table above
+PREFIXES = ("mean:", "worst:", "pooled:", "within:", "edit:")  # of the names in the table above
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Cell:
     set: str
     view: str
     generator: str
-    metric: str  # one of METRICS, or threshold, or unreadable (a count of rows)
+    metric: str  # one of METRICS or WITHIN, or threshold, or unreadable (a count of rows)
     value: float
     low: float
     high: float
@@ -120,6 +122,32 @@ def evaluate(scores: Scores, resamples: int = 1000, seed: int = 0, threshold: fl
         if found.unreadable:
             cells.append(Cell(*key, "unreadable", found.unreadable, nan, nan, found.n_real, found.n_fake))
     return cells
+
+
+def weakest(cells: Sequence[Cell], n: int = 10, generators: Collection[str] | None = None) -> list[Cell]:
+    """The `n` AUC cells, one a (set, generator, view), with the lowest upper ends of their intervals, lowest first.
+
+    By the upper end, because a cell is surely no better than that: by value, the few unlucky images of a rare
+    generator would push surely weak cells out. Without intervals by value. `generators` are the candidates; None is
+    all that were not met in validation only, as in worst:all. A cell without both classes is no candidate.
+
+    The lowest of many are in part the unluckiest, and rise by themselves on new rows: who wants to mend cells and
+    measure the recovery names them on other rows (validation) than those of the measurement.
+    """
+    found = [
+        cell
+        for cell in cells
+        if cell.metric == "auc"
+        and not cell.generator.startswith(PREFIXES)
+        and not np.isnan(cell.value)
+        and (cell.seen != "val" if generators is None else cell.generator in generators)
+    ]
+
+    def surely(cell: Cell) -> tuple[float, float, str, str, str]:
+        high = cell.value if np.isnan(cell.high) else cell.high
+        return high, cell.value, cell.set, cell.generator, cell.view
+
+    return sorted(found, key=surely)[:n]
 
 
 def compare(

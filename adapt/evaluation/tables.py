@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapt.evaluation.attribution import ABSENT, EDIT, OPEN_SET, Attribution, Rate
-from adapt.evaluation.bootstrap import ALL, METRICS
-from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference
+from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
+from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, weakest
 from adapt.files import atomic, write_text
 
 COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
-COMPARED = ("auc", "balanced_accuracy")  # on the page; the CSV file has every metric
+COMPARED = ("auc", "balanced_accuracy", "real_first")  # on the page; the CSV file has every metric
 MET = {"train": "training", "val": "validation only", "": "never"}
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as the value and its 95 % interval: percentile bootstrap over groups (a photograph
@@ -38,6 +38,16 @@ HEADLINE = {
     "false alarms": ("real", "false_alarm"),
     "on processed reals": ("edit:all", "false_alarm"),
 }
+WEAKEST = 10  # cells on the page
+ABOUT_WEAKEST = (
+    "The lowest of {total} cells of a generator and a view, generators used for selection only left out, by the upper "
+    "end of the interval: a cell is surely no better than that, whereas a low value may be a few unlucky images."
+)
+ABOUT_WITHIN = (
+    "Each real image is compared with the fakes of its own group only, which removes content from the measurement: "
+    "what moves the scores of a photograph and its fakes alike changes nothing here. Real first: how often the real "
+    "image has the lowest score (a tie is shared); pair ranking: share of its fakes that score above it (a tie is half)."
+)
 ABOUT_P = "Paired bootstrap on the same resamples; p is two-sided, not corrected for the number of comparisons."
 
 ABOUT_CONTROLS = (
@@ -162,7 +172,7 @@ def markdown(
     page = ["# Results", *([EMBEDDED] if embedded else []), HOW_TO_READ]
     page += ["## Headline", grid(headline(cells))]
     page += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
-    page += _metrics(cells) + _generators(cells) + _processed(cells)
+    page += _metrics(cells) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
     page += [*_controls(controls), *_differences(differences), *sections]
     page += (_attribution(attribution) if attribution else []) + _missing(cells)
     page += ["## Provenance", facts_list(provenance or {"provenance": "none given"})]
@@ -187,6 +197,32 @@ def _generators(cells: Sequence[Cell]) -> list[str]:
         label = name_of((name, generator), list(generators))
         rows.append([label, MET[seen], *map(show, found), str(first.n_real), str(first.n_fake)])
     return ["## AUC per generator", grid(rows), "real, fake: readable rows of the first view."]
+
+
+def _weakest(cells: Sequence[Cell]) -> list[str]:
+    """Only where there are more cells than fit: fewer are seen at a glance in the table above."""
+    generators, ranked = generators_of(cells), weakest(cells, len(cells))
+    if len(ranked) <= WEAKEST:
+        return []
+    rows = [["generator", "met in", "view", "AUC", "real", "fake"]]
+    for cell in ranked[:WEAKEST]:
+        label = name_of((cell.set, cell.generator), list(generators))
+        rows.append([label, MET[cell.seen], cell.view, show(cell), str(cell.n_real), str(cell.n_fake)])
+    return ["## Weakest cells", grid(rows), ABOUT_WEAKEST.format(total=len(ranked))]
+
+
+def _within(cells: Sequence[Cell]) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    rows = [["within groups", "chance", *views, "real", "fake"]]
+    for metric in ("real_first", "pair_ranking"):
+        for label in GROUPED:
+            found = [at.get((ALL, view, label, metric)) for view in views]
+            if first := next((cell for cell in found if cell), None):
+                chance = at[ALL, first.view, label, "real_first_chance"].value if metric == "real_first" else 0.5
+                name = f"{metric.replace('_', ' ')}, {label.removeprefix('within:')} fakes"
+                rows.append([name, f"{chance:.3f}", *map(show, found), str(first.n_real), str(first.n_fake)])
+    counted = "real, fake: readable images of the first view in groups that have both."
+    return ["## Within groups", grid(rows), f"{ABOUT_WITHIN} {counted}"] if rows[1:] else []
 
 
 def _processed(cells: Sequence[Cell]) -> list[str]:
@@ -217,7 +253,7 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
         return []
     rows = [["view", "of", "metric", "a", "b", "a - b", "p"]]
     for d in differences:
-        if d.set == ALL and d.generator.startswith(("mean:", "worst:")) and d.metric in COMPARED:
+        if d.set == ALL and d.generator.startswith(("mean:", "worst:", "within:")) and d.metric in COMPARED:
             a, b, p = ("n/a" if x != x else f"{x:.3f}" for x in (d.a, d.b, d.p))
             rows.append([d.view, d.generator, d.metric, a, b, show(d, "+"), p])
     return ["## Comparison: a is this table of scores, b the other", grid(rows), ABOUT_P]
@@ -276,6 +312,9 @@ def _missing(cells: Sequence[Cell]) -> list[str]:
                 notes.append(f"{where}: no readable {kind} image here, so it is n/a and in no mean")
             elif cell.skipped:
                 notes.append(f"{where}: {cell.skipped} resamples without one of the classes were skipped")
+        elif cell.set == ALL and cell.metric == "real_first" and cell.skipped:
+            where = f"{cell.generator}, view {cell.view}"
+            notes.append(f"{where}: {cell.skipped} resamples without a group that has both classes were skipped")
     page = ["## Unreadable rows", grid(rows) if rows[1:] else "None."]
     return page + (["## Notes", "\n".join(f"- {escape(note)}" for note in notes)] if notes else [])
 
