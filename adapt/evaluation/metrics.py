@@ -164,14 +164,29 @@ def compare(
     of both. p is the level at which the percentile interval would just touch 0: twice the smaller of the
     shares of resamples with d <= 0 and with d >= 0, with 1 added to both counts so that p is never 0.
     """
-    test, aligned = align(a, b)
-    cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
-    found_a = replicate(test, cuts[0], resamples, seed)
-    found_b = replicate(aligned, cuts[1], resamples, seed)
+    return compare_means([(a, b)], resamples, seed, thresholds)
+
+
+def compare_means(
+    pairs: Sequence[tuple[Scores, Scores]],
+    resamples: int = 1000,
+    seed: int = 0,
+    thresholds: tuple[float | None, float | None] = (None, None),
+) -> list[Difference]:
+    """`compare` for means over several pairs, of training seeds say: every resample is drawn for all of them at once.
+
+    The intervals tell what other groups would have changed; how far the pairs differ among themselves they do not.
+    """
+    found = []
+    for a, b in pairs:
+        cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
+        tables = (align(pairs[0][0], table)[1] for table in align(a, b))  # in one order: resamples draw the same groups
+        found.append([replicate(table, cut, resamples, seed) for table, cut in zip(tables, cuts, strict=True)])
     out = []
-    for key, one in found_a.items():
-        for metric, values in one.values.items():
-            d = values - found_b[key].values[metric]
+    for key, one in found[0][0].items():
+        for metric in one.values:
+            values = np.mean([a[key].values[metric] for a, _ in found], axis=0)
+            d = np.mean([a[key].values[metric] - b[key].values[metric] for a, b in found], axis=0)
             low, high, skipped = interval(d[1:])
             n = resamples - skipped
             p = min(1.0, 2 * (1 + min((d[1:] <= 0).sum(), (d[1:] >= 0).sum())) / (1 + n)) if n else float("nan")
