@@ -11,7 +11,7 @@ import numpy as np
 from adapt.data.manifest import Manifest
 from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.figures import save_png
-from adapt.evaluation.metrics import Cell, evaluate
+from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, index, show, views_of
 from adapt.files import atomic, write_text
@@ -19,13 +19,21 @@ from adapt.report import describe, shown
 from adapt.run import Run
 
 Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
-KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "threshold", "unreadable")
+KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "real_first", "pair_ranking", "threshold", "unreadable")
+CONTRASTED = {
+    "AUC, seen generators": ("mean:seen", "auc"),
+    "AUC, unseen generators": ("mean:unseen", "auc"),
+    "real first in its group": ("within:all", "real_first"),
+    "pair ranking in groups": ("within:all", "pair_ranking"),
+    "false alarms on processed reals": ("edit:all", "false_alarm"),
+}
 SHOWN = {
     "AUC, seen generators": ("mean:seen", "auc"),
     "AUC, unseen generators": ("mean:unseen", "auc"),
     "Balanced accuracy, all generators": ("mean:all", "balanced_accuracy"),
     "False alarms": ("real", "false_alarm"),
     "False alarms on processed reals": ("edit:all", "false_alarm"),
+    "Real first in its group": ("within:all", "real_first"),
 }
 
 
@@ -79,6 +87,33 @@ class Study:
                     shown = (f"{value:.6g}" if isinstance(value, float) else value for value in values)
                     if cell.metric in KEPT:
                         out.writerow([*key, *("n/a" if value == "nan" else value for value in shown)])
+
+
+def contrast(
+    names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int
+) -> tuple[list[str], list[Difference]]:
+    """Sections of a page, and the differences behind them: first minus second, means over pairs (of training seeds).
+
+    `better` and `worse` are said only where the interval of the paired bootstrap over groups excludes 0; the smallest
+    and the largest difference of a single pair stand beside it.
+    """
+    found = compare_means(pairs, resamples, seed)
+    single = [{_place(d): d.d for d in compare_means([pair], 1, seed)} for pair in pairs]
+    rows = [["view", "what", *names, "difference", "p", "single seeds", "verdict"]]
+    places = {_place(d): d for d in found}
+    for view in dict.fromkeys(d.view for d in found):
+        for title, (generator, metric) in CONTRASTED.items():
+            if (d := places.get((ALL, view, generator, metric))) is None or d.d != d.d:
+                continue
+            each = [values[_place(d)] for values in single]
+            verdict = "better" if d.low > 0 else "worse" if d.high < 0 else "not separated"
+            spread = f"{min(each):+.3f} to {max(each):+.3f}"
+            rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, verdict])
+    return [f"## {names[0]} minus {names[1]}", grid(rows)], found
+
+
+def _place(d: Difference) -> tuple[str, str, str, str]:
+    return d.set, d.view, d.generator, d.metric
 
 
 def finish(

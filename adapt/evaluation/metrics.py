@@ -180,7 +180,8 @@ def compare_means(
     found = []
     for a, b in pairs:
         cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
-        tables = (align(pairs[0][0], table)[1] for table in align(a, b))  # in one order: resamples draw the same groups
+        # all in one order: then resamples draw the same groups
+        tables = (align(pairs[0][0], table)[1] for table in align(a, b))
         found.append([replicate(table, cut, resamples, seed) for table, cut in zip(tables, cuts, strict=True)])
     out = []
     for key, one in found[0][0].items():
