@@ -649,7 +649,9 @@ def test_speed_is_told(server, tmp_path, capsys):
     server.otherwise = status(200, PNG)
     server.pages = {f"/{n}": status(200, picture(n)) for n in range(count)}
     start = time.perf_counter()
-    report = download(((str(n), server.url(f"/{n}")) for n in range(count)), tmp_path, allow_private=True, per_host=64)
+    report = download(
+        ((str(n), server.url(f"/{n}")) for n in range(count)), tmp_path, allow_private=True, min_side=16, per_host=64
+    )
     seconds = time.perf_counter() - start
     assert report.counts == {"ok": count} and report.asked == count == len(server.visits)
     shown = capsys.readouterr()
