@@ -13,11 +13,11 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import prepare
 import pytest
 import zoo
 from fault_server import FaultServer, in_turn, status
 
-import prepare
 from adapt import cli
 from adapt.data import download as downloads
 from adapt.data.manifest import Manifest
@@ -74,6 +74,7 @@ def test_commands_of_the_docstrings_parse(name) -> None:
 
 def test_walk_finds_images_by_extension_in_the_order_of_bytes(tmp_path, capsys) -> None:
     wanted = ["B/x.JPEG", "B/x.JPG", "a.b/c.jfif", "a/1.png", "a/10.webp", "a/2.gif", "a/b/3.bmp", "a/z.TIF", "ä.tiff"]
+    wanted += ["\U0001f600.png", "\udcff.png"]  # by code points their order would be the other
     unread = ["a/phone.HEIC"]
     make(tmp_path, *wanted, *unread)
     make(tmp_path, "a/.hidden.png", ".git/x.png", "__MACOSX/a/x.png", "m.parts/x.png", "m.shards/x.png")
@@ -105,7 +106,8 @@ def test_links_are_followed_once_and_loops_end(tmp_path) -> None:
     (tmp_path / "set/sd/loop").symlink_to(tmp_path / "set")
     (tmp_path / "set/sd/self.png").symlink_to("self.png")
     (tmp_path / "set/again").symlink_to("sd")  # listed anyway
-    (tmp_path / "set/real").symlink_to(".store")  # listed only by the link
+    for name in ("real9", "real3", "real", "real7", "real1"):  # listed only by a link: the first one
+        (tmp_path / "set" / name).symlink_to(".store")
     (tmp_path / "set/sd/4.png").symlink_to("1.png")
     found = listing.walk(tmp_path / "set")
     assert found == ["real/3.png", "sd/1.png", "sd/4.png", "sd/deep/2.png", "sd/self.png"]
@@ -425,6 +427,14 @@ def test_any_two_folder_names(tmp_path) -> None:
     }
 
 
+def test_a_fake_in_a_folder_called_real_stays_fake(tmp_path) -> None:
+    make(tmp_path / "x", "real/1_fake/1.png", "real/0_real/1.png")
+    assert rows(real_fake.Source(folder=tmp_path / "x").prepare(), "path", "generator") == [
+        ("real/0_real/1.png", "real"),
+        ("real/1_fake/1.png", "x-fake"),
+    ]
+
+
 def test_one_name_cannot_be_both_classes(tmp_path) -> None:
     with pytest.raises(Refusal, match="'x' is named by --real_folder and by --fake_folder"):
         real_fake.Source(folder=tmp_path, real_folder=("x",), fake_folder=("y", "x"))
@@ -537,6 +547,11 @@ def test_synthbuster_and_foreign_reals(busted, tmp_path, place) -> None:
         }
         assert {set for _, generator, set, _ in found if generator != "real"} == {"synthbuster"}
         assert {generator for _, generator, _, _ in found} == {"real", *NINE}
+    for scene in (*SCENES, "r0lonely"):
+        (busted / f"real_RAISE_1k/{scene}.png").unlink()
+    path = synthbuster.Source(folder=busted, foreign_reals=foreign, against="foreign").prepare()
+    assert sorted(set(rows(path, "generator", "set"))) == sorted((g, "synthbuster") for g in ("real", *NINE))
+    assert lost(path) == [("", "missing")]  # dalle2's: a set without RAISE misses no photograph
 
 
 def test_synthbuster_refuses(busted, tmp_path) -> None:
@@ -676,8 +691,9 @@ def test_a_group_in_two_splits_is_refused_before_the_work(tmp_path) -> None:
     lines = [("1.png", "real", "a", "train"), ("2.png", "sd", "a", ""), ("3.png", "sd", "b", "test")]
     options = {"path": "f", "generator": "g", "group": "s", "split_column": "p", "table": tmp_path / "t.csv"}
     write(tmp_path / "t.csv", ("f", "g", "s", "p"), *lines)
-    found = rows(table.Source(**options).prepare(), "path", "split")
-    assert found == [("1.png", "train"), ("2.png", "train"), ("3.png", "test")]  # the group's, where a cell is empty
+    for val, split in ((0.0, "train"), (0.999, "val")):  # the group's, where a cell is empty
+        found = rows(table.Source(**options, val=val, test=0).prepare(), "path", "split")
+        assert found == [("1.png", split), ("2.png", split), ("3.png", "test")]
     write(tmp_path / "t.csv", ("f", "g", "s", "p"), *lines[:2], ("3.png", "sd", "a", "test"))
     with pytest.raises(Refusal, match="group 't/a' is in two splits, train and test"):
         table.Source(**options).prepare()

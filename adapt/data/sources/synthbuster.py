@@ -11,8 +11,8 @@ Prompts of prompts.csv become the column `caption`. All rows are test; --split a
 An image stands in one row, hence in one set, and fakes are compared with the reals of their set. With
 --foreign_reals both kinds of reals are in the manifest: --against says which are in the fakes' set; the others are a
 set `synthbuster-raise` or `synthbuster-foreign`, whose false alarms are reported apart. For both comparisons write
-two manifests (--output) and evaluate each: encoded features are shared. Foreign reals alone, without RAISE, are how
-a detector that knows their kind of photograph scores best: prefer RAISE.
+two manifests (--output) and evaluate each: encoded features are shared. Photographs of the kind that a detector was
+trained on flatter it, so RAISE is the default.
 """
 
 import os

@@ -10,7 +10,9 @@
 The first is SPAI's list (image,class,split), the second ClipBased's 1,000 matched quintuples, the third B-Free's
 viral set. --generator names the generator of each row, with a value of --real for a camera image; with --label alone,
 whose other values are fakes, all fakes are `SET-fake`; with both, the label decides what is real. Splits may be
-called train, training, val, valid, validation, dev, test or testing; where the cell is empty they are drawn by group.
+called train, training, val, valid, validation, dev, test or testing. Where the cell is empty they are drawn by group,
+and where no row is val, val is drawn from train. A row whose image is not there, whose path leaves the folder, that
+has no label, or that another row repeats, is lost with its reason.
 
 With --url, images that are not there are fetched into a folder beside the manifest. A link that failed is never asked
 again, unless --again is given and the failure may pass (time-outs, a host that was down); it stands in the table of
@@ -31,7 +33,7 @@ import numpy as np
 from adapt.data.download import Report, download
 from adapt.data.manifest import read_table, split_member
 from adapt.data.parts import parts_folder
-from adapt.data.sources.listing import SPLITS
+from adapt.data.sources.listing import SPLITS, draw_val
 from adapt.data.sources.output import Output
 from adapt.errors import Refusal
 
@@ -75,6 +77,8 @@ class Source(Output):
             (parts_folder(output) / f"{self.shard}-of-{self.num_shards}.jsonl").unlink(missing_ok=True)
         root = os.path.realpath(folder)
         rows = self._rows(columns, functools.partial(_locate, root, _fence(self.home([folder]))))
+        if self.split == "auto":
+            draw_val(rows, self.seed, self.val)
         images = output.with_suffix(".images") / f"{self.shard}-of-{self.num_shards}"
         fetch = functools.partial(_fetch, root, images, functools.partial(ask, again=self.again))
         return self.write_listing(rows, [folder], fetch if self.url else None)
