@@ -496,7 +496,7 @@ SCENES = ["r000da54ft", "r001d260dt", "r01b4bd37t"]
 @pytest.fixture
 def busted(tmp_path) -> Path:
     root = make(tmp_path / "sb", *(f"{generator}/{scene}.png" for generator in NINE for scene in SCENES))
-    make(root, *(f"real_RAISE_1k/{scene}.png" for scene in SCENES), "real_RAISE_1k/r0lonely.png")
+    make(root, *(f"real_RAISE_1k/{scene}.png" for scene in SCENES), "real_RAISE_1k/r0lonely.png", "stray.png")
     (root / "dalle2/r001d260dt.png").unlink()
     text = 'image name (matching Raise-1k),Prompt\nr000da54ft,"a house, red"\nr001d260dt.png,a dog\n'
     (root / "prompts.csv").write_text(text)
@@ -516,7 +516,8 @@ def test_synthbuster_is_groups_of_ten(busted, capsys) -> None:
         "synthbuster/r001d260dt": "a dog",
         "synthbuster/r01b4bd37t": "",
     }
-    assert sorted(lost(path)) == [("", "missing"), ("real_RAISE_1k/r0lonely.png", "no-fakes-of-it")]
+    alone = [("real_RAISE_1k/r0lonely.png", "no-fakes-of-it"), ("stray.png", "no-generator-folder")]
+    assert sorted(lost(path)) == [("", "missing"), *alone]
     assert "3 scenes, 1 without dalle2" in capsys.readouterr().out
 
 
@@ -551,7 +552,7 @@ def test_synthbuster_and_foreign_reals(busted, tmp_path, place) -> None:
         (busted / f"real_RAISE_1k/{scene}.png").unlink()
     path = synthbuster.Source(folder=busted, foreign_reals=foreign, against="foreign").prepare()
     assert sorted(set(rows(path, "generator", "set"))) == sorted((g, "synthbuster") for g in ("real", *NINE))
-    assert lost(path) == [("", "missing")]  # dalle2's: a set without RAISE misses no photograph
+    assert [reason for _, reason in lost(path)] == ["no-generator-folder", "missing"]  # dalle2's, no photograph's
 
 
 def test_synthbuster_refuses(busted, tmp_path) -> None:

@@ -51,8 +51,7 @@ class Source(Output):
         own = [name for folder in list(of) if folder.lower() in RAISE for name in of.pop(folder)]
         if self.reals is None:
             reals = _by_scene(own, self.folder)
-        if stray := of.pop("", []):
-            print(f"{len(stray)} images lie in no generator's folder and are left out: {stray[0]!r}...")
+        stray = _by_scene(of.pop("", []), self.folder)
         fakes = {generator: _by_scene(names, self.folder) for generator, names in of.items()}
         if not fakes:
             raise Refusal(f"no generator's folder with images in {self.folder}: name the one that holds dalle2, glide")
@@ -61,6 +60,8 @@ class Source(Output):
         if self.against == "foreign" and self.foreign_reals is None:
             raise Refusal("--against foreign: name the folder of these photographs with --foreign_reals")
         rows = self._matched(fakes, reals) + self._foreign(home)
+        row = {"generator": "unknown", "set": self.set, "reason": "no-generator-folder"}
+        rows += [row | {"file": file, "group": f"{self.set}/{file}"} for files in stray.values() for file in files]
         return self.write_listing(self._with_captions(rows), folders)
 
     def _matched(self, fakes: dict[str, Scenes], reals: Scenes) -> list[dict[str, str]]:
