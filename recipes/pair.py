@@ -19,7 +19,6 @@ from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
-
 OF_ONE_RUN = ("output_dir", "arms", "seeds")
 ABOUT = """\
 Means over {seeds} seed(s); every run sees the same images in the same number of steps and picks its epoch on
@@ -85,7 +84,6 @@ def train(cfg: Config) -> None:
     """One arm, one seed."""
     import numpy as np
     import torch
-    from adapt.models.losses import consistency, ranking, softmax_over_group, supervised_contrastive
 
     from adapt.data.pairing import rematched, unpaired
     from adapt.embedded import read_manifests
@@ -93,6 +91,7 @@ def train(cfg: Config) -> None:
     from adapt.models.backbones import load_backbone
     from adapt.models.heads import balanced_bce
     from adapt.models.lora import add_adapter
+    from adapt.models.losses import consistency, ranking, softmax_over_group, supervised_contrastive
     from adapt.report import log_validation, report, require_classes, show_finished, validation_score
     from adapt.run import Run, warmup_cosine
     from adapt.tuning import Tuning
@@ -152,6 +151,7 @@ def train(cfg: Config) -> None:
 def compare_arms(cfg: Config) -> None:
     """Every arm with every seed, and what the arms differ in."""
     from adapt.cells import Cell, run_cells, write_sweep
+
     from adapt.evaluation.scores import Scores
     from adapt.study import Study, contrast
 

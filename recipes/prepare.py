@@ -16,7 +16,7 @@ from typing import Any
 
 from adapt.cli import run_one
 
-SOURCES = ("webdataset",)
+SOURCES = ("folders", "genimage", "real_fake", "synthbuster", "synthwildx", "table", "webdataset")
 
 
 def main(source: Any) -> None:

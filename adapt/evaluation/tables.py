@@ -46,7 +46,8 @@ ABOUT_WEAKEST = (
 ABOUT_WITHIN = (
     "Each real image is compared with the fakes of its own group only, which removes content from the measurement: "
     "what moves the scores of a photograph and its fakes alike changes nothing here. Real first: how often the real "
-    "image has the lowest score (a tie is shared); pair ranking: share of its fakes that score above it (a tie is half)."
+    "image has the lowest score (a tie is shared); pair ranking: share of its fakes that score above it (a tie counts "
+    "half)."
 )
 ABOUT_P = "Paired bootstrap on the same resamples; p is two-sided, not corrected for the number of comparisons."
 
