@@ -89,10 +89,8 @@ class Study:
                         out.writerow([*key, *("n/a" if value == "nan" else value for value in shown)])
 
 
-def contrast(
-    names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int
-) -> tuple[list[str], list[Difference]]:
-    """Sections of a page, and the differences behind them: first minus second, means over pairs (of training seeds).
+def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int) -> list[str]:
+    """Heading and table of a page: the first detector minus the second, means over pairs (of training seeds).
 
     `better` and `worse` are said only where the interval of the paired bootstrap over groups excludes 0; the smallest
     and the largest difference of a single pair stand beside it.
@@ -109,7 +107,7 @@ def contrast(
             verdict = "better" if d.low > 0 else "worse" if d.high < 0 else "not separated"
             spread = f"{min(each):+.3f} to {max(each):+.3f}"
             rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, verdict])
-    return [f"## {names[0]} minus {names[1]}", grid(rows)], found
+    return [f"## {names[0]} minus {names[1]}", grid(rows)]
 
 
 def _place(d: Difference) -> tuple[str, str, str, str]:

@@ -11,19 +11,13 @@ with the page of every run; several are run one after the other, compared, and c
 the embedded world, 2 cores: head 3 minutes for all nine runs, lora 3 minutes a run.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-
-OF_ONE_RUN = ("output_dir", "arms", "seeds")
-ABOUT = """\
-Means over {seeds} seed(s); every run sees the same images in the same number of steps and picks its epoch on
-validation data. Differences: paired bootstrap over test groups (95 %, p not corrected for the number of comparisons),
-and the range of the differences of single seeds. A difference counts as one only where its interval excludes 0."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,10 @@ class Config:
 
 def main(cfg: Config) -> None:
     if len(cfg.arms) == len(cfg.seeds) == 1:
-        train(cfg)
-    else:
-        compare_arms(cfg)
+        return train(cfg)
+    from adapt.variants import run_variants
+
+    run_variants(cfg, "pair", {arm: {"arms": (arm,)} for arm in cfg.arms}, {s: {"seeds": (s,)} for s in cfg.seeds})
 
 
 def train(cfg: Config) -> None:
@@ -146,30 +141,6 @@ def train(cfg: Config) -> None:
     picked = run.use_selected()
     scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
     report(run, tuning.detector, rows, scores, cfg.resamples, arm=arm, trainable_parameters=tuning.trainable, **picked)
-
-
-def compare_arms(cfg: Config) -> None:
-    """Every arm with every seed, and what the arms differ in."""
-    from adapt.cells import Cell, run_cells, write_sweep
-
-    from adapt.evaluation.scores import Scores
-    from adapt.study import Study, contrast
-
-    given = {field.name: getattr(cfg, field.name) for field in fields(cfg) if field.name not in OF_ONE_RUN}
-    runs = [(arm, seed) for seed in cfg.seeds for arm in cfg.arms]
-    cells = {(a, s): Cell(f"{a}-seed{s}", "pair", given | {"arms": (a,), "seeds": (s,)}) for a, s in runs}
-    if failed := run_cells(list(cells.values()), cfg.output_dir):
-        raise Refusal(f"{', '.join(failed)} failed (see the .log files): the same command tries again")
-    scores = {run: Scores.read(cfg.output_dir / cell.name / "scores.parquet") for run, cell in cells.items()}
-    study = Study(("arm", "seed"), cfg.resamples, cfg.seed)
-    for arm, seed in sorted(runs, key=lambda run: cfg.arms.index(run[0])):
-        study.add((arm, str(seed)), scores[arm, seed])
-    sections = [ABOUT.format(seeds=len(cfg.seeds))]
-    for arm in cfg.arms[1:]:
-        pairs = [(scores[cfg.arms[0], seed], scores[arm, seed]) for seed in cfg.seeds]
-        sections += contrast((cfg.arms[0], arm), pairs, cfg.resamples, cfg.seed)[0]
-    mean = study.over_last_key()
-    write_sweep(cfg, list(cells.values()), cfg.output_dir, [*sections, *mean.grids()], study)
 
 
 if __name__ == "__main__":
