@@ -29,6 +29,7 @@ ORDER = [
         "adapt.models.color",
         "adapt.models.heads",
         "adapt.models.probes",
+        "adapt.models.residual",
         "adapt.models.tip_adapter",
         "adapt.models.towers",
     },
@@ -49,7 +50,7 @@ ORDER = [
     {"adapt.evaluation.tables"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},
-    {"adapt.probing", "adapt.study"},
+    {"adapt.cells", "adapt.probing", "adapt.study"},
 ]
 
 
