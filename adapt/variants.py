@@ -11,9 +11,9 @@ from adapt.evaluation.scores import Scores
 from adapt.study import Study, contrast
 
 ABOUT = """\
-Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired bootstrap over test groups
-(95 %, p not corrected for the number of comparisons), and the range of the differences of single seeds. `better` and
-`worse` are said only where the interval excludes 0."""
+Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired bootstrap over test
+groups (95 %, p not corrected for the number of comparisons), and the range of the differences of single seeds.
+`better` and `worse` are said only where the interval excludes 0."""
 
 
 def run_variants(
@@ -33,7 +33,9 @@ def run_variants(
     }
     if failed := run_cells(list(cells.values()), root):
         raise Refusal(f"{', '.join(failed)} failed, see the .log files in {root}: the same command tries again")
-    write_sweep(config, list(cells.values()), root, *_compare(config, cells, list(variants), list(seeds), root))
+    sections, study = _compare(config, cells, list(variants), list(seeds), root)
+    study.write_csv(root / "metrics.csv")
+    write_sweep(config, list(cells.values()), root, sections)
 
 
 def _compare(
@@ -44,8 +46,9 @@ def _compare(
     for variant in variants:
         for seed in seeds:
             study.add((variant, str(seed)), scores[variant, seed])
-    sections = [ABOUT.format(seeds=len(seeds))]
+    sections = []
     for other in variants[1:]:
         pairs = [(scores[variants[0], seed], scores[other, seed]) for seed in seeds]
         sections += contrast((variants[0], other), pairs, config.resamples, config.seed)
-    return [*sections, *study.over_last_key().grids()], study
+    means = study.over_last_key().grids()
+    return [means[1], ABOUT.format(seeds=len(seeds)), *sections, *means], study
