@@ -51,6 +51,7 @@ ORDER = [
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
+    {"adapt.frontier"},
 ]
 
 
