@@ -205,7 +205,7 @@ def _run(command: list[str], log: Path, processes: int, say: Callable[[str], Non
 
 def _last_lines(log: Path, begin: int) -> str:
     """The end of what one try said; progress bars and blank lines left out."""
-    said = log.read_bytes()[begin:].decode("utf-8", "replace").splitlines()
+    said = (log.read_bytes() if log.is_file() else b"")[begin:].decode("utf-8", "replace").splitlines()
     kept = [printable(line) for line in said if line.strip() and "%|" not in line]
     return "\n".join(f"    {line[:300]}" for line in kept[-LAST_LINES:]) or "    (it said nothing)"
 
@@ -239,7 +239,7 @@ def sweep_record(config: Any, cells: Sequence[Cell], root: Path) -> dict[str, An
         for part in ("data", "base"):
             if record["identity"][part] != first["identity"][part]:
                 raise Refusal(f"{root}: {cell.name} and {cells[0].name} have different {part}: delete the older one")
-    memory = "GPU tensors" if "peak_gpu_memory_mib" in first else "first process, libraries included"
+    memory = "GPU's tensors" if "peak_gpu_memory_mib" in first else "first process, libraries included"
     return {
         "command": provenance.command(),
         "seconds": round(sum(record["seconds"] for record in records), 1),

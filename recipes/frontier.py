@@ -30,7 +30,8 @@ PASSED_ON = (
 )
 ABOUT = """\
 AUC: mean over the test views and over {seeds} seed(s); 95 % intervals over groups, the same resamples for all rows.
-Minutes: training with its validation, of the learning rate that validation data chose. Memory: peak ({memory}).
+Minutes: training with its validation, of the learning rate that validation data chose.
+Memory: peak of the {memory}.
 Frontier: no other row trains at most as many parameters with at least that AUC. It describes these runs: nothing was
 chosen on test data, and rows whose intervals overlap are not told apart."""
 
