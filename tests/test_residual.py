@@ -178,6 +178,13 @@ def test_factors_stay_fp32_on_bf16_weights() -> None:
     assert {p.dtype for p in trainable(backbone).values()} == {torch.float32}
 
 
+def test_factors_lie_in_memory_as_processes_expect_them() -> None:
+    """Several processes share gradients in buckets, and warn of any parameter whose strides are not the usual ones."""
+    factors = trainable(residual("tiny", rank=1))
+    assert len(factors) == 24 * 3
+    assert all(p.stride() == torch.empty(p.shape).stride() for p in factors.values())
+
+
 @pytest.fixture
 def config(planted, tmp_path) -> lora.Config:
     return lora.Config(
