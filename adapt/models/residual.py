@@ -5,9 +5,13 @@
 
 It is trained as a LoRA of rank 2 r on the untouched W, half of it fixed: W' = W + [U' S', -U_r S_r] [V'^T; V_r^T].
 A saved one therefore is an ordinary LoRA, which peft loads and merges without an SVD that another machine would
-round differently. peft's own OSF (0.19 to 0.21) is another method: it projects gradients onto the complement of U_p
-and V_p, which for a square W and rank 1 leaves only the size of the direction free, and which AdamW, scaling every
-entry by itself, does not keep to. The penalty of the paper on U_p^T U' has the same limit; it is not used here.
+round differently.
+
+The frozen part keeps its bits, but nothing keeps U' orthogonal to U_p: the penalty of the paper is left out. For a
+square W and rank 1, U_p leaves one direction free, so the penalty fixes U' and V' and leaves only the size S' to
+training. On the embedded world (rank 1, q k v out, 2 epochs) it held |cos(U', U_r)| at 1.000 and validation at 0.654;
+without it 0.43 and 0.815. peft's own OSF (0.19 to 0.21) projects gradients to the same end, which AdamW, scaling every
+entry by itself, does not respect.
 """
 
 import torch
