@@ -16,7 +16,7 @@ from typing import Any
 
 from adapt.cli import run_one
 
-SOURCES = ("webdataset",)
+SOURCES = ("community_forensics", "elsa_d3", "openfake", "webdataset")
 
 
 def main(source: Any) -> None:

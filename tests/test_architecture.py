@@ -19,6 +19,7 @@ ORDER = [
     {"adapt.data.download"},
     {"adapt.data.parts", "adapt.data.views"},
     {"adapt.data.sources.output"},
+    {"adapt.data.sources.hub"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups"},

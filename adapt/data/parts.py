@@ -51,8 +51,8 @@ class Part:
     WebDataset's layout: a commit is one sample, its members share the key before the first dot, KEY.json holds
     the rows. The names of members tell nothing about the labels.
 
-    `at` is what the last commit said (None at first), `done` whether the job is finished, `commits` how many
-    commits brought rows.
+    `at` is what the last commit said (None at first), `done` whether the job is finished (a later commit takes it
+    up again), `commits` how many commits brought rows. `groups` are those that stand, `generators` counts images.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class Part:
         self.path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
         self.at, self.done, self.commits, self.tar, self.size = None, False, 0, 0, 0
         self.lost: Counter[str] = Counter()
+        self.generators: Counter[str] = Counter()
+        self.groups: set[str] = set()
         self._met: set[str] = set()
         self._synced = time.monotonic()
         with writing(self.path):
@@ -118,6 +120,7 @@ class Part:
     def drop(self, reasons: dict[str, str]) -> None:
         """Take groups out again: group -> reason. Their images stay in the tar files without a row."""
         self._write({"drop": reasons})
+        self._apply({"drop": reasons})
 
     def finish(self) -> None:
         """Say that this job has nothing left to do."""
@@ -139,9 +142,12 @@ class Part:
             self.at = entry["at"]
             self.commits += bool(entry["rows"])
             self.lost.update(row["reason"] for row in entry["lost"])
+            self.generators.update(row["generator"] for row in entry["rows"])
+            self.groups.update(row["group"] for row in entry["rows"])
             self._met.update(row["sha256"] for row in entry["rows"] if row.get("sha256"))
+        self.groups.difference_update(entry.get("drop", ()))
         self.tar, self.size = entry.get("tar", (self.tar, self.size))
-        self.done |= entry.get("done", False)
+        self.done = entry.get("done", False)
 
     def _store(self, rows: list[dict[str, str]], images: Sequence[bytes]) -> dict:
         """Append one sample to the open tar file; fills in the rows' `path` and what their headers say."""
@@ -188,13 +194,14 @@ def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
     """Write the manifest `output` and the table of what was lost, once all jobs are done; None before.
 
     Where the same bytes stand under two labels, both rows are lost; where they stand in two splits, the later one
-    (by group) is. With `whole` a group that loses a member so is lost as a whole.
+    (by group) is. With `whole` a group that loses a member so is lost as a whole, and of two groups with the same
+    bytes in one split only the first stays; what a later attempt brought in full is no longer lost.
     """
     rows, lost, dropped, what = [], [], {}, None
     for shard in range(num_shards):
         path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
         entries = _read_journal(path, output)[0] if path.is_file() else []
-        if not entries or not any(entry.get("done") for entry in entries):
+        if not entries or not entries[-1].get("done"):
             return None
         what = what or entries[0]["what"]
         if entries[0]["what"] != what:
@@ -204,13 +211,16 @@ def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
             lost += entry.get("lost", ())
             dropped |= entry.get("drop", {})
     rows.sort(key=lambda row: (row["group"], row["generator"] != "real", row["generator"], _place(row)))
-    reasons = _same_bytes(rows)
+    reasons = _same_bytes(rows, whole)
     if whole:
         dropped |= {rows[row]["group"]: reason for row, reason in sorted(reasons.items(), reverse=True)}
     reasons |= {i: dropped[row["group"]] for i, row in enumerate(rows) if row["group"] in dropped}
     lost += [row | {"file": _place(row), "reason": reasons[i]} for i, row in enumerate(rows) if i in reasons]
-    _write_lost(lost, lost_table(output))
     kept = [row for i, row in enumerate(rows) if i not in reasons]
+    if whole:
+        standing = {row["group"] for row in kept}
+        lost = [row for row in lost if row["group"] not in standing]
+    _write_lost(lost, lost_table(output))
     if not kept:
         why = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in lost).most_common(5))
         raise Refusal(f"no image is left of {len(lost)} ({why}): see {lost_table(output)}")
@@ -233,8 +243,8 @@ def _place(row: dict[str, str]) -> str:
     return row.get("file") or row.get("path", "")
 
 
-def _same_bytes(rows: list[dict[str, str]]) -> dict[int, str]:
-    """Why rows cannot stay: the same bytes under two labels or in two splits."""
+def _same_bytes(rows: list[dict[str, str]], whole: bool) -> dict[int, str]:
+    """Why rows cannot stay: the same bytes under two labels, in two splits or, with `whole`, in two groups."""
     of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if row.get("sha256"):
@@ -244,8 +254,10 @@ def _same_bytes(rows: list[dict[str, str]]) -> dict[int, str]:
         if len({rows[i]["generator"] == "real" for i in same}) == 2:
             reasons |= dict.fromkeys(same, "same-bytes-two-labels")
         else:
-            first = rows[same[0]]["split"]
-            reasons |= {i: "same-bytes-two-splits" for i in same if rows[i]["split"] != first}
+            first = rows[same[0]]
+            if whole:
+                reasons |= {i: "same-bytes-two-groups" for i in same if rows[i]["group"] != first["group"]}
+            reasons |= {i: "same-bytes-two-splits" for i in same if rows[i]["split"] != first["split"]}
     return reasons
 
 
