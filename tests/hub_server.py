@@ -14,7 +14,9 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class Hub(ThreadingHTTPServer):
-    """`repos` maps owner/name to a folder, its only commit is `COMMIT` and `main` names it; `gated` are refused files.
+    """`repos` maps owner/name to a folder, the same at every commit; `main` is the last of `commits`.
+
+    Of those that are `gated` no file is given.
 
     `asked` holds (method, path, range) of every request; `sent` counts the bytes of files.
     """
@@ -24,6 +26,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, repos: dict[str, Path], gated: tuple[str, ...] = ()) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.repos, self.gated, self.asked, self.sent = repos, gated, [], 0
+        self.commits = [COMMIT]
 
     @property
     def url(self) -> str:
@@ -46,6 +49,7 @@ def hub(repos: dict[str, Path], gated: tuple[str, ...] = ()) -> Iterator[Hub]:
 class _Answer(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the other side
 
     def log_message(self, *_) -> None:
         pass
@@ -58,9 +62,12 @@ class _Answer(BaseHTTPRequestHandler):
         repo, verb, revision, rest = match.groups() if match else ("", "", "", "")
         if repo not in self.server.repos:
             return self._fail(404, "RepoNotFound")
-        if revision not in (None, "main", COMMIT):
+        if revision not in (None, "main", *self.server.commits):
             return self._fail(404, "RevisionNotFound")
-        folder = self.server.repos[repo]
+        folder, commit = (
+            self.server.repos[repo],
+            revision if revision not in (None, "main") else self.server.commits[-1],
+        )
         if not path.startswith("/api/"):
             return self._fail(403, "GatedRepo") if repo in self.server.gated else self._file(folder / rest)
         if verb == "tree":
@@ -70,7 +77,7 @@ class _Answer(BaseHTTPRequestHandler):
             files = [folder / unquote(name) for name in names]
             return self._json([_entry(file, folder) for file in files if file.exists()])
         siblings = [{"rfilename": file.relative_to(folder).as_posix()} for file in folder.rglob("*") if file.is_file()]
-        return self._json({"id": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
+        return self._json({"id": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings})
 
     do_HEAD = do_POST = do_GET
 
@@ -83,7 +90,11 @@ class _Answer(BaseHTTPRequestHandler):
     def _file(self, file: Path) -> None:
         if not file.is_file():
             return self._fail(404, "EntryNotFound")
-        data, code, headers = file.read_bytes(), 200, {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT}
+        data, code, headers = (
+            file.read_bytes(),
+            200,
+            {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": self.path.split("/")[5]},
+        )
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"

@@ -1,4 +1,4 @@
-"""Sources at the hub: every row of a remote table becomes a whole group or a reason, killed or not, alone or shared."""
+"""Sources at the hub: every row of a remote table becomes a whole group or a reason, killed or not."""
 
 import csv
 import hashlib
@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
+import traceback
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -173,9 +175,9 @@ def test_the_second_run_asks_nothing(folder, server, tmp_path):
     first = prepare(folder, tmp_path)
     asked = server.counts.copy()
     assert asked["/6"] == 3 and max(asked.values()) == 3 and asked["/1"] == asked["/0"] == 1
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if "manifest." not in file.name}
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert prepare(folder, tmp_path) == first and server.counts == asked
-    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     assert not list(tmp_path.glob("manifest.parts/downloads-0-of-1/??/*"))  # they lie in the tar files now
 
 
@@ -229,8 +231,343 @@ def test_placeholders_found_later_take_their_groups_along(folder, server, tmp_pa
     monkeypatch.setattr(download_state, "PLACEHOLDER_URLS", 3)
     server.pages |= {f"/{row}": status(200, zoo.save(zoo.picture(seed=77), "PNG")) for row in (0, 5, 9)}
     found = prepare(folder, tmp_path, limit=2)
-    assert found.keys() == {name(13)}  # row 0 was a group before row 9 came
-    assert {r for g, r in lost(tmp_path).items() if g in (name(9),)} == {"placeholder"}
+    assert found.keys() == {name(8), name(12)}  # row 0 was a group before row 9 came, and counted then
     with (tmp_path / "manifest.lost.csv").open(newline="") as file:
-        dropped = [row for row in csv.DictReader(file) if row["group"] == name(0)]
-    assert [row["reason"] for row in dropped] == ["placeholder"] * 5
+        reasons = Counter((row["group"], row["reason"]) for row in csv.DictReader(file))
+    assert reasons[name(0), "placeholder"] == 5 and reasons[name(9), "placeholder"] == 1
+
+
+def test_a_folder_whose_files_changed_is_refused(folder, server, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    prepare(copy, tmp_path, limit=1)
+    table = elsa_table(range(10, 14), server)
+    pq.write_table(table, copy / "data/val-00002-of-00003.parquet")
+    with pytest.raises(Refusal, match=r"commit=.* choose another --output"):
+        prepare(copy, tmp_path, limit=1)
+
+
+def test_other_columns_are_refused_by_name(folder, server, tmp_path):
+    def change(title, make):
+        copy = shutil.copytree(folder, tmp_path / title)
+        for file in copy.rglob("*.parquet"):
+            pq.write_table(make(pq.read_table(file)), file)
+        return copy
+
+    with pytest.raises(Refusal, match=r"no column url; it has id, original_prompt.*image_gen3.*--revision"):
+        prepare(change("url", lambda table: table.drop_columns("url")), tmp_path / "1")
+    with pytest.raises(Refusal, match="no column model_gen2; it has id"):
+        prepare(change("model", lambda table: table.drop_columns("model_gen2")), tmp_path / "2")
+    names = [f"image_gen{k}" for k in range(4)]
+    with pytest.raises(Refusal, match="no column image_gen0; it has id"):
+        prepare(change("images", lambda table: table.drop_columns(names)), tmp_path / "3")
+    fewer = change("fewer", lambda table: table.drop_columns(["image_gen3", "model_gen3"]))
+    found = prepare(fewer, tmp_path / "4")
+    assert {len(members) for members in found.values()} == {4} and name(11) in found  # which only lacked the fourth
+    last = copy_with_one_other_file(folder, tmp_path / "last")
+    with pytest.raises(Refusal, match=r"val-00002-of-00003.parquet has no column image_gen1"):
+        prepare(last, tmp_path / "5")
+
+
+def copy_with_one_other_file(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    file = to / "data/val-00002-of-00003.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("image_gen1"), file)
+    return to
+
+
+EVENTS = [(Part, "_write"), (Part, "_append"), (download_state.State, "append"), (shutil, "rmtree")]
+EVENTS += [(Path, "replace"), (Path, "write_bytes")]
+
+
+def child(folder: Path, output: Path, kill: int = 0) -> tuple[int, int]:
+    """Prepare in a process of its own that kills itself before event `kill // 2`, or after it where `kill` is odd.
+
+    Status and number of events.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def counted(function):
+            def call(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if kill == 2 * count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                done = function(*args, **kwargs)
+                if kill == 2 * count + 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return done
+
+            return call
+
+        try:
+            for owner, title in EVENTS:
+                setattr(owner, title, counted(getattr(owner, title)))
+            elsa_d3.Source(repo=str(folder), output=output / "manifest.csv", members="random").prepare()
+            os.write(write_end, str(count).encode())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        said = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(said or 0)
+
+
+def test_killed_at_twenty_points_it_ends_as_if_never_killed(folder, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(elsa_d3, "BLOCK", (6, 6))
+    monkeypatch.setattr(downloads, "BACKOFF", 0.001)
+    code, events = child(folder, tmp_path / "whole")
+    assert code == 0 and events > 60
+    whole, reasons = read(tmp_path / "whole/manifest.csv"), lost(tmp_path / "whole")
+    draw = random.Random(0)
+    for kill in draw.sample(range(2, 2 * events - 6), 20):
+        output = tmp_path / str(kill)
+        server.counts.clear()
+        assert child(folder, output, kill)[0] == -signal.SIGKILL
+        assert not (output / "manifest.csv").exists() or read(output / "manifest.csv") == whole
+        assert child(folder, output)[0] == 0
+        assert read(output / "manifest.csv") == whole, kill
+        assert {g: "connection" if r == "interrupted" else r for g, r in lost(output).items()} == reasons, kill
+        assert max(server.counts.values()) <= 3, kill
+        with tarfile.open(next(output.glob("*.shards/*.tar"))) as tar:
+            keys = Counter(member.name.split(".")[0] for member in tar if not member.name.endswith(".json"))
+        assert set(keys.values()) == {2} and len(keys) == len(whole), kill
+        shutil.rmtree(output)
+
+
+CARD = """---
+configs:
+- config_name: core
+  default: true
+  data_files:
+  - split: train
+    path: data/train-*
+- config_name: reddit
+  data_files:
+  - split: test
+    path: data/train-00001-*
+---
+"""
+DRIVER = """
+import json, sys, time
+from functools import partial
+from pathlib import Path
+from adapt.data import download
+from adapt.data.sources import elsa_d3, hub, openfake
+from adapt.errors import Refusal
+
+download.BACKOFF = 0.01
+elsa_d3.download = partial(download.download, allow_private=True, progress=False)
+job, out = sys.argv[1], Path(sys.argv[2])
+
+def refused(make):
+    try:
+        make()
+    except Refusal as refusal:
+        return str(refusal)
+    return "not refused"
+
+def elsa(repo, revision="main", **options):
+    return elsa_d3.Source(repo=repo, revision=revision, output=out / "manifest.csv", members="pair", **options)
+
+if job == "elsa":
+    elsa("me/elsa", limit=int(sys.argv[3])).prepare()
+else:
+    table = hub.Table.open("me/big", hub.pin("me/big", "main", out), "train")
+    print(json.dumps([place for place, _ in table.scan(["n"], (0, 7))]))
+    Path(out, "scanned").touch()
+    while not Path(out, "go on").exists():
+        time.sleep(0.01)
+    print(json.dumps([(place, row["image"]["path"]) for place, row in table.pick([(1, 4), (0, 1)], ["image"])]))
+    print(json.dumps([
+        refused(lambda: hub.pin("me/none", "main", out)),
+        refused(lambda: hub.pin("me/big", "v9", out)),
+        refused(lambda: elsa("me/gated").prepare()),
+        refused(lambda: hub.Table.open("me/big", table.files[0].split("@")[1][:40], "train", config="none")),
+        refused(lambda: hub.Table.open("me/big", table.files[0].split("@")[1][:40], "validation")),
+        refused(lambda: hub.Table.open("me/big", table.files[0].split("@")[1][:40], "train", num_shards=3)),
+    ]))
+"""
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory) -> Path:
+    """Two files of 8 rows in row groups of 2, each row with 400 kB that do not compress."""
+    folder = tmp_path_factory.mktemp("big")
+    (folder / "data").mkdir()
+    (folder / "README.md").write_text(CARD)
+    for file in range(2):
+        noise = random.Random(file).randbytes(8 * 400_000)
+        cells = [{"bytes": noise[n * 400_000 :][:400_000], "path": f"{file}/{n}"} for n in range(8)]
+        table = pa.table({"n": list(range(8)), "image": cells})
+        pq.write_table(table, folder / f"data/train-{file:05d}-of-00002.parquet", row_group_size=2)
+    return folder
+
+
+def start(server, tmp_path: Path, *arguments: object) -> subprocess.Popen:
+    root = Path(__file__).parents[1]
+    env = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    env |= {"PYTHONPATH": str(root), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", DRIVER, *map(str, arguments)], env=env, **pipes)
+
+
+def test_of_a_hub_only_what_is_wanted_is_fetched_and_refusals_are_one_line(big, tmp_path):
+    with hub({"me/big": big, "me/gated": big}, gated=("me/gated",)) as server:
+        with start(server, tmp_path, "big", tmp_path) as run:
+            while run.poll() is None and not (tmp_path / "scanned").exists():
+                time.sleep(0.01)
+            footers = 4 * 2**16  # two files, their ends read at each opening, and once for the columns
+            assert server.sent < footers + 10_000
+            before = server.sent
+            (tmp_path / "go on").touch()
+            out, err = run.communicate(timeout=60)
+        assert run.returncode == 0, err
+        assert 2 * 800_000 < server.sent - before < 2 * 800_000 + footers  # of eight row groups two
+    pinned, scanned, picked, refusals = out.splitlines()[0], *out.splitlines()[1:3], json.loads(out.splitlines()[-1])
+    assert COMMIT in pinned and "--revision" in pinned
+    assert json.loads(scanned) == [[0, 7], *([1, n] for n in range(8))]
+    assert json.loads(picked) == [[[0, 1], "0/1"], [[1, 4], "1/4"]]
+    wanted = ["no data set me/none", "me/big has no revision v9: name", "me/gated is gated: accept its terms"]
+    wanted += ["--subset none: me/big has core, reddit", "--hub_split validation: me/big has the splits train"]
+    wanted += ["--num_shards 3: train of me/big has 2 files"]
+    for refusal, words in zip(refusals, wanted, strict=True):
+        assert refusal.startswith(words) and "\n" not in refusal
+
+
+def test_a_continued_run_stays_at_its_commit(folder, tmp_path):
+    with hub({"me/elsa": folder}) as server:
+        for limit, commit in ((2, COMMIT), (4, "f" * 40)):
+            server.asked.clear()
+            server.commits.append(commit)  # main moves on
+            with start(server, tmp_path, "elsa", tmp_path, limit) as run:
+                assert run.wait(60) == 0, run.stderr.read()
+            assert {path.split("/")[5] for _, path, _ in server.asked if "/resolve/" in path} == {COMMIT}
+    found = read(tmp_path / "manifest.csv")
+    local = prepare(folder, tmp_path / "local", members="pair", limit=4)
+    assert found.keys() == local.keys() and len(found) == 4
+    for group, members in found.items():
+        assert {g: row["bytes"] for g, row in members.items()} == {g: r["bytes"] for g, r in local[group].items()}
+
+
+def test_a_hub_out_of_reach_is_one_line(tmp_path):
+    recipe = Path(__file__).parents[1] / "recipes/prepare.py"
+    command = [sys.executable, recipe, "elsa_d3", "--output", tmp_path / "manifest.csv"]
+    for offline, words in (("0", "cannot read elsaEU/ELSA_D3 (ConnectError"), ("1", "elsaEU/ELSA_D3: the hub is")):
+        env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path)}
+        env["PYTHONPATH"] = str(recipe.parents[1])
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith(f"error: {words}") and done.stderr.count("\n") == 1
+
+
+def test_without_datasets_the_extra_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(Refusal, match=r"pip install adapt\[data\]"):
+        prepare(folder, tmp_path)
+    with pytest.raises(Refusal, match="--output: name the manifest"):
+        elsa_d3.Source()
+
+
+def write_forensics(folder: Path) -> Path:
+    """Five generators and real images in two files; a cell that is no image, an empty one, a strange label, a twin."""
+    (folder / "data").mkdir(parents=True)
+    for file in range(2):
+        rows = []
+        for n in range(12):
+            fake, data = n % 3 != 0, zoo.save(zoo.picture(seed=1000 + 12 * file + n), CODECS[n % 5])
+            row = {"image_name": f"{file}-{n}", "format": CODECS[n % 5], "resolution": "48x32", "mode": "RGB"}
+            row |= {"image_data": data, "model_name": f"org/model-{n % 2}" if fake else "", "nsfw_flag": False}
+            row |= {"prompt": f"prompt {n}", "real_source": "" if fake else "coco", "subset": "Systematic"}
+            rows.append(row | {"split": "train", "label": int(fake)})
+        if file == 1:
+            rows[1]["image_data"], rows[2]["image_data"], rows[4]["label"] = b"nothing", None, 7
+            rows[5]["image_data"] = zoo.save(zoo.picture(seed=1001), CODECS[1])  # row 1 of the first file
+        pq.write_table(
+            pa.Table.from_pylist(rows), folder / f"data/train-{file:05d}-of-00002.parquet", row_group_size=4
+        )
+    return folder
+
+
+def forensics(folder: Path, output: Path, **options) -> dict:
+    source = community_forensics.Source(repo=str(folder), output=output / "manifest.csv", **options)
+    return read(source.prepare()) if options.get("shard", 0) == options.get("num_shards", 1) - 1 else source.prepare()
+
+
+def test_images_in_cells_keep_their_bytes(tmp_path, monkeypatch):
+    folder = write_forensics(tmp_path / "hub")
+    everything = forensics(folder, tmp_path / "all")
+    assert len(everything) == 24 - 4 and all(len(members) == 1 for members in everything.values())
+    assert sorted(lost(tmp_path / "all").values()) == [
+        *("bad-label: 7", "member-missing", "not-an-image", "same-bytes-two-groups")
+    ]
+    for group, members in everything.items():
+        file, n = (int(part) for part in group.split("-")[1:])
+        [(generator, row)] = members.items()
+        assert row["bytes"] == zoo.save(zoo.picture(seed=1000 + 12 * file + n), CODECS[n % 5])
+        assert generator == ("real" if n % 3 == 0 else f"org/model-{n % 2}")
+        assert (row["source"], row["caption"]) == ("Systematic" if n % 3 else "coco", f"prompt {n}")
+    some = forensics(folder, tmp_path / "some", per_class=5, real=3)
+    counts = Counter(generator for members in some.values() for generator in members)
+    assert counts == {"real": 3, "org/model-0": 5, "org/model-1": 5} and some.keys() < everything.keys()
+    forensics(folder, tmp_path / "two", num_shards=2)
+    together = forensics(folder, tmp_path / "two", shard=1, num_shards=2)
+    assert {g: [r["sha256"] for r in m.values()] for g, m in together.items()} == {
+        g: [r["sha256"] for r in m.values()] for g, m in everything.items()
+    }
+    assert {row["split"] for members in everything.values() for row in members.values()} > {"train"}
+
+    commit, stop = Part.commit, 0
+    for stop in range(1, 18, 4):  # and a run that is cut short there continues without a gap
+
+        def cut(part, rows, *rest, left=[stop], **named):  # noqa: B006 (counts down over the calls)
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return commit(part, rows, *rest, **named)
+
+        monkeypatch.setattr(Part, "commit", cut)
+        with pytest.raises(KeyboardInterrupt):
+            forensics(folder, tmp_path / str(stop), per_class=5, real=3)
+        monkeypatch.setattr(Part, "commit", commit)
+        assert forensics(folder, tmp_path / str(stop), per_class=5, real=3) == some
+
+
+def test_evaluation_splits_of_the_hub_are_test_splits(tmp_path):
+    folder = write_forensics(tmp_path / "hub")
+    for file in folder.rglob("*.parquet"):
+        file.rename(file.with_name(file.name.replace("train", "CompEval")))
+    found = forensics(folder, tmp_path, hub_split="CompEval")
+    assert {row["split"] for members in found.values() for row in members.values()} == {"test"}
+
+
+def test_openfake_by_subset(tmp_path):
+    folder = tmp_path / "hub"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    for file in range(2):
+        rows = [{"image": {"bytes": zoo.save(zoo.picture(seed=10 * file + n), "PNG"), "path": None}} for n in range(6)]
+        for n, row in enumerate(rows):
+            row |= {"prompt": f"p{n}", "label": ("real", "fake", "Fake")[n % 3], "model": ("", "flux", "x")[n % 3]}
+            row |= {"type": "base", "release_date": "2025-01"}
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"data/train-{file:05d}-of-00002.parquet")
+
+    def openfakes(output, **options):
+        return read(openfake.Source(repo=str(folder), output=tmp_path / output / "manifest.csv", **options).prepare())
+
+    found = openfakes("core")
+    assert Counter(g for m in found.values() for g in m) == {"real": 4, "flux": 4}
+    assert Counter(lost(tmp_path / "core").values()) == {"bad-label: Fake": 4}
+    reddit = [r for m in openfakes("reddit", subset="reddit", hub_split="test").values() for r in m.values()]
+    assert {(row["set"], row["split"]) for row in reddit} == {("openfake-reddit", "test")} and len(reddit) == 4
+    with pytest.raises(Refusal, match=r"--subset inpainting: .* has core, reddit"):
+        openfakes("none", subset="inpainting")
+
+
+def test_offline_is_told_apart(tmp_path):
+    with pytest.raises(Refusal, match="HF_HUB_OFFLINE: unset it, or give --repo a folder"):
+        room.pin("elsaEU/ELSA_D3", "main", tmp_path / "manifest.csv")  # conftest.py switches the hub off

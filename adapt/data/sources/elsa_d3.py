@@ -31,6 +31,7 @@ from adapt.errors import Refusal
 
 REPO = "elsaEU/ELSA_D3"
 BLOCK = (256, 50_000)  # rows whose real images are downloaded before their fakes are read
+END = [2**31, 0]  # place behind all rows
 TEXTS = ("original_prompt", "positive_prompt")  # of the real image, of the fakes
 
 
@@ -56,9 +57,9 @@ class Source(Output):
         what["commit"] = pin(self.repo, self.revision, self.output)
         with Part(self.output, what, shard=self.shard, num_shards=self.num_shards) as part:
             work = _Groups(self, what["commit"], part)
-            if not part.done or self.retry_dead or (self.limit and work.missing() > 0):
+            if self.retry_dead or (work.missing() > 0 and not work.at_end()):
                 work.run()
-                part.finish()
+            part.finish()
         return join(self.output, self.num_shards, whole=True)
 
 
@@ -76,24 +77,30 @@ class _Groups:
         source = self.source
         return share(source.limit, source.shard, source.num_shards) - len(self.part.groups)
 
+    def at_end(self) -> bool:
+        """Whether the table has no more rows."""
+        return self.part.at is not None and self.part.at[0] == END
+
     def run(self) -> None:
-        source, part = self.source, self.part
+        source = self.source
         jobs = {"shard": source.shard, "num_shards": source.num_shards}
         self.table = Table.open(source.repo, self.commit, source.hub_split, **jobs)
         self._find_columns()
         self._again()
-        at, end = ((0, 0), (0, 0)) if part.at is None else map(tuple, part.at)
-        while self.missing() > 0:
+        at, end = ((0, 0), (0, 0)) if self.part.at is None else map(tuple, self.part.at)
+        while self.missing() > 0 and not self.at_end():
             rows = self.table.scan(["url", *self.texts], at)
             if at == end:
                 self._clear()
                 low, high = BLOCK
                 block = list(islice(rows, int(min(max(2 * self.missing(), low), high))))
                 if not block:
-                    break
+                    self.part.commit([], [END, END])
+                    return
+                end = (block[-1][0][0], block[-1][0][1] + 1)
+                self.part.commit([], [at, end])  # from now on the downloads are those of this block
             else:  # a killed run was in the middle of it
                 block = list(takewhile(lambda found, end=end: found[0] < end, rows))
-            end = (block[-1][0][0], block[-1][0][1] + 1)
             at = self._take(dict(block), end)
 
     def _find_columns(self) -> None:

@@ -255,4 +255,6 @@ def _explain(error: Exception, repo: str, revision: str) -> str:
         return f"{repo} has no revision {revision}: name a branch, a tag or a commit with --revision"
     if any_of(errors.RepositoryNotFoundError, errors.HFValidationError):
         return f"no data set {repo} at the hub, and no such folder: check --repo; if it is private, `hf auth login`"
-    return f"cannot read {repo} ({type(error).__name__}: {words[0]}): check the network; the same command continues"
+    return (
+        f"cannot read {repo} ({type(error).__name__}: {words[0]}): check file and network; the same command continues"
+    )
