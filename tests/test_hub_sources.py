@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -266,6 +267,10 @@ def test_other_columns_are_refused_by_name(folder, server, tmp_path):
     last = copy_with_one_other_file(folder, tmp_path / "last")
     with pytest.raises(Refusal, match=r"val-00002-of-00003.parquet has no column image_gen1"):
         prepare(last, tmp_path / "5")
+    file = last / "data/val-00002-of-00003.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(Refusal, match=r"cannot read .*val-00002-of-00003.parquet \(ArrowInvalid"):
+        prepare(last, tmp_path / "6")
 
 
 def copy_with_one_other_file(folder: Path, to: Path) -> Path:
@@ -287,12 +292,11 @@ def child(folder: Path, output: Path, kill: int = 0) -> tuple[int, int]:
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        count = 0
+        number = itertools.count(1)
 
         def counted(function):
             def call(*args, **kwargs):
-                nonlocal count
-                count += 1
+                count = next(number)
                 if kill == 2 * count:
                     os.kill(os.getpid(), signal.SIGKILL)
                 done = function(*args, **kwargs)
@@ -306,7 +310,7 @@ def child(folder: Path, output: Path, kill: int = 0) -> tuple[int, int]:
             for owner, title in EVENTS:
                 setattr(owner, title, counted(getattr(owner, title)))
             elsa_d3.Source(repo=str(folder), output=output / "manifest.csv", members="random").prepare()
-            os.write(write_end, str(count).encode())
+            os.write(write_end, str(next(number) - 1).encode())
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -320,14 +324,14 @@ def child(folder: Path, output: Path, kill: int = 0) -> tuple[int, int]:
 def test_killed_at_twenty_points_it_ends_as_if_never_killed(folder, server, tmp_path, monkeypatch):
     monkeypatch.setattr(elsa_d3, "BLOCK", (6, 6))
     monkeypatch.setattr(downloads, "BACKOFF", 0.001)
-    code, events = child(folder, tmp_path / "whole")
+    whole, reasons = prepare(folder, tmp_path / "whole", members="random"), lost(tmp_path / "whole")
+    code, events = child(folder, tmp_path / "count")  # the libraries are loaded by now, once for all children
     assert code == 0 and events > 60
-    whole, reasons = read(tmp_path / "whole/manifest.csv"), lost(tmp_path / "whole")
-    draw = random.Random(0)
-    for kill in draw.sample(range(2, 2 * events - 6), 20):
+    statuses = []
+    for kill in random.Random(0).sample(range(2, 2 * events + 2), 20):
         output = tmp_path / str(kill)
         server.counts.clear()
-        assert child(folder, output, kill)[0] == -signal.SIGKILL
+        statuses.append(child(folder, output, kill)[0])
         assert not (output / "manifest.csv").exists() or read(output / "manifest.csv") == whole
         assert child(folder, output)[0] == 0
         assert read(output / "manifest.csv") == whole, kill
@@ -337,6 +341,7 @@ def test_killed_at_twenty_points_it_ends_as_if_never_killed(folder, server, tmp_
             keys = Counter(member.name.split(".")[0] for member in tar if not member.name.endswith(".json"))
         assert set(keys.values()) == {2} and len(keys) == len(whole), kill
         shutil.rmtree(output)
+    assert set(statuses) <= {-signal.SIGKILL, 0} and statuses.count(0) <= 2  # runs differ by a few events
 
 
 CARD = """---
