@@ -1,5 +1,7 @@
 """From scores to what a user sees: table, metrics, figures, TensorBoard, detector."""
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.metadata import metadata_logits
 from adapt.data.preprocess import Preprocess
+from adapt.data.verdict import verdict
 from adapt.data.views import parse_view
 from adapt.detector import Detector
 from adapt.errors import Refusal
@@ -22,7 +25,7 @@ from adapt.run import Run
 
 
 def require_classes(rows: Manifest) -> None:
-    """Refuse a manifest without reals and fakes in each split, before any work is done."""
+    """Refuse a manifest without reals and fakes in each split, before any work; warn of a bad or missing audit."""
     for split in ("train", "val", "test"):
         fake = rows.fake[rows["split"] == split]
         if not len(fake) or fake.all() or not fake.any():
@@ -30,6 +33,8 @@ def require_classes(rows: Manifest) -> None:
                 f"split {split!r} has {(~fake).sum()} real and {fake.sum()} fake rows: a run trains on train, "
                 "picks epoch and threshold on val, and reports test; each needs both (split whole groups)"
             )
+    if not (audit := verdict(rows)).startswith("clean") and os.environ.get("RANK", "0") == "0":
+        print(f"audit: {audit}", file=sys.stderr)
 
 
 def validation_aucs(scores: Scores) -> dict[tuple[str, str], float]:
@@ -144,7 +149,7 @@ def describe(rows: Manifest) -> str:
     """Sets, counts and digest of a manifest, in one line."""
     sets = ", ".join(name or "-" for name in dict.fromkeys(rows["set"]))
     counts = ", ".join(f"{(rows['split'] == split).sum()} {split}" for split in ("train", "val", "test"))
-    return f"sets {sets}; {counts} images; digest {rows.digest[:12]}"
+    return f"sets {sets}; {counts} images; digest {rows.digest[:12]}; audit {verdict(rows)}"
 
 
 def shown(record: dict) -> dict:

@@ -34,7 +34,7 @@ SHOWN = 20  # rows of a list on the page
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/audit")
-    allow: tuple[str, ...] = ("folder", "history")  # factors that are reported but do not count
+    allow: tuple[str, ...] = ("file name", "folder", "history")  # factors that are reported but do not count
     processes: int = 1  # that decode images
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     seed: int = 0  # of the bootstrap and of the folds
@@ -50,6 +50,7 @@ def main(cfg: Config) -> None:
     from adapt import provenance
     from adapt.data.audit import balance, examine, figure, remedies, shortcuts
     from adapt.data.duplicates import twins
+    from adapt.data.verdict import keep_verdict
     from adapt.embedded import read_manifests
     from adapt.evaluation.figures import save_png
     from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid
@@ -88,6 +89,7 @@ def main(cfg: Config) -> None:
     save_png(figure(cells, verdicts), cfg.output_dir / "figures" / "shortcuts.png")
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record |= {"clean": clean, "unreadable": lost, "identity": plain(cfg)}
+    keep_verdict(rows, [line for line in todo if "(allowed)" not in line] if not clean else [])
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=True) + "\n")
     print("\n\n".join([grid(table), "\n".join(todo), f"{cfg.output_dir / 'table.md'}: the page"]))
     if not clean:

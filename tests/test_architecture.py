@@ -17,9 +17,10 @@ ORDER = [
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images", "adapt.data.download_state"},
     {"adapt.data.download"},
-    {"adapt.data.parts", "adapt.data.views"},
+    {"adapt.data.parts", "adapt.data.verdict", "adapt.data.views"},
+    {"adapt.data.pack"},
     {"adapt.data.sources.output"},
-    {"adapt.data.sources.hub"},
+    {"adapt.data.sources.hub", "adapt.data.sources.listing"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups"},

@@ -37,7 +37,7 @@ def picture(number: int) -> bytes:
 
 def get(urls, folder: Path, **flags):
     """Outcome of each key."""
-    report = download(urls, folder, progress=False, **{"allow_private": True} | flags)
+    report = download(urls, folder, progress=False, **{"allow_private": True, "min_side": 16} | flags)
     outcomes = list(report.outcomes())
     assert Counter(outcome.reason for outcome in outcomes) == report.counts
     return {outcome.key: outcome for outcome in outcomes}
@@ -154,6 +154,16 @@ def test_every_fault_has_its_outcome_and_its_number_of_requests(met, path):
     server, _, outcomes = met
     _, reason, requests = FAULTS[path]
     assert (outcomes[path].reason, server.count(path)) == (reason, requests)
+
+
+def test_icons_are_no_photographs(tmp_path):
+    with FaultServer() as server:
+        for width, height in ((63, 200), (200, 63), (64, 64)):
+            server.pages[f"/{width}x{height}"] = status(200, zoo.save(zoo.picture(width, height), "PNG"))
+        urls = [(path, server.url(path)) for path in server.pages]
+        report = download(urls, tmp_path, progress=False, allow_private=True)
+        found = {outcome.key: outcome.reason for outcome in report.outcomes()}
+    assert found == {"/63x200": "too-small", "/200x63": "too-small", "/64x64": "ok"}
 
 
 def test_only_whole_files_are_published_under_their_digest(met):
@@ -454,7 +464,7 @@ if place:
     owner = {"state": module.State, "path": Path, "module": module}[owner]
     setattr(owner, name, fatal(getattr(owner, name)))
 urls = [(f"k{n}", f"{base}/{n}") for n in range(int(count))]
-module.download(urls, folder, allow_private=True, concurrency=8, progress=False)
+module.download(urls, folder, allow_private=True, min_side=16, concurrency=8, progress=False)
 """
 COUNT = 160
 
@@ -598,7 +608,7 @@ def peak():
 def urls(kind, count):
     return ((f"{kind}{n}", f"{sys.argv[2]}/{kind}/{n}") for n in range(count))
 
-flags = dict(allow_private=True, progress=False, retries=1, per_host=64)
+flags = dict(allow_private=True, min_side=16, progress=False, retries=1, per_host=64)
 download(urls("small", 50), sys.argv[1], **flags)
 before = peak()
 download(urls("bomb", 2), sys.argv[1], **flags)
@@ -639,7 +649,9 @@ def test_speed_is_told(server, tmp_path, capsys):
     server.otherwise = status(200, PNG)
     server.pages = {f"/{n}": status(200, picture(n)) for n in range(count)}
     start = time.perf_counter()
-    report = download(((str(n), server.url(f"/{n}")) for n in range(count)), tmp_path, allow_private=True, per_host=64)
+    report = download(
+        ((str(n), server.url(f"/{n}")) for n in range(count)), tmp_path, allow_private=True, min_side=16, per_host=64
+    )
     seconds = time.perf_counter() - start
     assert report.counts == {"ok": count} and report.asked == count == len(server.visits)
     shown = capsys.readouterr()

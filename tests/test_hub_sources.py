@@ -44,7 +44,7 @@ TWIN = 8  # the real image of row 5 under another URL
 
 
 def real(row: int) -> bytes:
-    return zoo.save(zoo.picture(seed=5 if row == TWIN else row), "JPEG")
+    return zoo.save(zoo.picture(96, 64, seed=5 if row == TWIN else row), "JPEG")
 
 
 def fake(row: int, k: int) -> bytes:
@@ -230,7 +230,7 @@ def test_dead_links_are_asked_again_only_when_wished(folder, server, tmp_path):
 def test_placeholders_found_later_take_their_groups_along(folder, server, tmp_path, monkeypatch):
     monkeypatch.setattr(elsa_d3, "BLOCK", (2, 2))
     monkeypatch.setattr(download_state, "PLACEHOLDER_URLS", 3)
-    server.pages |= {f"/{row}": status(200, zoo.save(zoo.picture(seed=77), "PNG")) for row in (0, 5, 9)}
+    server.pages |= {f"/{row}": status(200, zoo.save(zoo.picture(96, 64, seed=77), "PNG")) for row in (0, 5, 9)}
     found = prepare(folder, tmp_path, limit=2)
     assert found.keys() == {name(8), name(12)}  # row 0 was a group before row 9 came, and counted then
     with (tmp_path / "manifest.lost.csv").open(newline="") as file:

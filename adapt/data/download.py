@@ -85,6 +85,7 @@ def download(
     total_timeout: float = 30,
     read_timeout: float = 10,
     max_bytes: int = 2**25,
+    min_side: int = 64,
     retries: int = 3,
     again: bool = False,
     allow_private: bool = False,
@@ -97,9 +98,10 @@ def download(
     A URL is asked at most `retries` times in all, killed runs included; with `again`, those whose failure may pass
     (`is_transient`) get as many again. `total_timeout` and `read_timeout` are seconds for a request with its
     redirects and for a single read; waiting for a host's turn or its Retry-After is not counted. `max_bytes` counts
-    bytes after any Content-Encoding. `respect_robots` heeds X-Robots-Tag and TDM-Reservation headers (no robots.txt
-    is read: nothing is crawled). Put a contact into `user_agent`. `allow_private` switches the address guard off, for
-    tests. Proxies of the environment are not used: behind one the guard would not see the target.
+    bytes after any Content-Encoding. A picture with a side below `min_side` pixels is refused: an icon, a tracking
+    pixel. `respect_robots` heeds X-Robots-Tag and TDM-Reservation headers (no robots.txt is read: nothing is
+    crawled). Put a contact into `user_agent`. `allow_private` switches the address guard off, for tests. Proxies of
+    the environment are not used: behind one the guard would not see the target.
 
     SIGINT raises KeyboardInterrupt and SIGTERM ends with status 143, both with a state that continues.
     """
@@ -109,7 +111,7 @@ def download(
     except ImportError as error:
         raise Refusal(f"downloads need {error.name}: run `pip install adapt[data]`") from error
     limits = {"concurrency": concurrency, "per_host": per_host, "max_bytes": max_bytes, "retries": retries}
-    limits |= {"total_timeout": total_timeout, "read_timeout": read_timeout}
+    limits |= {"total_timeout": total_timeout, "read_timeout": read_timeout, "min_side": min_side}
     for name, value in limits.items():
         if value <= 0:
             raise Refusal(f"{name} is {value}: give a number above 0")
@@ -251,6 +253,7 @@ class _Download:
     concurrency: int
     per_host: int
     max_bytes: int
+    min_side: int
     retries: int
     total_timeout: float
     read_timeout: float
@@ -431,6 +434,8 @@ class _Download:
             with opened(data) as image:
                 kind = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(image.format, image.format.lower())
             width, height = decode(data).size
+            if min(width, height) < self.min_side:  # tracking pixels, icons
+                raise Unreadable("too-small")
         except Unreadable as error:
             return "broken-body" if error.reason == "truncated" and not whole else error.reason
         digest = hashlib.sha256(data).hexdigest()

@@ -39,7 +39,7 @@ class Manifest:
         """Read CSV or Parquet manifests and join them. Image files that are missing are not refused here."""
         if not paths:
             raise Refusal("no manifest given: name at least one .csv or .parquet file")
-        parts = [_complete(_read_table(Path(path)), Path(path).parent, str(path)) for path in paths]
+        parts = [_complete(read_table(Path(path)), Path(path).parent, str(path)) for path in paths]
         columns = {}
         for name in dict.fromkeys(name for part in parts for name in part):
             pieces = [part.get(name, np.full(len(part["path"]), "", object)) for part in parts]
@@ -148,7 +148,8 @@ def _strings(values: Sequence[str]) -> np.ndarray:
     return array
 
 
-def _read_table(path: Path) -> dict[str, np.ndarray]:
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """Columns of any CSV or Parquet table, object arrays of strings; refuses one that cannot be read."""
     if not path.is_file():
         raise Refusal(f"no manifest {str(path)!r}: name an existing .csv or .parquet file")
     if path.suffix.lower() == ".parquet":

@@ -26,7 +26,7 @@ END = bytes(1024)  # two empty blocks end a tar file
 LOST = ("file", "url", "group", "generator", "split", "set", "reason")  # columns of the table of what is not there
 
 
-def describe(data: bytes) -> dict[str, str]:
+def header_facts(data: bytes) -> dict[str, str]:
     """`sha256`, `format`, `width`, `height` of an image file's bytes by its header; raises `Unreadable`."""
     with opened(data) as image:
         facts = {"format": image.format, "width": str(image.width), "height": str(image.height)}
@@ -158,14 +158,17 @@ class Part:
         tar = _tar(self.output, self.shard, self.tar)
         members = []
         for row, data in zip(rows, images, strict=True):
-            row |= describe(data)
+            row |= header_facts(data)
             name = f"{key}.{row['sha256'][:8]}.{EXTENSIONS[row.pop('format')]}"
             while name in names:  # the same bytes twice in a group
                 name = name.replace(".", ".0", 1)
             names.add(name)
             row["path"] = f"{tar.parent.name}/{tar.name}::{name}"
             members.append((name, data))
-        about = [{name: value for name, value in row.items() if name != "file"} for row in rows]
+        # the tar files may be moved: here a path is the name of the member alone
+        about = [row | {"path": row["path"].partition("::")[2]} for row in rows]
+        for row in about:
+            row.pop("file", None)
         members.append((f"{key}.json", json.dumps(about, ensure_ascii=True).encode()))
         data = b"".join(_member(name, data) for name, data in members)
         self._append(data)
@@ -190,12 +193,12 @@ class Part:
                 self._synced = time.monotonic()
 
 
-def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
+def join(output: Path, num_shards: int, whole: bool = False, once: bool = False) -> Path | None:
     """Write the manifest `output` and the table of what was lost, once all jobs are done; None before.
 
     Where the same bytes stand under two labels, both rows are lost; where they stand in two splits, the later one
-    (by group) is. With `whole` a group that loses a member so is lost as a whole, and of two groups with the same
-    bytes in one split only the first stays; what a later attempt brought in full is no longer lost.
+    (by group) is. With `whole` a group that loses a member so is lost as a whole, and one that a later attempt brought
+    is no longer lost; with `once` of two groups with the same bytes only the first stays.
     """
     rows, lost, dropped, what = [], [], {}, None
     for shard in range(num_shards):
@@ -211,7 +214,7 @@ def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
             lost += entry.get("lost", ())
             dropped |= entry.get("drop", {})
     rows.sort(key=lambda row: (row["group"], row["generator"] != "real", row["generator"], _place(row)))
-    reasons = _same_bytes(rows, whole)
+    reasons = _same_bytes(rows, once)
     if whole:
         dropped |= {rows[row]["group"]: reason for row, reason in sorted(reasons.items(), reverse=True)}
     reasons |= {i: dropped[row["group"]] for i, row in enumerate(rows) if row["group"] in dropped}
@@ -243,8 +246,8 @@ def _place(row: dict[str, str]) -> str:
     return row.get("file") or row.get("path", "")
 
 
-def _same_bytes(rows: list[dict[str, str]], whole: bool) -> dict[int, str]:
-    """Why rows cannot stay: the same bytes under two labels, in two splits or, with `whole`, in two groups."""
+def _same_bytes(rows: list[dict[str, str]], once: bool) -> dict[int, str]:
+    """Why rows cannot stay: the same bytes under two labels, in two splits or, with `once`, in two groups."""
     of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if row.get("sha256"):
@@ -255,7 +258,7 @@ def _same_bytes(rows: list[dict[str, str]], whole: bool) -> dict[int, str]:
             reasons |= dict.fromkeys(same, "same-bytes-two-labels")
         else:
             first = rows[same[0]]
-            if whole:
+            if once:
                 reasons |= {i: "same-bytes-two-groups" for i in same if rows[i]["group"] != first["group"]}
             reasons |= {i: "same-bytes-two-splits" for i in same if rows[i]["split"] != first["split"]}
     return reasons

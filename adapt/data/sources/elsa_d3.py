@@ -2,7 +2,7 @@
 
     python recipes/prepare.py elsa_d3 --output data/elsa/manifest.csv --members all --limit 1000
     python recipes/prepare.py elsa_d3 --output data/elsa/manifest.csv --hub_split train --limit 100000 \\
-        --shard $SLURM_ARRAY_TASK_ID --num_shards 16
+        --shard 0 --num_shards 16
 
 `validation` has 4,800 rows (5.3 GB of fakes); of `train` (2.5 TB) only the rows that are needed are fetched. Many
 URLs are dead: each is asked a few times, its reason is recorded, and it is never asked again, except with
@@ -24,7 +24,7 @@ from adapt.cli import at_least
 from adapt.data.download import download
 from adapt.data.download_state import Outcome, is_transient, read_outcomes
 from adapt.data.images import Unreadable, decode, read_bytes
-from adapt.data.parts import Part, describe, join, parts_folder
+from adapt.data.parts import Part, header_facts, join, parts_folder
 from adapt.data.sources.hub import Place, Table, cell_bytes, need, pin, share
 from adapt.data.sources.output import Output
 from adapt.errors import Refusal
@@ -60,7 +60,7 @@ class Source(Output):
             if self.retry_dead or (work.missing() > 0 and not work.at_end()):
                 work.run()
             part.finish()
-        return join(self.output, self.num_shards, whole=True)
+        return join(self.output, self.num_shards, whole=True, once=True)
 
 
 class _Groups:
@@ -199,7 +199,7 @@ class _Groups:
                 decode(data)
             except Unreadable as problem:
                 raise _Lost(row["generator"], problem.reason) from problem
-            if self.part.met(describe(data)["sha256"]):
+            if self.part.met(header_facts(data)["sha256"]):
                 raise _Lost(row["generator"], "same-bytes-two-groups")
             images.append(data)
         return rows, images

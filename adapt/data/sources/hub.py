@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.data.images import Unreadable, decode
-from adapt.data.parts import Part, describe, join, parts_folder
+from adapt.data.parts import Part, header_facts, join, parts_folder
 from adapt.data.sources.output import Output
 from adapt.errors import Refusal
 from adapt.progress import bar
@@ -174,7 +174,7 @@ def write_images(
                 part.commit([], (block[-1][0][0], block[-1][0][1] + 1))
             progress.close()
             part.finish()
-    return join(source.output, source.num_shards, whole=True)
+    return join(source.output, source.num_shards, whole=True, once=True)
 
 
 def _commit(part: Part, row: dict[str, str], cell: Any, place: Place) -> None:
@@ -184,7 +184,7 @@ def _commit(part: Part, row: dict[str, str], cell: Any, place: Place) -> None:
         if row.get("reason") or not data:
             raise Unreadable(row.get("reason") or "member-missing")
         decode(data)
-        if part.met(describe(data)["sha256"]):
+        if part.met(header_facts(data)["sha256"]):
             raise Unreadable("same-bytes-two-groups")
     except Unreadable as problem:
         part.commit([], at, lost=[row | {"reason": problem.reason}])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.data.images import Unreadable, read_bytes
 from adapt.data.manifest import split_by_group
-from adapt.data.parts import Part, describe, join
+from adapt.data.parts import Part, header_facts, join
 from adapt.errors import Refusal
 from adapt.progress import bar
 
@@ -47,30 +47,58 @@ class Output:
             return self.split
         return given or str(split_by_group([group], self.seed, self.val, self.test)[0])
 
-    def write_listing(self, rows: Iterable[dict[str, str]], folders: Sequence[Path]) -> Path | None:
+    def home(self, folders: Sequence[Path]) -> Path:
+        """Folder of the manifest: that of `output`, which must hold all `folders`, else the deepest that does."""
+        real = [os.path.realpath(folder) for folder in folders]
+        home = Path(os.path.commonpath(real) if self.output is None else os.path.realpath(self.output.parent))
+        if home == home.parent:
+            raise Refusal(f"{' and '.join(map(str, folders))} share no folder: name an --output above all images")
+        for folder in real:
+            if not Path(folder).is_relative_to(home):
+                raise Refusal(f"{folder!r} lies outside {str(home)!r}: name an --output above all images")
+        return home
+
+    def write_listing(
+        self,
+        rows: Iterable[dict[str, str]],
+        folders: Sequence[Path],
+        fetch: Callable[[list[dict[str, str]]], None] | None = None,
+    ) -> Path | None:
         """Look once at every listed file, write the manifest and return its path; None if other shards have work left.
 
         `rows`: `file` (absolute, or `shard.tar::member`), `group`, `generator`, and further columns of a manifest;
         `split` where the layout has one; `reason` where it is known that there is no image. `folders` hold the
         files: the manifest goes above them if no `output` is named. A file that is no image is counted and listed
-        with its reason. Pixels are not decoded.
+        with its reason. Pixels are not decoded. `fetch` gets the rows of this job before the look, and may give each
+        another `file`, or a `reason`.
         """
         rows = list(rows)
         if not rows:
             raise Refusal(f"no images under {', '.join(map(str, folders))}: check the folder and its layout")
-        output = self.output or common_folder(folders) / "manifest.csv"
+        _check_names(rows)
+        home = self.home(folders)
+        output = self.output or home / "manifest.csv"
         groups: dict[str, list[dict[str, str]]] = {}
         for row in rows:
             groups.setdefault(row["group"], []).append(row)
         for group, members in groups.items():
+            given = list(dict.fromkeys(row["split"] for row in members if row.get("split")))
+            if len(given) > 1 and self.split == "auto":
+                raise Refusal(
+                    f"group {group!r} is in two splits, {given[0]} and {given[1]}: "
+                    "keep a scene in one split, or give different scenes different groups"
+                )
+            split = self.split_of(group, *given[:1])
             for row in members:
-                row["split"] = self.split_of(group, row.get("split", ""))
+                row["split"] = split
         # What was listed is the identity of this work: after files came or went, or other shares, all begins anew.
         listed = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
         mine = list(groups.values())[self.shard :: self.num_shards]
         jobs = {"shard": self.shard, "num_shards": self.num_shards}
         with Part(output, {"listing": listed}, **jobs, restart=True) as part, ThreadPoolExecutor(THREADS) as pool:
             start = part.at or 0
+            if fetch is not None and not part.done:
+                fetch([row for members in mine for row in members])
             progress = bar(total=len(mine), initial=start, unit="group", desc="look at files")
             for first in range(start if not part.done else len(mine), len(mine), BATCH):
                 batch = mine[first : first + BATCH]
@@ -83,16 +111,24 @@ class Output:
         return join(output, self.num_shards)
 
 
-def common_folder(folders: Sequence[Path]) -> Path:
-    """The deepest folder that holds all of these."""
-    return Path(os.path.commonpath([os.path.realpath(folder) for folder in folders]))
+def _check_names(rows: list[dict[str, str]]) -> None:
+    """Refuse before the work what would be refused, or break the tables, after it."""
+    columns = ("generator", "set", "edit")
+    for name in dict.fromkeys(row[column] for row in rows for column in columns if row.get(column)):
+        if not name.strip() or not name.isprintable():
+            raise Refusal(f"the generator, set or edit {name!r} cannot be printed: rename it")
+    for name in dict.fromkeys(row["generator"] for row in rows):
+        if name != "real" and name.strip().lower() in ("real", ""):
+            raise Refusal(f"generator {name!r} would count as a fake: rename it, to 'real' if these are camera images")
+    if "all" in {row.get(column) for row in rows for column in ("set", "edit")}:
+        raise Refusal("a set or an edit named 'all': that name is kept for means over all; choose another")
 
 
 def _look(row: dict[str, str]) -> dict[str, str]:
     if row.get("reason"):
         return row
     try:
-        facts = describe(read_bytes(row["file"]))
+        facts = header_facts(read_bytes(row["file"]))
     except Unreadable as problem:
         return row | {"reason": problem.reason}
     facts.pop("format")

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from adapt.data.sources.output import Output
 from adapt.errors import Refusal
@@ -48,35 +48,54 @@ class Source(Output):
 
     def _rows(self, tar: Path) -> Iterator[dict[str, str]]:
         """Rows of all images of one tar file."""
+        place = tar.relative_to(self.folder).as_posix()
         for key, images, texts in samples(tar):
-            stem = f"{tar.resolve()}::"
-            try:
-                rows = self._describe(key, images, texts)
-            except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                why = f"bad-label: {type(problem).__name__} {problem}"
-                rows = [{"path": name, "group": key, "generator": "unknown", "reason": why} for name in images]
-            for row in rows:
-                row["file"] = stem + row.pop("path")
-                row["set"] = row.get("set") or self.set
-                if not self.label and "reason" not in row:
-                    continue
-                row["group"] = row["group"] if self.group else f"{tar.relative_to(self.folder).as_posix()}/{key}"
-            yield from rows
+            for name in images:
+                row = {"group": f"{place}/{key}", "generator": "unknown", "set": self.set}
+                try:
+                    row |= self._describe(name, texts)
+                except _NoLabel as problem:
+                    row["reason"] = f"no-label: {problem}"
+                yield row | {"file": f"{tar.resolve()}::{name}"}
 
-    def _describe(self, key: str, images: list[str], texts: dict[str, bytes]) -> list[dict[str, str]]:
-        about = json.loads(texts["json"]) if "json" in texts else None
+    def _describe(self, name: str, texts: dict[str, bytes]) -> dict[str, str]:
+        """What the texts of a sample say of one of its images."""
         if not self.label:
-            members = {row["path"].rpartition("::")[2]: row for row in about}
-            return [{**members[name], "path": name} for name in images]
+            rows = _fields(texts, list)
+            found = [row for row in rows if isinstance(row, dict) and row.get("path") == posixpath.basename(name)]
+            if not found or not {"group", "generator"} <= found[0].keys():
+                raise _NoLabel("json holds no row of the image; give --label")
+            return {column: str(value) for column, value in found[0].items() if column not in ("path", "file")}
         kind, _, field = self.label.partition(":")
-        value = str(about[field] if kind == "json" else texts[kind].decode().strip())
-        generator = "real" if value in self.real else value
-        if kind == "cls" and generator != "real":
-            generator = f"{self.set}-{value}"
-        row = {"generator": generator, "group": str(about[self.group[5:]]) if self.group else key}
-        if isinstance(about, dict) and about.get("url"):
-            row["url"] = str(about["url"])
-        return [row | {"path": name} for name in images]
+        if kind not in texts:
+            raise _NoLabel(f"the sample has no {kind}")
+        about = _fields(texts, dict) if "json" in texts else {}
+        value = _field(about, field) if kind == "json" else texts[kind].decode(errors="replace").strip()
+        unnamed = f"{self.set}-{value}" if kind == "cls" else value
+        row = {"generator": "real" if value in self.real else unnamed}
+        if self.group:
+            row["group"] = _field(about, self.group.removeprefix("json:"))
+        return row | ({"url": str(about["url"])} if about.get("url") else {})
+
+
+class _NoLabel(Exception):
+    pass
+
+
+def _fields(texts: dict[str, bytes], kind: type) -> Any:
+    try:
+        found = json.loads(texts.get("json", b""))
+    except ValueError:
+        found = None
+    if not isinstance(found, kind):
+        raise _NoLabel("the sample has no json" if "json" not in texts else "json cannot be read")
+    return found
+
+
+def _field(about: dict[str, Any], name: str) -> str:
+    if about.get(name) in (None, ""):
+        raise _NoLabel(f"json has no {name!r}")
+    return str(about[name])
 
 
 def samples(path: Path) -> Iterator[tuple[str, list[str], dict[str, bytes]]]:

@@ -1,0 +1,46 @@
+"""Millions of images as a few thousand files: copy the images of a manifest into tar files.
+
+    python recipes/pack.py --manifest data.csv --output packed/data.csv
+    python recipes/pack.py --manifest data.csv --output packed/data.csv --shard $SLURM_ARRAY_TASK_ID --num_shards 32
+
+Writes packed/data.shards/*.tar (1 GiB each; WebDataset's layout: a group is a sample, its json member holds the rows)
+and packed/data.csv, whose paths point into them and which all other recipes read. Bytes are copied as they are. The
+same command continues after a kill. The job that finishes last writes the manifest.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.cli import at_least, run
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Config:
+    output: Path  # manifest to write, .csv or .parquet; the tar files go beside it
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    shard: int = 0  # which part of the groups this job packs
+    num_shards: int = 1  # how many parts there are
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_shards")
+        if not 0 <= self.shard < self.num_shards:
+            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+
+
+def main(cfg: Config) -> None:
+    from adapt.data.manifest import Manifest
+    from adapt.data.pack import pack
+    from adapt.embedded import read_manifests
+
+    rows = read_manifests(cfg.manifest)
+    if pack(rows, cfg.output, cfg.shard, cfg.num_shards) is None:
+        print(f"shard {cfg.shard} is done, others are not: the last of them writes {cfg.output}")
+        return
+    packed = Manifest.read(cfg.output)
+    print(f"{len(packed)} images packed, {len(rows) - len(packed)} not ({cfg.output.with_suffix('.lost.csv')})")
+    print(f"{cfg.output}: the new manifest")
+
+
+if __name__ == "__main__":
+    run(main, Config)
