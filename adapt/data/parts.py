@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import time
 from collections import Counter
@@ -155,7 +154,7 @@ class Part:
             self._append(END)
             self.tar, self.size = self.tar + 1, 0
         key, names = f"{self.shard:04d}-{self.commits:08d}", set()
-        tar = _tar(self.output, self.shard, self.tar)
+        tar = _tar(self.output, self.path.stem, self.tar)
         members = []
         for row, data in zip(rows, images, strict=True):
             row |= header_facts(data)
@@ -176,7 +175,7 @@ class Part:
 
     def _append(self, data: bytes) -> None:
         """Write behind the last byte that the journal knows; what a kill left there is overwritten."""
-        path = _tar(self.output, self.shard, self.tar)
+        path = _tar(self.output, self.path.stem, self.tar)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("r+b" if path.exists() else "w+b") as file:
@@ -275,13 +274,14 @@ def _write_lost(lost: list[dict[str, str]], path: Path) -> None:
 def _read_journal(path: Path, output: Path) -> tuple[list[dict], int]:
     """Entries of a journal whose images are there, and the bytes they take; what follows was never committed."""
     entries, whole = [], 0
-    shard = int(re.match("[0-9]+", path.name)[0])
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n") or ("tar" in entry and not _reaches(_tar(output, shard, entry["tar"][0]), entry)):
+        if not line.endswith(b"\n") or (
+            "tar" in entry and not _reaches(_tar(output, path.stem, entry["tar"][0]), entry)
+        ):
             break
         entries.append(entry)
         whole += len(line)
@@ -292,8 +292,9 @@ def _reaches(tar: Path, entry: dict) -> bool:
     return tar.is_file() and tar.stat().st_size >= entry["tar"][1]
 
 
-def _tar(output: Path, shard: int, number: int) -> Path:
-    return output.with_suffix(".shards") / f"{shard:04d}-{number:05d}.tar"
+def _tar(output: Path, job: str, number: int) -> Path:
+    """`job` as in the journal's name: jobs that share the work otherwise never write into each other's files."""
+    return output.with_suffix(".shards") / f"{job}-{number:05d}.tar"
 
 
 def _member(name: str, data: bytes) -> bytes:
