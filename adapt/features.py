@@ -158,6 +158,14 @@ class Features:
             )
         return out
 
+    def unit(self, view: str) -> np.ndarray:
+        """Features (n, d) float32 of all rows at unit length, NaN where there are none."""
+        rows = np.flatnonzero(self.reasons(view) == "")
+        found = self.take(rows, view)
+        out = np.full((len(self.manifest), found.shape[1]), np.nan, np.float32)
+        out[rows] = found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-12)
+        return out
+
 
 @dataclass(frozen=True)
 class Joined:

@@ -13,7 +13,8 @@ from adapt.study import Study, contrast
 ABOUT = """\
 Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired bootstrap over test
 groups (95 %, p not corrected for the number of comparisons), and the range of the differences of single seeds.
-`better` and `worse` are said only where the interval excludes 0."""
+`better` and `worse` are said only where the interval excludes 0. In the tables of means the brackets hold the
+smallest and the largest value of a seed."""
 
 
 def run_variants(

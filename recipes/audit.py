@@ -25,8 +25,9 @@ never reach a model. allowed: found, but listed in --allow. JPEG factors also se
 names never reach a model of this package; other loaders sort by them."""
 ABOUT_TWINS = """\
 The same picture in two splits or under two labels. pixels: the decoded pixels are equal, whatever the container;
-near: a 64-bit perceptual hash differs by at most 4 bits (compressed or scaled again; crops are not found), members
-of one group excepted. All pairs are in duplicates.csv."""
+near: a 64-bit perceptual hash differs by at most 4 bits (compressed or scaled again; crops are not found).
+embedding: cosine of the features of --embedding at least --similarity. Near and embedding except members of one group.
+All pairs are in duplicates.csv, with the distance: bits, or 1 - cosine."""
 SHOWN = 20  # rows of a list on the page
 
 
@@ -35,13 +36,15 @@ class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/audit")
     allow: tuple[str, ...] = ("file name", "folder", "history")  # factors that are reported but do not count
+    embedding: str = ""  # backbone whose features also find copies, crops among them; see adapt/models/backbones.py
+    similarity: float = 0.98  # cosine of these features from which on two pictures are one
     processes: int = 1  # that decode images
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     seed: int = 0  # of the bootstrap and of the folds
 
     def __post_init__(self) -> None:
         at_least(1, self, "processes", "resamples")
-        at_least(0, self, "seed")
+        at_least(0, self, "seed", "similarity")
 
 
 def main(cfg: Config) -> None:
@@ -60,7 +63,8 @@ def main(cfg: Config) -> None:
     rows = read_manifests(cfg.manifest)
     facts = examine(rows, cfg.processes)
     cells, verdicts = shortcuts(rows, facts, cfg.resamples, cfg.seed, cfg.allow)
-    pairs = twins(rows, facts.pixels, facts.hashes)
+    vectors = embed(rows, cfg.embedding) if cfg.embedding else None
+    pairs = twins(rows, facts.pixels, facts.hashes, vectors=vectors, least=cfg.similarity)
     todo = remedies(cells, verdicts, pairs)
     clean = "SHORTCUT" not in verdicts.values() and not pairs
 
@@ -96,6 +100,17 @@ def main(cfg: Config) -> None:
         sys.exit(1)
 
 
+def embed(rows, name: str):
+    """Unit features (n, d) of all rows, from the cache that all recipes share."""
+    from adapt.features import extract
+    from adapt.models.backbones import load_backbone
+    from adapt.processes import Processes
+
+    processes = Processes()
+    backbone = load_backbone(name).to(processes.device).to_precision("auto")
+    return extract(backbone, rows, ("none",), **processes.encoding(None)).unit("none")
+
+
 def factor_table(cells: list, verdicts: dict[str, str]) -> list[list[str]]:
     """One row a factor: AUC over all rows, the worst comparison, the verdict."""
     from adapt.data.audit import worst
@@ -111,7 +126,7 @@ def factor_table(cells: list, verdicts: dict[str, str]) -> list[list[str]]:
 def pair_table(rows, pairs: list) -> list[list[str]]:
     """Both rows of every pair with what tells them apart."""
     names = ("path", "group", "generator", "split")
-    table = [["kind", "bits", *names, *(f"other {name}" for name in names)]]
+    table = [["kind", "distance", *names, *(f"other {name}" for name in names)]]
     for pair in pairs:
         places = [rows[name][row] for row in (pair.row, pair.other) for name in names]
         table.append([pair.kind, str(pair.distance), *places])

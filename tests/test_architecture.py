@@ -20,7 +20,7 @@ ORDER = [
     {"adapt.data.parts", "adapt.data.verdict", "adapt.data.views"},
     {"adapt.data.pack"},
     {"adapt.data.sources.output"},
-    {"adapt.data.sources.listing"},
+    {"adapt.data.sources.hub", "adapt.data.sources.listing"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
     {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups", "adapt.data.pairing"},

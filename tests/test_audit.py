@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from adapt.data.align import align
 from adapt.data.audit import TOGETHER, _aucs, _folds, balance, examine, predict, remedies, shortcuts, worst
-from adapt.data.duplicates import near_partners, perceptual_hash, pixel_digest, twins
+from adapt.data.duplicates import near_partners, perceptual_hash, pixel_digest, similar_partners, twins
 from adapt.data.manifest import Manifest
 from adapt.data.verdict import verdict
 from adapt.errors import Refusal
@@ -190,6 +190,42 @@ def test_aucs_equal_those_of_resampled_rows():
     for resample in range(21):
         drawn = np.repeat(rows, counts[resample, column[rows]])
         assert got[resample] == pytest.approx(roc_auc_score(fake[drawn], p[drawn]))
+
+
+def test_similar_partners_are_those_of_all_pairs():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(60, 8))
+    vectors = np.concatenate([base + 0.2 * rng.normal(size=base.shape) for _ in range(40)]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    group, kind = rng.integers(0, 300, len(vectors)), rng.integers(0, 4, len(vectors))
+    other, cosine = similar_partners(vectors, group, kind, 0.98)
+    expected = []
+    for row in range(len(vectors)):
+        allowed = (group[:row] != group[row]) & (kind[:row] != kind[row])
+        near = np.where(allowed, vectors[:row] @ vectors[row], -1) if row else np.array([-1.0])
+        expected.append(int(near.argmax()) if near.max() >= 0.98 else -1)
+    assert list(other) == expected
+    assert 0.1 < np.mean(other >= 0) < 0.9
+    assert cosine[other >= 0].min() >= 0.98
+
+
+def test_crops_are_found_by_their_features(tmp_path):
+    rows = [(f"{n}.png", f"g{n}", ("real", "gan")[n % 2], "train", zoo.save(scene(n), "PNG")) for n in range(8)]
+    crop = scene(2).crop((1, 1, 63, 63))
+    rows.append(("crop.png", "other", "real", "test", zoo.save(crop, "PNG")))
+    write(tmp_path, rows).write(tmp_path / "m.csv")
+    config = recipe.Config(
+        manifest=(str(tmp_path / "m.csv"),),
+        output_dir=tmp_path / "out",
+        embedding="tiny",
+        similarity=0.995,
+        resamples=50,
+    )
+    with pytest.raises(SystemExit):
+        recipe.main(config)
+    found = [row for row in read(tmp_path / "out" / "duplicates.csv")[1:] if row[0] == "embedding"]
+    assert [(row[2], row[6]) for row in found] == [("crop.png", "2.png")]
+    assert 0 < float(found[0][1]) < 0.005
 
 
 def test_near_partners_are_those_of_all_pairs():

@@ -110,6 +110,19 @@ def test_shards_and_one_job_make_the_same(tmp_path):
     assert content(tmp_path / "one.csv") == content(tmp_path / "many.csv")
 
 
+def test_the_work_shared_otherwise_leaves_the_first_result_whole(tmp_path):
+    output = tmp_path / "data.csv"
+    build(output, 4)
+    join(output, 1)
+    before = content(output)
+    build(output, 4, 1, 2)  # half of a second attempt
+    assert join(output, 2) is None
+    assert content(output) == before
+    build(output, 4, 0, 2)
+    join(output, 2)
+    assert content(output) == before
+
+
 def test_a_full_tar_is_closed_and_the_next_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "SHARD_BYTES", 8000)
     build(tmp_path / "data.csv", 12)
@@ -127,7 +140,7 @@ def test_a_torn_journal_line_and_bytes_behind_the_last_commit_are_forgotten(tmp_
         journal = output.with_suffix(".parts") / "0-of-1.jsonl"
         whole = journal.read_bytes()
         journal.write_bytes(whole[: len(whole) - cut])
-        tar = output.with_suffix(".shards") / "0000-00000.tar"
+        tar = output.with_suffix(".shards") / "0-of-1-00000.tar"
         tar.write_bytes(tar.read_bytes() + b"half an image")
         build(output, 3)
         assert join(output, 1)
@@ -140,7 +153,7 @@ def test_a_journal_ahead_of_its_tar_goes_back(tmp_path):
     """A power cut may lose bytes of the tar whose journal line survived."""
     output = tmp_path / "data.csv"
     build(output, 4)
-    tar = output.with_suffix(".shards") / "0000-00000.tar"
+    tar = output.with_suffix(".shards") / "0-of-1-00000.tar"
     tar.write_bytes(tar.read_bytes()[:5000])
     build(output, 4)
     join(output, 1)

@@ -60,6 +60,7 @@ REMEDIES = {
     TOGETHER: "remove the shortcuts above; if there are none, several weak ones add up",
     "pixels": "drop one row of each pair, or give both one group and split",
     "near": "look at the pairs: drop one row of each, or give both one group and split",
+    "embedding": "look at the pairs: drop one row of each, or give both one group and split",
 }
 
 
@@ -327,7 +328,7 @@ def remedies(cells: Sequence[Unlike], verdicts: dict[str, str], found: Sequence[
         if verdict in ("SHORTCUT", "allowed"):
             counted = "" if verdict == "SHORTCUT" else " (allowed)"
             lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
-    for kind in ("pixels", "near"):
+    for kind in ("pixels", "near", "embedding"):
         if pairs := sum(twin.kind == kind for twin in found):
             what = "same pixels" if kind == "pixels" else "nearly the same picture"
             lines.append(f"{what} in two splits or under two labels: {pairs} rows; {REMEDIES[kind]}")

@@ -1,4 +1,4 @@
-"""The same picture twice: by its pixels, whatever the container, or by a hash that survives compression."""
+"""The same picture twice: by its pixels, whatever the container, by a hash that survives compression, by features."""
 
 import hashlib
 import itertools
@@ -17,10 +17,10 @@ NEAR = 4  # of 64 bits
 class Twin(NamedTuple):
     """A row whose picture stands in another split or under another label as well; `row` is the later one."""
 
-    kind: str  # pixels: the same decoded pixels; near: the perceptual hashes differ by at most `NEAR` bits
+    kind: str  # pixels: the same ones; near: hashes differ by at most `NEAR` bits; embedding: features are alike
     row: int
     other: int
-    distance: int
+    distance: float  # 0; bits; 1 - cosine
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -48,12 +48,20 @@ def perceptual_hash(image: Image.Image) -> int | None:
 _LOW = tuple(np.array(sorted(itertools.product(range(16), repeat=2), key=lambda uv: (math.hypot(*uv), uv))[1:65]).T)
 
 
-def twins(manifest: Manifest, pixels: Sequence[str], hashes: Sequence[int | None], most: int = NEAR) -> list[Twin]:
+def twins(
+    manifest: Manifest,
+    pixels: Sequence[str],
+    hashes: Sequence[int | None],
+    most: int = NEAR,
+    vectors: np.ndarray | None = None,
+    least: float = 0.98,
+) -> list[Twin]:
     """Rows whose picture stands in another split or under another label as well, one earlier partner each.
 
     Takes for each row what `pixel_digest` and `perceptual_hash` say, "" and None where the picture is unreadable.
     The same pixels count also within a group (the manifest has compared bytes already), near ones only across
-    groups: a fake may well look like its photograph. Even pictures are not compared.
+    groups: a fake may well look like its photograph. Even pictures are not compared. With `vectors`, unit features
+    (n, d) of the rows, NaN where there are none, also rows with a cosine of at least `least`: crops are found so.
     """
     group, kind = (
         np.unique(keys, return_inverse=True)[1]
@@ -76,6 +84,12 @@ def twins(manifest: Manifest, pixels: Sequence[str], hashes: Sequence[int | None
     for i in np.flatnonzero(other >= 0):
         row = int(seen[i])
         found.setdefault(row, Twin("near", row, int(seen[other[i]]), int(distance[i])))
+    if vectors is not None:
+        seen = np.flatnonzero(np.isfinite(vectors).all(axis=1))
+        other, cosine = similar_partners(vectors[seen], group[seen], kind[seen], least)
+        for i in np.flatnonzero(other >= 0):
+            row = int(seen[i])
+            found.setdefault(row, Twin("embedding", row, int(seen[other[i]]), round(1 - float(cosine[i]), 6)))
     return [found[row] for row in sorted(found)]
 
 
@@ -104,3 +118,23 @@ def near_partners(
                 better &= nearest <= most
                 other[part[better]], distance[part[better]] = partner[better], nearest[better]
     return other, distance
+
+
+def similar_partners(
+    vectors: np.ndarray, group: np.ndarray, kind: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each of n unit vectors (n, d) the most similar earlier one of another group and kind, by cosine.
+
+    Returns indices (n,), -1 where none reaches `least`, and cosines (n,). All pairs, 1,024 rows at a time.
+    """
+    other, cosine = np.full(len(vectors), -1), np.full(len(vectors), -1.0)
+    for start in range(0, len(vectors), 1024):
+        rows = np.arange(start, min(start + 1024, len(vectors)))
+        near = vectors[rows] @ vectors[: rows[-1] + 1].T
+        before = np.arange(rows[-1] + 1)
+        same = (group[rows, None] == group[before]) | (kind[rows, None] == kind[before])
+        near[same | (before >= rows[:, None])] = -1
+        best = near.argmax(axis=1)
+        cosine[rows] = near[np.arange(len(rows)), best]
+        other[rows] = np.where(cosine[rows] >= least, best, -1)
+    return other, cosine

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 import time
 from collections import Counter
@@ -51,8 +50,8 @@ class Part:
     WebDataset's layout: a commit is one sample, its members share the key before the first dot, KEY.json holds
     the rows. The names of members tell nothing about the labels.
 
-    `at` is what the last commit said (None at first), `done` whether the job is finished, `commits` how many
-    commits brought rows.
+    `at` is what the last commit said (None at first), `done` whether the job is finished (a later commit takes it
+    up again), `commits` how many commits brought rows. `groups` are those that stand, `generators` counts images.
     """
 
     def __init__(
@@ -62,6 +61,8 @@ class Part:
         self.path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
         self.at, self.done, self.commits, self.tar, self.size = None, False, 0, 0, 0
         self.lost: Counter[str] = Counter()
+        self.generators: Counter[str] = Counter()
+        self.groups: set[str] = set()
         self._met: set[str] = set()
         self._synced = time.monotonic()
         with writing(self.path):
@@ -118,6 +119,7 @@ class Part:
     def drop(self, reasons: dict[str, str]) -> None:
         """Take groups out again: group -> reason. Their images stay in the tar files without a row."""
         self._write({"drop": reasons})
+        self._apply({"drop": reasons})
 
     def finish(self) -> None:
         """Say that this job has nothing left to do."""
@@ -139,9 +141,12 @@ class Part:
             self.at = entry["at"]
             self.commits += bool(entry["rows"])
             self.lost.update(row["reason"] for row in entry["lost"])
+            self.generators.update(row["generator"] for row in entry["rows"])
+            self.groups.update(row["group"] for row in entry["rows"])
             self._met.update(row["sha256"] for row in entry["rows"] if row.get("sha256"))
+        self.groups.difference_update(entry.get("drop", ()))
         self.tar, self.size = entry.get("tar", (self.tar, self.size))
-        self.done |= entry.get("done", False)
+        self.done = entry.get("done", False)
 
     def _store(self, rows: list[dict[str, str]], images: Sequence[bytes]) -> dict:
         """Append one sample to the open tar file; fills in the rows' `path` and what their headers say."""
@@ -149,7 +154,7 @@ class Part:
             self._append(END)
             self.tar, self.size = self.tar + 1, 0
         key, names = f"{self.shard:04d}-{self.commits:08d}", set()
-        tar = _tar(self.output, self.shard, self.tar)
+        tar = _tar(self.output, self.path.stem, self.tar)
         members = []
         for row, data in zip(rows, images, strict=True):
             row |= header_facts(data)
@@ -170,7 +175,7 @@ class Part:
 
     def _append(self, data: bytes) -> None:
         """Write behind the last byte that the journal knows; what a kill left there is overwritten."""
-        path = _tar(self.output, self.shard, self.tar)
+        path = _tar(self.output, self.path.stem, self.tar)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("r+b" if path.exists() else "w+b") as file:
@@ -187,17 +192,18 @@ class Part:
                 self._synced = time.monotonic()
 
 
-def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
+def join(output: Path, num_shards: int, whole: bool = False, once: bool = False) -> Path | None:
     """Write the manifest `output` and the table of what was lost, once all jobs are done; None before.
 
     Where the same bytes stand under two labels, both rows are lost; where they stand in two splits, the later one
-    (by group) is. With `whole` a group that loses a member so is lost as a whole.
+    (by group) is. With `whole` a group that loses a member so is lost as a whole, and one that a later attempt brought
+    is no longer lost; with `once` of two groups with the same bytes only the first stays.
     """
     rows, lost, dropped, what = [], [], {}, None
     for shard in range(num_shards):
         path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
         entries = _read_journal(path, output)[0] if path.is_file() else []
-        if not entries or not any(entry.get("done") for entry in entries):
+        if not entries or not entries[-1].get("done"):
             return None
         what = what or entries[0]["what"]
         if entries[0]["what"] != what:
@@ -207,13 +213,16 @@ def join(output: Path, num_shards: int, whole: bool = False) -> Path | None:
             lost += entry.get("lost", ())
             dropped |= entry.get("drop", {})
     rows.sort(key=lambda row: (row["group"], row["generator"] != "real", row["generator"], _place(row)))
-    reasons = _same_bytes(rows)
+    reasons = _same_bytes(rows, once)
     if whole:
         dropped |= {rows[row]["group"]: reason for row, reason in sorted(reasons.items(), reverse=True)}
     reasons |= {i: dropped[row["group"]] for i, row in enumerate(rows) if row["group"] in dropped}
     lost += [row | {"file": _place(row), "reason": reasons[i]} for i, row in enumerate(rows) if i in reasons]
-    _write_lost(lost, lost_table(output))
     kept = [row for i, row in enumerate(rows) if i not in reasons]
+    if whole:
+        standing = {row["group"] for row in kept}
+        lost = [row for row in lost if row["group"] not in standing]
+    _write_lost(lost, lost_table(output))
     if not kept:
         why = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in lost).most_common(5))
         raise Refusal(f"no image is left of {len(lost)} ({why}): see {lost_table(output)}")
@@ -236,8 +245,8 @@ def _place(row: dict[str, str]) -> str:
     return row.get("file") or row.get("path", "")
 
 
-def _same_bytes(rows: list[dict[str, str]]) -> dict[int, str]:
-    """Why rows cannot stay: the same bytes under two labels or in two splits."""
+def _same_bytes(rows: list[dict[str, str]], once: bool) -> dict[int, str]:
+    """Why rows cannot stay: the same bytes under two labels, in two splits or, with `once`, in two groups."""
     of: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         if row.get("sha256"):
@@ -247,8 +256,10 @@ def _same_bytes(rows: list[dict[str, str]]) -> dict[int, str]:
         if len({rows[i]["generator"] == "real" for i in same}) == 2:
             reasons |= dict.fromkeys(same, "same-bytes-two-labels")
         else:
-            first = rows[same[0]]["split"]
-            reasons |= {i: "same-bytes-two-splits" for i in same if rows[i]["split"] != first}
+            first = rows[same[0]]
+            if once:
+                reasons |= {i: "same-bytes-two-groups" for i in same if rows[i]["group"] != first["group"]}
+            reasons |= {i: "same-bytes-two-splits" for i in same if rows[i]["split"] != first["split"]}
     return reasons
 
 
@@ -263,13 +274,14 @@ def _write_lost(lost: list[dict[str, str]], path: Path) -> None:
 def _read_journal(path: Path, output: Path) -> tuple[list[dict], int]:
     """Entries of a journal whose images are there, and the bytes they take; what follows was never committed."""
     entries, whole = [], 0
-    shard = int(re.match("[0-9]+", path.name)[0])
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             entry = json.loads(line)
         except ValueError:
             break
-        if not line.endswith(b"\n") or ("tar" in entry and not _reaches(_tar(output, shard, entry["tar"][0]), entry)):
+        if not line.endswith(b"\n") or (
+            "tar" in entry and not _reaches(_tar(output, path.stem, entry["tar"][0]), entry)
+        ):
             break
         entries.append(entry)
         whole += len(line)
@@ -280,8 +292,9 @@ def _reaches(tar: Path, entry: dict) -> bool:
     return tar.is_file() and tar.stat().st_size >= entry["tar"][1]
 
 
-def _tar(output: Path, shard: int, number: int) -> Path:
-    return output.with_suffix(".shards") / f"{shard:04d}-{number:05d}.tar"
+def _tar(output: Path, job: str, number: int) -> Path:
+    """`job` as in the journal's name: jobs that share the work otherwise never write into each other's files."""
+    return output.with_suffix(".shards") / f"{job}-{number:05d}.tar"
 
 
 def _member(name: str, data: bytes) -> bytes:
