@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import METRICS, WITHIN, draw, interval, measure, replicate
-from adapt.evaluation.metrics import Cell, compare, controls, evaluate, pick_threshold, weakest
+from adapt.evaluation.metrics import Cell, compare, compare_means, controls, evaluate, pick_threshold, weakest
 from adapt.evaluation.scores import Scores
 
 NAN = float("nan")
@@ -578,6 +578,24 @@ def test_a_table_compared_with_itself_differs_by_exactly_nothing(world, rng):
     for d in compare(world, world.select(rng.permutation(len(world))), 50):
         if not np.isnan(d.a):
             assert (d.value, d.low, d.high, d.p) == (0, 0, 0, 1)
+
+
+def test_means_over_pairs_are_means_of_values_under_the_same_resamples(world, rng):
+    """In whatever order the rows of the second pair stand, each against its own threshold."""
+    noisy = [changed(world, world["logit"] + scale * rng.normal(size=len(world))) for scale in (0.5, 1.0, 2.0)]
+    pairs = [(world, noisy[0]), (noisy[1].select(rng.permutation(len(world))), noisy[2])]
+    for label, metric in (("mean:all", "auc"), ("mean:all", "balanced_accuracy"), ("real", "false_alarm")):
+        mean = find(compare_means(pairs, 200), label, metric, set_="all")
+        each = [find(compare(*pair, 0), label, metric, set_="all") for pair in pairs]
+        assert mean.a == pytest.approx(np.mean([d.a for d in each]))
+        assert mean.value == pytest.approx(np.mean([d.value for d in each]))
+        assert mean.low < mean.value < mean.high
+    # resample by resample: a pair beside itself reversed cancels exactly, and twice the same changes nothing
+    there_and_back = compare_means([(world, noisy[2]), (noisy[2].select(rng.permutation(len(world))), world)], 50)
+    d = find(there_and_back, "mean:all", "auc", set_="all")
+    assert (d.low, d.high) == pytest.approx((0, 0), abs=1e-12)
+    once, twice = (find(compare_means([pairs[0]] * n, 50), "mean:all", "auc", set_="all") for n in (1, 2))
+    assert (once.low, once.high) == pytest.approx((twice.low, twice.high))
 
 
 def test_a_better_detector_is_found_and_the_sign_is_a_minus_b(world, rng):
