@@ -78,3 +78,15 @@ def hardware() -> dict[str, str | int]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpus": ", ".join(gpus) or "none",
     }
+
+
+def peak_memory() -> int:
+    """Most memory that this process has had resident so far, in MiB."""
+    import resource
+
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    for line in lines:  # on Linux getrusage would count what the process that started this one had
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 2**10)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))

@@ -48,6 +48,7 @@ class Run(Processes):
         self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
         self._launcher, self._revision = _launcher(), provenance.revision()
         self._images, self._clock = 0, self._started
+        self._peaks, self._training = {}, {}  # memory of earlier sittings; what the training cost, once it is done
         if self.main:
             self._lock = checkpoint.hold(self.folder)
             checkpoint.remove_leftovers(self.folder)
@@ -86,7 +87,7 @@ class Run(Processes):
             checkpoint.load_trainable(self.bare, tensors["model"])
             checkpoint.load_optimizer(self.bare, optimizer, tensors["optimizer"])
             self.step_number, self.seconds = state["step"], state["seconds"]
-            self._bad = state["bad"]
+            self._bad, self._peaks = state["bad"], state["peaks"]
             self.unreadable = {tuple(item) for item in state["unreadable"]}
             if "selected" in tensors:
                 self.selected = (state["selected"], tensors["selected"])
@@ -114,6 +115,7 @@ class Run(Processes):
             "revision": self._revision,
             "seed": self.seed,
             "seconds": round(self.elapsed(), 1),
+            **(self._training or self._peak_memory()),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "hardware": provenance.hardware() | {"processes": self.accelerator.num_processes},
             "versions": provenance.versions(),
@@ -224,6 +226,7 @@ class Run(Processes):
     def use_selected(self) -> dict[str, Any]:
         """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._training = {"training_minutes": round(self.elapsed() / 60, 2), **self._peak_memory()}
         info, weights = self.selected
         checkpoint.load_trainable(self.bare, weights)
         return {"epoch": info["epoch"], "validation_score": info["score"]}
@@ -243,6 +246,7 @@ class Run(Processes):
                 "seconds": self.elapsed(),
                 "unreadable": problems,
                 "bad": self._bad,
+                "peaks": self._peak_memory(),
                 "threads": torch.get_num_threads(),
                 "selected": self.selected and self.selected[0],
             }
@@ -268,6 +272,13 @@ class Run(Processes):
             rate = self.rates[0] * factor
             self.track.line({"step": self.step_number, "loss": loss, "grad_norm": norm, "lr": rate})
             self.log({"train/loss": loss, "train/lr": rate, "train/grad_norm": norm, "train/images_per_s": speed})
+
+    def _peak_memory(self) -> dict[str, int]:
+        """MiB so far, over all sittings: resident memory of this process, and what its tensors took of the GPU."""
+        peaks = {"peak_memory_mib": provenance.peak_memory()}
+        if self.device.type == "cuda":
+            peaks["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**20)
+        return {name: max(value, self._peaks.get(name, 0)) for name, value in peaks.items()}
 
     # -- inner ---------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,11 @@ class Config:
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
+    update: Literal["lora", "svd"] = (
+        "lora"  # svd: train each weight's last `rank` singular directions (Effort: rank 1)
+    )
     rank: int = 8  # of each update
-    alpha: float = 8  # the update is alpha / rank * B A
+    alpha: float = 8  # a LoRA's update is alpha / rank * B A
     dropout: float = 0.0  # on the adapters' input
     last_blocks: int | None = None  # adapt the last k blocks only
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
@@ -75,7 +78,7 @@ def main(cfg: Config) -> None:
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
 
     backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
-    add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed)
+    add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
     detector = Detector(backbone, LinearHead(backbone.dim))
 
     labels = train_rows.fake

@@ -31,6 +31,7 @@ ORDER = [
         "adapt.models.heads",
         "adapt.models.losses",
         "adapt.models.probes",
+        "adapt.models.residual",
         "adapt.models.tip_adapter",
         "adapt.models.towers",
     },
@@ -51,8 +52,8 @@ ORDER = [
     {"adapt.evaluation.tables"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},
-    {"adapt.probing", "adapt.study"},
-    {"adapt.tuning"},
+    {"adapt.cells", "adapt.probing", "adapt.study"},
+    {"adapt.frontier", "adapt.tuning"},
 ]
 
 

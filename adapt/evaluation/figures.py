@@ -261,6 +261,40 @@ def curves(cells: Mapping[tuple[str, ...], Sequence[Cell]], views: Sequence[str]
     return figure
 
 
+def cost_against_accuracy(
+    names: Sequence[str],
+    costs: Mapping[str, Sequence[float]],
+    accuracies: Mapping[str, Sequence[Cell]],
+    on_frontier: Mapping[tuple[str, str], Sequence[bool]],
+) -> Figure:
+    """Named points with their intervals: a column for each cost, a row for each accuracy.
+
+    `on_frontier` says by (cost, accuracy) which points nothing dominates; steps join them.
+    """
+    figure = Figure(figsize=(3.3 * len(costs) + 1.7, 3.0 * len(accuracies) + 0.6), layout="constrained")
+    panels = figure.subplots(len(accuracies), len(costs), sharex="col", sharey="row", squeeze=False)
+    for line, (kind, cells) in enumerate(accuracies.items()):
+        for column, (cost, place) in enumerate(costs.items()):
+            axes = panels[line, column]
+            for i, (name, x, cell) in enumerate(zip(names, place, cells, strict=True)):
+                # the colours repeat after seven points, and then markers that are hollow tell them apart
+                style = {"markerfacecolor": "white" if i // 7 % 2 else COLOURS[i % 7], "linestyle": ""}
+                axes.vlines(x, cell.low, cell.high, color=COLOURS[i % 7], linewidth=1.2)
+                axes.plot(x, cell.value, MARKERS[i % 7], color=COLOURS[i % 7], label=_short(name), **style)
+            steps = sorted((x, c.value) for x, c, on in zip(place, cells, on_frontier[cost, kind], strict=True) if on)
+            axes.step(*zip(*steps, strict=True), where="post", color="0.6", linewidth=0.8, zorder=0) if steps else None
+            if min(place) > 0 and max(place) > 10 * min(place):
+                axes.set_xscale("log")
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+            if line == len(accuracies) - 1:
+                axes.set_xlabel(cost)
+        panels[line, 0].set_ylabel(kind)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.suptitle("Cost against accuracy, 95 % intervals; the line joins what nothing dominates", fontsize=10)
+    return figure
+
+
 def heat_map(
     values: np.ndarray,
     rows: Sequence[str],

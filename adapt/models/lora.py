@@ -1,8 +1,9 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685, section 4.1) and norm tuning on a frozen backbone.
+"""Low-rank adapters (LoRA, arXiv:2106.09685, section 4.1), SVD residuals and norm tuning on a frozen backbone.
 
     W' = W + alpha / rank * B A,   A (rank, in) random, B (out, rank) zero: at the start W' = W
 
-Adapters are peft's, saved in peft's own format; which layers they may touch is found in the tower itself.
+SVD residuals (adapt/models/residual.py) are a LoRA whose A and B are tied to the singular directions of W. Adapters
+are peft's, saved in peft's own format; which layers they may touch is found in the tower itself.
 """
 
 import contextlib
@@ -20,8 +21,10 @@ from torch import nn
 
 from adapt.errors import Refusal
 from adapt.models.backbones import NORMS, Backbone
+from adapt.models.residual import plain_state, train_residual
 
 Targets = Literal["qv", "qkvo", "mlp", "all", "norm"]
+Update = Literal["lora", "svd"]
 BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers|layer|stages)\.(\d+)\.")
 LAYERS = {  # of open_clip, timm and transformers (whose DINOv2 still had query, key, value, output.dense in 5.17)
     "qv": re.compile(r"\.(q_proj|v_proj|query|value)$"),
@@ -87,25 +90,39 @@ def add_adapter(
     dropout: float = 0.0,
     last_blocks: int | None = None,
     seed: int = 0,
+    update: Update = "lora",
 ) -> None:
-    """Put a fresh adapter on the backbone; afterwards only the adapter requires gradients, and it is fp32."""
+    """Put a fresh adapter on the backbone; afterwards only the adapter requires gradients, and it is fp32.
+
+    `update` svd trains the last `rank` singular directions of each weight; it has no `alpha`.
+    """
     from peft import LNTuningConfig, LoraConfig, get_peft_model
 
+    if targets == "norm" and update == "svd":
+        raise Refusal("--update svd: norm layers have no singular directions; choose other --targets")
     names = target_modules(backbone, targets, last_blocks)
+    doubled = 2 * rank if update == "svd" else None
     if targets == "norm":
         # as one expression: in a list `norm` would also mean `patch_embed.norm`, which may be no norm at all
         config = LNTuningConfig(target_modules="|".join(map(re.escape, names)))
     else:
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
+        size = {"r": doubled or rank, "lora_alpha": doubled or alpha}  # alpha / r = 1: a residual is not scaled
+        config = LoraConfig(**size, lora_dropout=dropout, target_modules=names, bias="none")
     with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
         torch.manual_seed(seed)
         backbone.tower = get_peft_model(backbone.tower, config)
+    if update == "svd":
+        for name in names:
+            train_residual(backbone.tower.get_submodule(f"base_model.model.{name}"), name, rank)
     config.base_model_name_or_path = backbone.name  # set now: peft would clear it above
 
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:
-    """`adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.from_pretrained` reads them."""
-    backbone.tower.save_pretrained(folder, save_embedding_layers=False)
+    """`adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.from_pretrained` reads them.
+
+    An SVD residual becomes a LoRA of twice its rank.
+    """
+    backbone.tower.save_pretrained(folder, save_embedding_layers=False, state_dict=plain_state(backbone.tower))
     (folder / "README.md").unlink(missing_ok=True)  # peft's template; the detector writes its own card
 
 

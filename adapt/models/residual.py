@@ -1,0 +1,72 @@
+"""The SVD residual of Effort (arXiv:2411.15633): all singular directions of a weight but the last few are frozen.
+
+    W = U S V^T = U_p S_p V_p^T + U_r S_r V_r^T        p: the principal directions, r: the last `rank` ones
+    W' = U_p S_p V_p^T + U' S' V'^T                    only U', S', V' are trained, from U_r, S_r, V_r
+
+It is trained as a LoRA of rank 2 r on the untouched W, half of it fixed: W' = W + [U' S', -U_r S_r] [V'^T; V_r^T].
+A saved one therefore is an ordinary LoRA, which peft loads and merges without an SVD that another machine would
+round differently. peft's own OSF (0.19 to 0.21) is another method: it projects gradients onto the complement of U_p
+and V_p, which for a square W and rank 1 leaves only the size of the direction free, and which AdamW, scaling every
+entry by itself, does not keep to. The penalty of the paper on U_p^T U' has the same limit; it is not used here.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from adapt.errors import Refusal
+
+
+class Right(nn.Module):
+    """V' (r, in) -> [V'; V_r] (2 r, in, ...), the weight of a LoRA's A."""
+
+    def __init__(self, v: Tensor, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("v", v)
+
+    def forward(self, v: Tensor) -> Tensor:
+        return torch.cat([v, self.v]).reshape(self.shape)
+
+    def right_inverse(self, _: Tensor) -> Tensor:
+        """What is trained, at its start."""
+        return self.v.clone()
+
+
+class Left(nn.Module):
+    """U' (out, r), S' (r,) -> [U' S', -U_r S_r] (out, 2 r, ...), the weight of a LoRA's B."""
+
+    def __init__(self, u: Tensor, s: Tensor, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("u", u)
+        self.register_buffer("s", s)
+
+    def forward(self, u: Tensor, s: Tensor) -> Tensor:
+        return torch.cat([u * s, -self.u * self.s], dim=1).reshape(self.shape)
+
+    def right_inverse(self, _: Tensor) -> tuple[Tensor, Tensor]:
+        return self.u.clone(), self.s.clone()
+
+
+def train_residual(layer: nn.Module, name: str, rank: int) -> None:
+    """Turn a fresh peft LoRA layer of rank 2 `rank` into the residual of its weight (a 1 x 1 kernel is a matrix)."""
+    weight = layer.get_base_layer().weight.detach().flatten(1).float()
+    if rank >= min(weight.shape):
+        raise Refusal(f"--rank {rank}: {name} is {tuple(weight.shape)}, and --update svd keeps a direction or more")
+    u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    u, s, vt = (part.contiguous() for part in (u[:, -rank:], s[-rank:], vt[-rank:]))
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    parametrize.register_parametrization(a, "weight", Right(vt, a.weight.shape))
+    parametrize.register_parametrization(b, "weight", Left(u, s, b.weight.shape))
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict as an ordinary LoRA has it: [V'; V_r] and [U' S', -U_r S_r] themselves."""
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            inner = f"{name}.parametrizations."
+            state = {key: value for key, value in state.items() if not key.startswith(inner)}
+            state[f"{name}.weight"] = module.weight.detach()
+    return state

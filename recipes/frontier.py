@@ -1,0 +1,147 @@
+"""Cost against accuracy of small updates: targets x update x rank x depth, each a run of recipes/lora.py.
+
+    python recipes/frontier.py --manifest data.csv --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k \\
+        --configurations norm lora-qv-8 lora-all-8 lora-all-8-last6 svd-qkvo-1 --learning_rates 1e-4 5e-4 \\
+        --seeds 0 1 2 --output_dir results/frontier-l14
+
+A configuration is UPDATE-TARGETS-RANK[-lastK]: `lora` or `svd` (Effort's residual) of `qv`, `qkvo`, `mlp` or `all`,
+in the last K blocks or in all; or `norm[-lastK]`. A LoRA's alpha is its rank. Each is trained at every learning rate,
+and its mean validation score over the seeds chooses one. Started again it continues; a finished cell is not run again,
+a failed one is named and the rest goes on. Without flags: 8 configurations at 2 rates on the embedded world with the
+embedded tiny CLIP, 16 runs of about 3 minutes on 2 cores. Results to expect: results/README.md.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least, dump
+from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
+
+WORD = re.compile(
+    r"(?:(?P<update>lora|svd)-(?P<targets>qv|qkvo|mlp|all)-(?P<rank>[1-9]\d*)|norm)(?:-last(?P<last>[1-9]\d*))?"
+)
+PASSED_ON = (
+    *("manifest", "backbone", "layer", "geometry", "train_views", "test_views", "epochs", "groups"),
+    *("head_learning_rate", "precision", "resamples", "num_workers"),
+)
+ABOUT = """\
+AUC: mean over the test views and over {seeds} seed(s); 95 % intervals over groups, the same resamples for all rows.
+Minutes: training with its validation, of the learning rate that validation data chose.
+Memory: peak of the {memory}.
+Frontier: no other row trains at most as many parameters with at least that AUC. It describes these runs: nothing was
+chosen on test data, and rows whose intervals overlap are not told apart."""
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    output_dir: Path = Path("results/runs/frontier")  # folder of the page and of all runs
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+    configurations: tuple[str, ...] = (
+        *("norm", "svd-qkvo-1", "svd-qkvo-8", "lora-all-1", "lora-qv-8", "lora-mlp-8", "lora-all-8"),
+        "lora-all-8-last2",
+    )
+    learning_rates: tuple[float, ...] = (4e-3, 2e-2)  # validation chooses one for each configuration
+    seeds: tuple[int, ...] = (0,)
+    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+    epochs: int = 5  # passes over the training groups
+    groups: int = 8  # groups per optimizer step, over all processes
+    head_learning_rate: float = 4e-3  # of the linear head
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+    processes: int = 1  # training processes of each run
+    only: tuple[str, ...] = ()  # run these only: patterns of names, as lora-*
+    shard: int = 0  # run every num_shards-th, beginning here
+    num_shards: int = 1  # starts that share the work
+    dry_run: bool = False  # print the plan and leave
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "epochs", "groups", "resamples", "processes")
+        at_least(0, self, "learning_rates", "seeds")
+        for name in ("configurations", "learning_rates", "seeds"):
+            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise Refusal(f"--{name}: give one or more, each once")
+        for word in self.configurations:
+            if not WORD.fullmatch(word):
+                raise Refusal(
+                    f"--configurations {word}: expected e.g. lora-all-8, svd-qkvo-1, lora-qv-4-last2 or norm"
+                )
+
+
+def main(cfg: Config) -> None:
+    from adapt.cells import Cell, plan, run_cells, select
+
+    shared = {name: value for name in PASSED_ON if (value := getattr(cfg, name)) is not None}
+    cells: dict[tuple[str, float], list[Cell]] = {}
+    for word in cfg.configurations:
+        found = WORD.fullmatch(word)
+        size = {"update": found["update"], "targets": found["targets"]} if found["update"] else {"targets": "norm"}
+        size |= {"rank": int(found["rank"]), "alpha": float(found["rank"])} if found["update"] else {}
+        size |= {"last_blocks": int(found["last"])} if found["last"] else {}
+        for rate in cfg.learning_rates:
+            cells[word, rate] = [
+                Cell(f"{word}-lr{rate:g}-seed{seed}", "lora", {**size, "learning_rate": rate, "seed": seed, **shared})
+                for seed in cfg.seeds
+            ]
+    every = [cell for of_one in cells.values() for cell in of_one]
+    chosen = select(every, cfg.only, cfg.shard, cfg.num_shards)
+    print(plan(chosen, cfg.output_dir), flush=True)
+    if cfg.dry_run:
+        return
+    failed = run_cells(chosen, cfg.output_dir, cfg.processes)
+    write_page(cfg, cells)
+    if failed:
+        print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
+        sys.exit(1)
+
+
+def write_page(cfg: Config, cells: dict) -> None:
+    """The page of the configurations whose runs are all finished; the record only when that is every one of them."""
+    import json
+
+    from adapt.cells import sweep_record
+    from adapt.evaluation.figures import save_png
+    from adapt.evaluation.tables import EMBEDDED, facts_list, grid, show
+    from adapt.files import write_text
+    from adapt.frontier import MEAN, figure, headline, measure, validation, write_csv
+    from adapt.report import shown
+
+    root = cfg.output_dir
+    missing = [cell.name for of_one in cells.values() for cell in of_one if cell.state(root) != "finished"]
+    cells = {key: of_one for key, of_one in cells.items() if not any(n.startswith(f"{key[0]}-lr") for n in missing)}
+    if not cells:
+        return print("no page yet: no configuration has all its runs")
+    record = sweep_record(cfg, [cell for of_one in cells.values() for cell in of_one], root)
+    scores = {key: validation(of_one, root) for key, of_one in cells.items()}
+    points, rates = [], [["configuration", *(f"{rate:g}" for rate in cfg.learning_rates)]]
+    for word in dict.fromkeys(word for word, _ in cells):
+        rate = max(cfg.learning_rates, key=lambda rate, word=word: scores[word, rate])
+        points.append(measure(word, rate, cells[word, rate], root, cfg.resamples))
+        rates.append([word, *(f"{scores[word, rate]:.4f}" for rate in cfg.learning_rates)])
+    save_png(figure(points), root / "figures" / "frontier.png")
+    write_csv(root / "frontier.csv", points)
+    write_text(root / "config.yaml", dump(cfg))
+
+    table, views = grid(headline(points)), [key for key in points[0].aucs if key[1] == "AUC unseen" and key[0] != MEAN]
+    unseen = [["configuration", *(view for view, _ in views)]]
+    unseen += [[point.name, *(show(point.aucs[key]) for key in views)] for point in points]
+    page = ["# Results", *([EMBEDDED] if "embedded" in record["data"].partition(";")[0] else []), table]
+    page += [f"**Not finished**: {', '.join(missing)}."] if missing else []
+    page += [ABOUT.format(seeds=len(cfg.seeds), memory=record["memory"]), "![frontier](figures/frontier.png)"]
+    page += ["## AUC unseen, per view", grid(unseen), "## Validation score per learning rate", grid(rates)]
+    write_text(root / "table.md", "\n\n".join([*page, "## Provenance", facts_list(shown(record))]) + "\n")
+    if not missing:
+        write_text(root / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"\n{table}\n\ntable        {root / 'table.md'}")
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)
