@@ -61,6 +61,7 @@ ORDER = [
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
     {"adapt.frontier", "adapt.holes", "adapt.tuning"},
+    {"adapt.shots"},
 ]
 
 
