@@ -51,8 +51,8 @@ def origin_of(config: Any) -> dict[str, str]:
         raise Refusal(f"--focus_share {config.focus_share}: give a share between 0 and 1")
     if config.focus and (not config.init or config.onboard):
         raise Refusal("--focus holes: give --init, the detector whose holes are meant, and no --onboard")
-    if (config.onboard is None) != (config.shots is None) or (config.shots is not None and config.shots < 1):
-        raise Refusal("--onboard GENERATOR and --shots, 1 or more, go together")
+    if (config.onboard is None) != (config.shots is None) or (config.shots is not None and config.shots < 0):
+        raise Refusal("--onboard GENERATOR and --shots go together: 1 or more, or 0 for the control without any")
     if config.permute_labels and (config.focus or config.onboard):
         raise Refusal("--permute_labels: a generator with shuffled labels cannot be shown more often")
     return {"init_digest": detector_digest(config.init)} if config.init else {}
@@ -80,7 +80,7 @@ def aim_of(
     config: Any, detector: Detector, rows: Manifest, scoring: dict[str, Any], say: Callable[[str], object]
 ) -> Aim:
     """What the config's --focus or --onboard aims at. Holes are those of the detector as it is."""
-    if config.onboard:
+    if config.onboard and config.shots:
         cells, found, title = [(config.onboard, view) for view in config.train_views], {}, "New generator"
         about = ABOUT_NEW.format(shots=config.shots, share=config.focus_share, generator=config.onboard)
     elif config.focus:

@@ -6,12 +6,16 @@ before; whatever is learnt, the means are over the same generators.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from adapt.data.manifest import Manifest
+from adapt.data.onboarding import pool
 from adapt.evaluation.bootstrap import ALL, distinct
+from adapt.evaluation.figures import curves
 from adapt.evaluation.metrics import Difference, compare_means
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import grid, show
@@ -21,6 +25,7 @@ from adapt.models.probes import Probe, fit_probe
 from adapt.models.tip_adapter import Rows, TipAdapter, fit, tune
 from adapt.models.tip_head import PriorHead
 from adapt.probing import class_names, numbers, readable_rows, validation_judge, validation_rows
+from adapt.study import Study
 
 CLASSES = ("real", "fake")
 NEW, OTHERS = "AUC, new generator", "AUC, all other generators"
@@ -32,6 +37,17 @@ SHOWN = {
     "New generator found, at the threshold": ("mean:selection", "recall"),
     "False alarms": ("real", "false_alarm"),
 }
+ABOUT = """\
+Learnt: {generator}, from groups of a pool of {pool} that left the test split; at most {pool} shots can be asked for,
+and draws that take nearly all of the pool hold nearly the same images. {rows} test rows remain, the same everywhere.
+Mean over {seeds} draws of the shots; in brackets the smallest and the largest of them. Shots: groups, of which
+the photographs and the fakes of the new generator are used. 0 shots: the detector as it is, and as controls a probe
+and a LoRA without any, the LoRA trained as long: what goes beyond them is what the shots taught.
+In metrics.csv `mean:selection` is the new generator, `mean:all` all others."""
+ABOUT_GAINS = """\
+Intervals: paired bootstrap over the test groups (95 %), of the mean over draws; about one in twenty would exclude 0
+by chance where nothing has changed. `All others` below 0 is what was forgotten."""
+AS_IS = "the detector as it is"
 HALVES, TRAINABLE = 2, 4  # shots from which some can be held back, and from which two are left to train keys with
 
 
@@ -146,3 +162,27 @@ def gains(
         counts = f"{words.count('better')} of {len(words)} surely better, {words.count('worse')} surely worse"
         page += [f"## {title}, less the detector as it is: {counts}", grid(table)]
     return page
+
+
+def recovery(
+    config: Any, rows: Manifest, scores: Mapping[tuple[str, str, str], Scores]
+) -> tuple[Study, list[str], dict[str, Figure]]:
+    """The study, sections and figures of a page, from `recast` scores by (method, shots, seed).
+
+    The first table of `AS_IS` is what gains are measured from; `config` is that of recipes/onboard.py.
+    """
+    methods = list(dict.fromkeys(name for name, *_ in scores))
+    scores = dict(sorted(scores.items(), key=lambda item: methods.index(item[0][0])))  # stable: shots stay in order
+    study = Study(("method", "shots", "draw"), config.resamples, config.seed, SHOWN)
+    for key, table in scores.items():
+        study.add(key, table)
+    mean, base = study.over_last_key(), next(table for (name, *_), table in scores.items() if name == AS_IS)
+    drawn = {key: cells for key, cells in mean.cells.items() if key[1] != "0" or key[0] == AS_IS}
+    lines = {"new generator": SHOWN[NEW][0], "all others": SHOWN[OTHERS][0]}
+    test = int((base["split"] == "test").sum()) // len(config.test_views)
+    spared = len(pool(rows, config.generator))
+    about = ABOUT.format(generator=config.generator, pool=spared, rows=test, seeds=len(config.seeds))
+    learnt = {key: table for key, table in scores.items() if key[0] != AS_IS}
+    found = gains(learnt, base, config.test_views, config.resamples, config.seed)
+    figures = {"recovery": curves(drawn, config.test_views, lines, "groups of the new generator")}
+    return study, [about, *mean.grids(), *found, ABOUT_GAINS], figures

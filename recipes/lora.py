@@ -9,8 +9,9 @@ the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2
 results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
 
 --init goes on from a saved detector; the page then says cell by cell what got better and worse. --focus holes shows
-its weakest (generator, view) cells of validation rows more often; --onboard, with or without --init, learns a new
-generator from --shots of its groups (adapt/data/focus.py, adapt/data/onboarding.py say how).
+its weakest (generator, view) cells of validation rows more often, and the same command without it is the control;
+--onboard, with or without --init, learns a new generator from --shots of its groups (adapt/data/focus.py and
+adapt/data/onboarding.py say how).
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Config:
     focus: Literal["holes"] | None = None  # show the cells more often in which the --init detector is weakest
     holes: int = 4  # how many (generator, view) cells those are
     onboard: str | None = None  # a generator without training rows to learn
-    shots: int | None = None  # from how many of its groups
+    shots: int | None = None  # from how many of its groups; 0: the control, trained as long on the same test rows
     focus_share: float = 0.5  # of the groups of an epoch, which show a hole or the new generator
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +

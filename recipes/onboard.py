@@ -20,24 +20,9 @@ from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
 PASSED_ON = (
-    "manifest",
-    "train_views",
-    "test_views",
-    "epochs",
-    "groups",
-    "learning_rate",
-    "head_learning_rate",
+    *("manifest", "train_views", "test_views", "epochs", "groups", "learning_rate", "head_learning_rate"),
     "resamples",
 )
-ABOUT = """\
-Learnt: {generator}, from groups of a pool of {pool} that left the test split; at most {pool} shots can be asked for,
-and draws that take nearly all of the pool hold nearly the same images. {rows} test rows remain, the same everywhere.
-Mean over {seeds} draws of the shots; in brackets the smallest and the largest of them. Shots: groups, of which
-the photographs and the fakes of the new generator are used. 0 shots: the detector as it is, and a probe without any.
-In metrics.csv `mean:selection` is the new generator, `mean:all` all others."""
-ABOUT_GAINS = """\
-Intervals: paired bootstrap over the test groups (95 %), of the mean over draws; about one in twenty would exclude 0
-by chance where nothing has changed. `All others` below 0 is what was forgotten."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +48,7 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(1, self, "shots", "epochs", "groups", "resamples", "processes")
-        at_least(0, self, "seeds", "learning_rate", "head_learning_rate", "resamples")
+        at_least(0, self, "seeds", "learning_rate", "head_learning_rate")
         for name in ("shots", "seeds", "methods"):
             if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise Refusal(f"--{name}: give one or more, each once")
@@ -77,18 +62,17 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.cells import Cell, run_cells
-    from adapt.data.onboarding import onboard, pool
+    from adapt.data.onboarding import onboard
     from adapt.detector import detector_digest, load_detector
     from adapt.embedded import read_manifests
-    from adapt.evaluation.figures import curves
     from adapt.evaluation.scores import Scores
     from adapt.features import extract
     from adapt.models.tip_head import PriorHead
     from adapt.probing import score_features
     from adapt.report import require_classes, show_finished
     from adapt.run import Run
-    from adapt.shots import CLASSES, NEW, OTHERS, SHOWN, gains, recast, refitted, tip_heads
-    from adapt.study import Study, finish
+    from adapt.shots import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
+    from adapt.study import finish
 
     run = Run(cfg)
     origin = {"init_digest": detector_digest(cfg.detector)}
@@ -97,7 +81,7 @@ def main(cfg: Config) -> None:
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
     onboard(rows, cfg.generator, max(cfg.shots), cfg.seed)  # refused before any work
-    runs = [(shots, seed) for shots in cfg.shots for seed in cfg.seeds]
+    runs = [(shots, seed) for shots in (0, *cfg.shots) for seed in cfg.seeds]
     scores: dict[tuple[str, str, str], Scores] = {}
 
     detector = load_detector(cfg.detector)
@@ -110,10 +94,10 @@ def main(cfg: Config) -> None:
         return run.end()
     head = detector.cpu().head
 
-    for shots, seed in [(0, cfg.seed), *runs]:
+    for shots, seed in runs:
         which, lent = onboard(rows, cfg.generator, shots, seed)
         few, held = features.select(which, lent), np.flatnonzero(lent["split"] != "train")
-        heads = {} if shots else {"the detector as it is": PriorHead(CLASSES, head=head)}
+        heads = {AS_IS: PriorHead(CLASSES, head=head)} if (shots, seed) == runs[0] else {}
         if "probe" in cfg.methods:
             heads["probe"] = refitted(few, cfg.generator, cfg.train_views, seed)
         if shots and {"tip", "tip-f"} & set(cfg.methods):
@@ -122,7 +106,7 @@ def main(cfg: Config) -> None:
         for name, found in heads.items():
             of_all = score_features(few, held, cfg.test_views, found)
             scores[name, str(shots), str(seed)] = recast(of_all, rows, cfg.generator)
-        run.say(f"{shots} shots, seed {seed}: " + ", ".join(heads))
+        run.say(f"{shots} shots, seed {seed}: " + (", ".join(heads) or "LoRA follows"))
     if "lora" in cfg.methods:
         given = {name: getattr(cfg, name) for name in PASSED_ON} | {"init": cfg.detector, "onboard": cfg.generator}
         given |= {"num_workers": cfg.num_workers} if cfg.num_workers is not None else {}
@@ -133,23 +117,7 @@ def main(cfg: Config) -> None:
             found = Scores.read(cfg.output_dir / cell.name / "scores.parquet")
             scores["LoRA", str(shots), str(seed)] = recast(found, rows, cfg.generator)
 
-    study = Study(("method", "shots", "draw"), cfg.resamples, cfg.seed, SHOWN)
-    methods = list(dict.fromkeys(name for name, *_ in scores))
-    scores = dict(sorted(scores.items(), key=lambda item: methods.index(item[0][0])))  # stable: shots stay in order
-    for key, of_all in scores.items():
-        study.add(key, of_all)
-    mean, base = study.over_last_key(), scores["the detector as it is", "0", str(cfg.seed)]
-    drawn = {key: cells for key, cells in mean.cells.items() if key[1] != "0" or key[0] == "the detector as it is"}
-    lines = {"new generator": SHOWN[NEW][0], "all others": SHOWN[OTHERS][0]}
-    figures = {"recovery": curves(drawn, cfg.test_views, lines, "groups of the new generator")}
-    counts = {
-        "pool": len(pool(rows, cfg.generator)),
-        "rows": int((base["split"] == "test").sum()) // len(cfg.test_views),
-    }
-    about = ABOUT.format(generator=cfg.generator, seeds=len(cfg.seeds), **counts)
-    learnt = {key: table for key, table in scores.items() if key[0] != "the detector as it is"}
-    page = [about, *mean.grids(), *gains(learnt, base, cfg.test_views, cfg.resamples, cfg.seed), ABOUT_GAINS]
-    finish(run, rows, study, page, figures, generator=cfg.generator)
+    finish(run, rows, *recovery(cfg, rows, scores), generator=cfg.generator)
 
 
 if __name__ == "__main__":

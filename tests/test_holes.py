@@ -389,7 +389,7 @@ def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
     )
     assert "is not a complete detector" in message(dataclasses.replace(more, init=tmp_path))
     assert "--focus holes: give --init" in message(dataclasses.replace(more, init=None, focus="holes"))
-    for flags in ({"onboard": "style"}, {"shots": 4}, {"onboard": "style", "shots": 0}):
+    for flags in ({"onboard": "style"}, {"shots": 4}, {"onboard": "style", "shots": -1}):
         assert "--onboard GENERATOR and --shots" in message(dataclasses.replace(more, **flags))
     assert "--focus_share 1" in message(dataclasses.replace(more, focus_share=1.0))
     shuffled = dataclasses.replace(more, permute_labels=True, onboard="style", shots=2)
@@ -581,9 +581,12 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
         }
     assert {key[:2] for key in found} == {
         *(("the detector as it is", "0"), ("probe", "0"), ("probe", "4")),
-        *(("Tip-Adapter", "4"), ("Tip-Adapter-F", "4"), ("LoRA", "4")),
+        *(("Tip-Adapter", "4"), ("Tip-Adapter-F", "4"), ("LoRA", "0"), ("LoRA", "4")),
     }
-    scores = Scores.read(cfg.output_dir / "lora-4-seed0" / "scores.parquet")
+    control, scores = (Scores.read(cfg.output_dir / f"lora-{k}-seed0" / "scores.parquet") for k in (0, 4))
+    for name in ("path", "view"):  # the same test rows
+        assert list(control[name][control["split"] == "test"]) == list(scores[name][scores["split"] == "test"])
+    assert set(control["seen"][control["generator"] == "style"]) == {""}
     assert set(scores["seen"][scores["generator"] == "style"]) == {"train"}
     rows = (scores["split"] == "test") & (scores["view"] == "none") & (scores["edit"] == "")
     rows &= np.isin(scores["generator"], ["real", "style"])
