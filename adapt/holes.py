@@ -1,5 +1,6 @@
 """Where a detector is weak, what further training aims at, and what it mended and broke, cell by cell."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ class Aim:
 
 
 def origin_of(config: Any) -> dict[str, str]:
-    """The detector that a run goes on from, by its digest, for the run's identity. Refuses flags that clash."""
+    """`origin` of the detector that a run goes on from, nothing if it begins afresh. Refuses flags that clash."""
     if not 0 < config.focus_share < 1:
         raise Refusal(f"--focus_share {config.focus_share}: give a share between 0 and 1")
     if config.focus and (not config.init or config.onboard):
@@ -55,7 +56,16 @@ def origin_of(config: Any) -> dict[str, str]:
         raise Refusal("--onboard GENERATOR and --shots go together: 1 or more, or 0 for the control without any")
     if config.permute_labels and (config.focus or config.onboard):
         raise Refusal("--permute_labels: a generator with shuffled labels cannot be shown more often")
-    return {"init_digest": detector_digest(config.init)} if config.init else {}
+    return origin(config.init, config.onboard) if config.init else {}
+
+
+def origin(folder: Path, new: str | None = None) -> dict[str, str]:
+    """The digest of a saved detector, for a run's identity; refuses one that knows the `new` generator already."""
+    digest = detector_digest(folder)
+    facts = json.loads((folder / "detector.json").read_text(encoding="utf-8")).get("facts", {})
+    if new in facts.get("trained_on", []):
+        raise Refusal(f"{folder} was trained on {new!r} already: give the detector from before")
+    return {"init_digest": digest}
 
 
 def find_holes(
@@ -106,9 +116,9 @@ def aim_of(
 def before_and_after(
     config: Any, aim: Aim, rows: Manifest, scores: Scores, scoring: dict[str, Any], device: Any
 ) -> tuple[list[Difference], list[str]]:
-    """Differences to the detector that the run went on from, and sections of a page; nothing if it began afresh."""
+    """Differences to the detector that the run went on from, if it did not begin afresh, and sections of a page."""
     if not config.init:
-        return [], []
+        return [], [f"## {aim.title}", aim.about] if aim.cells else []
     held = np.flatnonzero(rows["split"] != "train")
     old = load_detector(config.init, None if config.backbone == type(config)().backbone else config.backbone)
     before = score(old.to(device), rows, held, config.test_views, progress="scoring what it was", **scoring)

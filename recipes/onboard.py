@@ -63,10 +63,11 @@ def main(cfg: Config) -> None:
 
     from adapt.cells import Cell, run_cells
     from adapt.data.onboarding import onboard
-    from adapt.detector import detector_digest, load_detector
+    from adapt.detector import load_detector
     from adapt.embedded import read_manifests
     from adapt.evaluation.scores import Scores
     from adapt.features import extract
+    from adapt.holes import origin
     from adapt.models.tip_head import PriorHead
     from adapt.probing import score_features
     from adapt.report import require_classes, show_finished
@@ -75,8 +76,8 @@ def main(cfg: Config) -> None:
     from adapt.study import finish
 
     run = Run(cfg)
-    origin = {"init_digest": detector_digest(cfg.detector)}
-    if run.finished(**origin):
+    known = origin(cfg.detector, cfg.generator)
+    if run.finished(**known):
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
@@ -89,7 +90,7 @@ def main(cfg: Config) -> None:
     views = (*cfg.train_views, *cfg.test_views)
     cached = {"cache": cfg.cache, "cached_only": cfg.cached_only}
     features = extract(backbone, rows, views, **cached, **run.encoding(cfg.num_workers))
-    run.begin(data=rows.digest, base=backbone.fingerprint, **origin)
+    run.begin(data=rows.digest, base=backbone.fingerprint, **known)
     if not run.main:
         return run.end()
     head = detector.cpu().head

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import lora
@@ -20,7 +21,7 @@ import torch
 from processes import in_children
 from sklearn.metrics import roc_auc_score
 
-import adapt.report  # noqa: F401
+import adapt.report
 from adapt import cells as cells_module
 from adapt.cli import parse
 from adapt.data.focus import Focus
@@ -33,7 +34,7 @@ from adapt.evaluation.metrics import Difference, compare
 from adapt.evaluation.scores import Scores
 from adapt.features import extract
 from adapt.files import sha256
-from adapt.holes import Aim, changes, find_holes
+from adapt.holes import Aim, before_and_after, changes, find_holes
 from adapt.models.backbones import load_backbone
 from adapt.models.lora import add_adapter
 from adapt.models.tip_head import PriorHead
@@ -42,6 +43,14 @@ from adapt.run import Run
 from adapt.shots import CLASSES, gains, recast, refitted, shot_rows, tip_heads
 
 VIEWS = ("none", "qf90")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Those of single runs have tests of their own, and take a third of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapt.report, "write_figures", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +389,12 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
             )
 
 
+def test_without_a_detector_to_go_on_from_the_page_says_what_was_learnt(config) -> None:
+    aim = Aim([("style", "none")], title="New generator", about="Learnt from 2")
+    assert before_and_after(config, aim, None, None, {}, None) == ([], ["## New generator", "Learnt from 2"])
+    assert before_and_after(config, Aim([]), None, None, {}, None) == ([], [])
+
+
 def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
     more = dataclasses.replace(config, init=init, output_dir=tmp_path / "run")
     assert "--rank 3: training goes on from" in message(dataclasses.replace(more, rank=3))
@@ -561,7 +576,7 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
         seeds=(0,),
         train_views=VIEWS,
         test_views=VIEWS,
-        epochs=1,
+        epochs=2,
         groups=8,
         cache=tmp_path / "cache",
         resamples=10,
@@ -572,6 +587,8 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
         return in_children(lambda: lora.main(parse(lora.Config, command[2:])))[0]
 
     monkeypatch.setattr(cells_module, "_run", forked)
+    falling = iter(range(0, -100, -1))  # by validation the first epoch would be kept
+    monkeypatch.setattr(adapt.report, "validation_score", lambda _: float(next(falling)))
     recipe.main(cfg)
     with (cfg.output_dir / "metrics.csv").open(newline="") as file:
         found = {
@@ -595,11 +612,14 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
     lora_page = (cfg.output_dir / "lora-4-seed0" / "table.md").read_text()
     assert "## New generator: " in lora_page and "Learnt from 4 of its groups" in lora_page
     picked = json.loads((cfg.output_dir / "lora-4-seed0" / "provenance.json").read_text())
-    assert picked["epoch"] == 1 and "style" in picked["trained_on"]
+    assert picked["epoch"] == 2 and "style" in picked["trained_on"]
     page = (cfg.output_dir / "table.md").read_text()
     assert "## AUC, new generator" in page and "## All others, less the detector as it is" in page
     assert (cfg.output_dir / "figures" / "recovery.png").stat().st_size > 5000
     with pytest.raises(Refusal, match="5 shots of 'style': 4 of its 8 test groups"):
         recipe.main(dataclasses.replace(cfg, shots=(5,), output_dir=tmp_path / "no"))
+    with pytest.raises(Refusal, match="was trained on 'style' already"):
+        knows = cfg.output_dir / "lora-4-seed0" / "detector"
+        recipe.main(dataclasses.replace(cfg, detector=knows, output_dir=tmp_path / "knows"))
     with pytest.raises(Refusal, match="--methods: give one or more"):
         dataclasses.replace(cfg, methods=())
