@@ -41,9 +41,9 @@ def command(folder: Path) -> str:
 
 
 def glance(title: str, folder: Path) -> list[str]:
-    """Rows of the summary: AUC seen and unseen under the two views.
+    """Rows of the summary: AUC seen and unseen under the two views, means over draws and seeds.
 
-    Of a page that compares many scores only those trained on all qualities, or on the most shots, averaged over draws.
+    Of a page that compares many scores only those trained on all qualities, or on the most shots.
     """
     if not (folder / "metrics.csv").is_file():
         return []
@@ -60,7 +60,7 @@ def glance(title: str, folder: Path) -> list[str]:
     found: dict[tuple[str, ...], dict[tuple[str, str], list[float]]] = {}
     for row in rows:
         if row["set"] == "all" and row["metric"] == "auc" and row["generator"] in ("mean:seen", "mean:unseen"):
-            name = tuple(row[key] for key in keys if key not in ("draw", "trained on"))
+            name = tuple(row[key] for key in keys if key not in ("draw", "seed", "trained on"))
             found.setdefault(name, {}).setdefault((row["generator"], row["view"]), []).append(float(row["value"]))
     lines = []
     for name, values in found.items():
