@@ -11,7 +11,7 @@ function button(text) {
 // Numbers before words. Ties keep the order of the page.
 function compare(a, b) {
   const [x, y] = [a.dataset.key, b.dataset.key];
-  if (x !== undefined && y !== undefined) return Number(x) - Number(y) || 0; // Infinity - Infinity is NaN
+  if (x !== undefined && y !== undefined) return Number(x) - Number(y); // NaN of two infinities counts as a tie
   if (x !== undefined || y !== undefined) return x === undefined ? 1 : -1;
   return a.textContent.localeCompare(b.textContent, "en", { numeric: true });
 }

@@ -12,12 +12,13 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 LIMIT = 24 * 2**20  # bytes of images in one page: a phone still opens it, a mail still takes it
+WIDE = 600  # pixels: a figure of more is not squeezed into a phone's width, it scrolls
 KINDS = ("PNG", "JPEG", "WEBP")
 MISSING = ("n/a", "")  # sorted last in both directions
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?(?=$|[ %])", re.ASCII)
@@ -118,7 +119,7 @@ class _Images:
     """What is left of the bytes for images, and how many pictures found no room."""
 
     left: int
-    dropped: int = field(default=0)
+    dropped: int = 0
 
 
 def page(title: str, parts: Sequence[Part], limit: int = LIMIT) -> str:
@@ -252,7 +253,7 @@ def _cell(cell: Cell, kind: str, column: int) -> str:
 def _picture(part: Picture, images: _Images, kind: str) -> str:
     lines = "\n".join(f"<div>{escape(line)}</div>" for line in part.lines)
     below = f"\n<figcaption>\n{lines}\n</figcaption>" if lines else ""
-    return f'<figure class="{kind}">\n{_image(part, images)}{below}\n</figure>'
+    return f'<figure class="{kind}">\n<div class="frame">{_image(part, images)}</div>{below}\n</figure>'
 
 
 def _image(part: Picture, images: _Images) -> str:
@@ -262,7 +263,7 @@ def _image(part: Picture, images: _Images) -> str:
     else:
         with Image.open(io.BytesIO(part.image), formats=KINDS) as image:
             data, mime = part.image, Image.MIME[image.format]
-            size = f' width="{image.width}" height="{image.height}"'
+            size = f' width="{image.width}" height="{image.height}"' + ' class="wide"' * (image.width >= WIDE)
     text = base64.b64encode(data).decode()
     if len(text) > images.left:
         images.dropped += 1
