@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 # A module may import from rooms to its left (or its own), never to its right.
 ORDER = [
     {"adapt", "adapt.errors"},
-    {"adapt.files", "adapt.provenance", "adapt.progress"},
+    {"adapt.files", "adapt.html", "adapt.provenance", "adapt.progress"},
     {"adapt.cli"},
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images", "adapt.data.download_state"},
     {"adapt.data.download"},
-    {"adapt.data.parts", "adapt.data.verdict", "adapt.data.views"},
+    {"adapt.data.parts", "adapt.data.verdict", "adapt.data.views", "adapt.thumbnails"},
     {"adapt.data.pack"},
     {"adapt.data.sources.output"},
     {"adapt.data.sources.hub", "adapt.data.sources.listing"},
