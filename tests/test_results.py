@@ -17,6 +17,7 @@ FILES = {  # of recipes whose page compares many scores, or none
     "recipes/color_stability.py": ("stability.csv", "config.yaml"),
     "recipes/frontier.py": ("frontier.csv", "config.yaml", "figures/frontier.png"),
     "recipes/pair.py": ("metrics.csv", "config.yaml"),
+    "recipes/onboard.py": ("metrics.csv", "config.yaml", "figures/recovery.png"),
     "recipes/head_scaling.py": ("metrics.csv", "config.yaml"),
     "recipes/jpeg_matrix.py": ("metrics.csv", "config.yaml", "figures/svm_binary_seen.png"),
     "recipes/tip_adapter.py": ("metrics.csv", "config.yaml", "figures/shots.png"),
