@@ -8,8 +8,7 @@ For 1 to 512 images a class, several draws each: the published Tip-Adapter (2207
 is the cosine to text prompts; for a backbone without texts, --prior probe takes the logits of that regression. All is
 trained, tuned and selected on training and validation rows. With thousands of images a probe wins or ties: look at the
 left of the curve. Without flags: the embedded world and tiny CLIP, about 2 minutes on 2 cores, half of it encoding.
-Results to expect: results/README.md. --methods with one method, one number of shots and one draw is a single detector:
-its scores are kept.
+Results to expect: results/README.md. One method, number of shots and draw: its scores are kept, too.
 """
 
 from dataclasses import dataclass
@@ -88,10 +87,8 @@ def main(cfg: Config) -> None:
     prompts = [REAL if name == "real" else FAKE if name == "fake" else family_prompts(name) for name in classes]
     texts = prompt_features(cfg.backbone, prompts) if cfg.prior == "text" else None
     backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
-    views = (*cfg.train_views, *cfg.test_views)
-    features = extract(
-        backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **run.encoding(cfg.num_workers)
-    )
+    views, encoding = (*cfg.train_views, *cfg.test_views), run.encoding(cfg.num_workers)
+    features = extract(backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **encoding)
     run.begin(data=rows.digest, base=backbone.fingerprint)
     if not run.main:
         return run.end()
@@ -146,8 +143,7 @@ def main(cfg: Config) -> None:
 
     mean = study.over_last_key()
     about = f"Mean over {cfg.draws} draws of the shots; in brackets the smallest and the largest of them."
-    figures = {"shots": curves(mean.cells, cfg.test_views)}
-    finish(run, rows, study, [about, *mean.grids()], figures, **facts)
+    finish(run, rows, study, [about, *mean.grids()], {"shots": curves(mean.cells, cfg.test_views)}, **facts)
 
 
 if __name__ == "__main__":
