@@ -1,5 +1,6 @@
 """What a user deploys: backbone, adapter, head and threshold in one directory."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.files import atomic, write_text
+from adapt.files import atomic, sha256, write_text
 from adapt.models.backbones import Backbone, load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import load_adapter, save_adapter
@@ -116,6 +117,16 @@ def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
     head.load_state_dict(head_tensors)
     return Detector(base, head, record["threshold"]).eval()
+
+
+def detector_digest(folder: str | Path) -> str:
+    """SHA-256 (hex) over the files of a saved detector, its card aside: the same wherever the folder lies."""
+    folder = Path(folder)
+    if not (folder / "detector.json").is_file():
+        raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
+    files = [folder / "detector.json", folder / "head.safetensors", *sorted((folder / "adapter").glob("adapter_*"))]
+    found = [(path.name, sha256(path)) for path in files if path.is_file()]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 @torch.no_grad()

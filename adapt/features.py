@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +125,13 @@ class Features:
     ids: np.ndarray  # (n,) 32 raw bytes each; zeros for a file that could not be opened
     missing: dict[int, str]  # row -> why its file could not be opened
     spaces: dict[tuple[str, str], Space]  # by layer and view
+
+    def select(self, rows: np.ndarray, manifest: Manifest) -> "Features":
+        """Features of these rows, as those of a manifest that holds the same images in this order."""
+        if list(self.manifest["file"][rows]) != list(manifest["file"]):
+            raise ValueError("the manifest does not hold the images of these rows")
+        missing = {place: self.missing[row] for place, row in enumerate(rows) if row in self.missing}
+        return replace(self, manifest=manifest, ids=self.ids[rows], missing=missing)
 
     def reasons(self, view: str) -> np.ndarray:
         """(n,) object: "" where the image has features under this view, else why not."""

@@ -59,13 +59,16 @@ class Run(Processes):
 
     # -- start, resume, end ------------------------------------------------------------------------------------
 
-    def finished(self) -> bool:
-        """Whether this directory already holds the complete result of this very config; another one is refused."""
+    def finished(self, **identity) -> bool:
+        """Whether this directory already holds the complete result of this very config; another one is refused.
+
+        `identity`: further facts that are known before any work.
+        """
         path = self.folder / "provenance.json"
         if not path.is_file():
             return False
         before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        now = self._config_identity()
+        now = self._config_identity() | identity
         self._refuse_difference({key: before.get(key) for key in now}, now)
         return True
 
@@ -223,9 +226,12 @@ class Run(Processes):
         if (due or stop) and not self.epoch_ended:  # an epoch's last checkpoint follows its validation, in `select`
             self.save(leave=stop > 0)
 
-    def select(self, score: float) -> None:
-        """Keep the present weights if `score` (of validation data, higher is better) is the best so far; then save."""
-        if self.selected is None or score > self.selected[0]["score"]:
+    def select(self, score: float, last: bool = False) -> None:
+        """Keep the present weights if `score` (of validation data, higher is better) is the best so far; then save.
+
+        `last` keeps them whatever the score: for data that validation rows do not stand for.
+        """
+        if last or self.selected is None or score > self.selected[0]["score"]:
             weights = {name: p.detach().cpu().clone() for name, p in checkpoint.trainable(self.bare).items()}
             self.selected = ({"epoch": self.step_number // self._epoch_steps, "score": score}, weights)
         self.save(leave=self._mean(self._asked_to_stop())[0] > 0)

@@ -41,8 +41,10 @@ SHOWN = {
 class Study:
     """Named scores and what they say. `keys` names the parts of a name; rows keep the order in which they came."""
 
-    def __init__(self, keys: Sequence[str], resamples: int, seed: int) -> None:
-        self.keys, self.resamples, self.seed = tuple(keys), resamples, seed
+    def __init__(
+        self, keys: Sequence[str], resamples: int, seed: int, shown: Mapping[str, tuple[str, str]] = SHOWN
+    ) -> None:
+        self.keys, self.resamples, self.seed, self.shown = tuple(keys), resamples, seed, shown
         self.cells: dict[Key, list[Cell]] = {}
 
     def add(self, key: Key, scores: Scores) -> None:
@@ -51,25 +53,25 @@ class Study:
         self.cells[key] = evaluate(scores, self.resamples, self.seed)
 
     def at(self, key: Key, view: str, shown: str) -> Cell | None:
-        """The cell that a table of `SHOWN` has at one row and view."""
-        return index(self.cells[key]).get((ALL, view, *SHOWN[shown]))
+        """The cell that a table of `shown` has at one row and view."""
+        return index(self.cells[key]).get((ALL, view, *self.shown[shown]))
 
-    def grids(self, tables: Sequence[str] = tuple(SHOWN), level: str = "##") -> list[str]:
-        """One Markdown table for each of `tables`: a row for each name, a column for each view."""
+    def grids(self, level: str = "##") -> list[str]:
+        """One Markdown table for each of `shown`: a row for each name, a column for each view."""
         views = list(dict.fromkeys(view for cells in self.cells.values() for view in views_of(cells)))
         page = []
-        for title in tables:
+        for title in self.shown:
             rows = [[*self.keys, *views]]
             for key, cells in self.cells.items():
                 found = index(cells)
-                rows.append([*key, *(show(found.get((ALL, view, *SHOWN[title]))) for view in views)])
+                rows.append([*key, *(show(found.get((ALL, view, *self.shown[title]))) for view in views)])
             if any(word != "n/a" for row in rows[1:] for word in row[len(self.keys) :]):
                 page += [f"{level} {title}", grid(rows)]
         return page
 
     def over_last_key(self) -> "Study":
         """Means over the last key (draws, seeds); instead of intervals the smallest and the largest value."""
-        mean = Study(self.keys[:-1], self.resamples, self.seed)
+        mean = Study(self.keys[:-1], self.resamples, self.seed, self.shown)
         for name in dict.fromkeys(key[:-1] for key in self.cells):
             found = [index(cells) for key, cells in self.cells.items() if key[:-1] == name]
             for place, cell in found[0].items():

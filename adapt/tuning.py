@@ -1,20 +1,58 @@
-"""What is trained: a head on cached features, or adapters in the tower beneath it; one face for both."""
+"""What is trained: a head on cached features, or adapters in the tower beneath it; one face for both. And the
+detector that a run goes on from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from adapt.data.groups import Groups
 from adapt.data.manifest import Manifest
-from adapt.detector import Detector, score
+from adapt.detector import Detector, load_detector, score
+from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features import Features
 from adapt.models.backbones import Backbone
 from adapt.models.heads import LinearHead
+from adapt.models.lora import add_adapter
 from adapt.probing import FeatureGroups, score_features
 from adapt.processes import Processes
+
+
+def continued(folder: Path, config: Any, say: Callable[[str], object]) -> Detector:
+    """The saved detector, ready to be trained on; `say` gets a line about the config's flags that this leaves idle.
+
+    Its base, layer, geometry, precision, adapter and head are what training goes on with; one without an adapter gets
+    a fresh one by the config. A residual of an SVD goes on as the LoRA that it was saved as. Refuses a flag that is
+    neither at its default nor what the detector has; `backbone` may name the same weights at another place.
+    """
+    default = type(config)()
+    detector = load_detector(folder, None if config.backbone == default.backbone else config.backbone)
+    backbone, head = detector.backbone, detector.head
+    own = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
+    own["precision"] = "bf16" if backbone.dtype == torch.bfloat16 else "fp32"
+    adapter = getattr(backbone.tower, "peft_config", {}).get("default")
+    if adapter is not None:
+        own["update"] = "lora"
+        if adapter.peft_type == "LORA":
+            own |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
+    for name, has in own.items():
+        if (asked := getattr(config, name)) not in (getattr(default, name), has):
+            raise Refusal(f"--{name} {asked}: training goes on from {folder}, which has {has}; leave the flag out")
+    if getattr(head, "pairs", ()):
+        raise Refusal(f"{folder} counts votes of duels (svm, several classes), which cannot be trained on")
+    head.requires_grad_(True)
+    if adapter is None:
+        size = (config.rank, config.alpha, config.dropout, config.last_blocks, config.seed)
+        add_adapter(backbone, config.targets, *size, config.update)
+        say(f"going on from {folder}: its head, with a fresh adapter")
+    else:
+        idle = "--targets, --last_blocks, --rank, --alpha and --dropout do not apply"
+        say(f"going on from {folder}: its adapter and head; {idle}")
+    return detector
 
 
 class FeaturesAndLogits(nn.Module):

@@ -7,6 +7,11 @@ Trains low-rank adapters and a linear head on whole groups (a photograph and its
 validation data, freezes one threshold there, and scores the test rows under every view. Without flags it runs on
 the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2 cores. Results to expect:
 results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
+
+--init goes on from a saved detector; the page then says cell by cell what got better and worse. --focus holes shows
+its weakest (generator, view) cells of validation rows more often, and the same command without it is the control;
+--onboard, with or without --init, learns a new generator from --shots of its groups (adapt/data/focus.py and
+adapt/data/onboarding.py say how).
 """
 
 from dataclasses import dataclass
@@ -21,6 +26,12 @@ from adapt.cli import run as run_recipe
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
+    init: Path | None = None  # a saved detector to go on from: its base, layer, precision, adapter and head
+    focus: Literal["holes"] | None = None  # show the cells more often in which the --init detector is weakest
+    holes: int = 4  # how many (generator, view) cells those are
+    onboard: str | None = None  # a generator without training rows to learn
+    shots: int | None = None  # from how many of its groups; 0: the control, trained as long on the same test rows
+    focus_share: float = 0.5  # of the groups of an epoch, which show a hole or the new generator
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
@@ -50,9 +61,8 @@ class Config:
     seed: int = 0  # of adapters, draws, dropout and bootstrap
 
     def __post_init__(self) -> None:
-        at_least(
-            1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps", "resamples"
-        )
+        at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps")
+        at_least(1, self, "resamples", "holes")
         at_least(0, self, "learning_rate", "head_learning_rate", "weight_decay", "dropout", "warmup", "seed")
 
 
@@ -61,30 +71,43 @@ def main(cfg: Config) -> None:
     import torch
 
     from adapt.data.groups import Groups
+    from adapt.data.onboarding import onboard
     from adapt.detector import Detector, score
     from adapt.embedded import read_manifests
+    from adapt.holes import aim_of, before_and_after, origin_of
     from adapt.models.backbones import load_backbone
     from adapt.models.heads import LinearHead, balanced_bce
     from adapt.models.lora import add_adapter
     from adapt.report import log_validation, report, require_classes, show_finished, validation_score
     from adapt.run import Run, warmup_cosine
+    from adapt.tuning import continued
 
     run = Run(cfg)
-    if run.finished():
+    origin = origin_of(cfg)
+    if run.finished(**origin):
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
+    if cfg.onboard:
+        rows = onboard(rows, cfg.onboard, cfg.shots, cfg.seed)[1]
     train_rows = rows.select(rows["split"] == "train")
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
 
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
-    add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
-    detector = Detector(backbone, LinearHead(backbone.dim))
+    if cfg.init:
+        detector = continued(cfg.init, cfg, run.say).to(run.device)
+    else:
+        backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+        add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
+        detector = Detector(backbone, LinearHead(backbone.dim))
+    backbone = detector.backbone
 
+    workers = run.workers(cfg.num_workers)
+    scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    aim = aim_of(cfg, detector, rows, scoring, run.say)
     labels = train_rows.fake
     if cfg.permute_labels:
         labels = np.random.default_rng(cfg.seed).permutation(labels)
-    train = Groups(train_rows, backbone.preprocess, cfg.train_views, cfg.seed, labels)
+    train = Groups(train_rows, backbone.preprocess, cfg.train_views, cfg.seed, labels, focus=aim.focus)
 
     optimizer = torch.optim.AdamW(
         [
@@ -100,10 +123,10 @@ def main(cfg: Config) -> None:
         schedule=lambda step: warmup_cosine(step, steps, int(cfg.warmup * steps)),
         data=rows.digest,
         base=backbone.fingerprint,
+        **origin,
+        aim=aim.cells,
     )
 
-    workers = run.workers(cfg.num_workers)
-    scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
     for batch in run.steps(train, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, workers):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
@@ -111,12 +134,13 @@ def main(cfg: Config) -> None:
         if run.epoch_ended:
             scores = score(detector, rows, val, cfg.train_views, progress="validation", **scoring)
             log_validation(run, scores)
-            run.select(validation_score(scores))
+            run.select(validation_score(scores), last=cfg.onboard is not None)
 
     picked = run.use_selected()
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
-    report(run, detector, rows, scores, cfg.resamples, trainable_parameters=trained, **picked)
+    compared = before_and_after(cfg, aim, rows, scores, scoring, run.device)
+    report(run, detector, rows, scores, cfg.resamples, *compared, trainable_parameters=trained, **picked)
 
 
 if __name__ == "__main__":

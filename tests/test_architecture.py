@@ -23,7 +23,14 @@ ORDER = [
     {"adapt.data.sources.hub", "adapt.data.sources.listing"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
-    {"adapt.data.align", "adapt.data.duplicates", "adapt.data.groups", "adapt.data.pairing"},
+    {
+        "adapt.data.align",
+        "adapt.data.duplicates",
+        "adapt.data.focus",
+        "adapt.data.groups",
+        "adapt.data.onboarding",
+        "adapt.data.pairing",
+    },
     {"adapt.embedded"},
     {
         "adapt.models.attention",
@@ -56,7 +63,8 @@ ORDER = [
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
-    {"adapt.ablation", "adapt.frontier", "adapt.tuning", "adapt.variants"},
+    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
+    {"adapt.shots"},
 ]
 
 

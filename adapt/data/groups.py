@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from adapt.data.focus import Focus
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
@@ -49,7 +50,7 @@ class Groups(Dataset):
     """Training data: item (epoch, g) is group g under the view and the crop drawn for that epoch.
 
     `fake` replaces the labels of the manifest, for the control with permuted labels. With `twins` every image comes
-    a second time at the same place under another of the views.
+    a second time at the same place under another of the views. With `focus` some groups show a cell instead.
     """
 
     def __init__(
@@ -60,14 +61,17 @@ class Groups(Dataset):
         seed: int,
         fake: np.ndarray | None = None,
         twins: bool = False,
+        focus: Focus | None = None,
     ) -> None:
+        if twins and focus:
+            raise ValueError("a group that shows a cell stands under the view of that cell only")
         self.manifest = manifest
         self.preprocess = preprocess
         self.views = [parse_view(name) for name in views]
         self.seed = seed
         self.groups = manifest.groups()
         self.fake = manifest.fake if fake is None else fake
-        self.twins = twins
+        self.twins, self.focus = twins, focus
         self.weight = class_weights(self.fake)
         self.group_weight = len(self.fake) / len(self.groups)  # mean of the summed weights of a group
 
@@ -78,22 +82,26 @@ class Groups(Dataset):
         epoch, g = key
         rows = self.groups[g]
         draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
-        views = draw_views(len(self.views), draw, self.twins)
+        shown = self.focus.choose(rows, draw) if self.focus else None
+        views = [shown.view] if shown else draw_views(len(self.views), draw, self.twins)
+        rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
         pixels, read, unreadable = [[] for _ in views], [], []
-        for row in rows:
+        for place, row in enumerate(rows):
             try:
                 image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
                 made = [self.preprocess(self.views[view](image, at), crop_at) for view in views]
             except Unreadable as problem:
                 unreadable.append((self.manifest["path"][row], str(problem)))
                 continue
-            read.append(row)
+            read.append(place)
             for under_view, tensor in zip(pixels, made, strict=True):
                 under_view.append(tensor)
         size = self.preprocess.size
         stacked = [torch.stack(p) if p else torch.empty(0, 3, size, size, dtype=torch.uint8) for p in pixels]
-        return make_batch(torch.cat(stacked), self.fake[read], self.weight[read], g, len(views), unreadable)
+        rows, scale = rows[read], scale[read]
+        weight = self.weight[rows] * scale
+        return make_batch(torch.cat(stacked), self.fake[rows], weight, g, len(views), unreadable)
 
 
 def class_weights(fake: np.ndarray) -> np.ndarray:

@@ -76,6 +76,10 @@ class Manifest:
         rows = rows if rows.dtype == bool else rows.astype(np.intp)
         return Manifest({name: values[rows] for name, values in self.columns.items()})
 
+    def resplit(self, split: Sequence[str]) -> "Manifest":
+        """The same rows in other splits; refuses what `read` refuses."""
+        return self._checked(self.columns | {"split": _strings(split)})
+
     def groups(self) -> list[np.ndarray]:
         """Row indices of each group, groups in order of first appearance."""
         rows: dict[str, list[int]] = {}

@@ -24,6 +24,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*"
 SEEN, UNSEEN = "#0072B2", "#D55E00"
 KINDS = {"real": "#000000", "processed real": "#009E73", "seen fakes": SEEN, "unseen fakes": UNSEEN}
+SEEN_AND_UNSEEN = {"seen generators": "mean:seen", "unseen generators": "mean:unseen"}
 PANELS = 6  # views in the figures that give each view a panel; more would be unreadable
 
 
@@ -231,20 +232,25 @@ def confusion(attribution: Attribution, view: str) -> Figure:
     return figure
 
 
-def curves(cells: Mapping[tuple[str, ...], Sequence[Cell]], views: Sequence[str]) -> Figure:
-    """AUC over the number of shots, by (method, shots): a column for each view, seen generators above unseen ones."""
+def curves(
+    cells: Mapping[tuple[str, ...], Sequence[Cell]],
+    views: Sequence[str],
+    lines: Mapping[str, str] = SEEN_AND_UNSEEN,
+    shots: str = "images a class",
+) -> Figure:
+    """AUC over the number of shots, by (method, shots): a column for each view, one line for each of `lines`."""
     methods = list(dict.fromkeys(name for name, _ in cells))
     figure = Figure(figsize=(3.2 * len(views), 5.6), layout="constrained")
-    panels = figure.subplots(2, len(views), sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(len(lines), len(views), sharex=True, sharey=True, squeeze=False)
     found = {key: index(of_key) for key, of_key in cells.items()}
-    for line, kind in enumerate(("seen", "unseen")):
+    for line, (title, mean) in enumerate(lines.items()):
         for column, view in enumerate(views):
             axes = panels[line, column]
             for i, method in enumerate(methods):
-                shots = sorted(int(number) for name, number in cells if name == method)
-                points = [found[method, str(number)].get((ALL, view, f"mean:{kind}", "auc")) for number in shots]
-                kept = [(number, cell) for number, cell in zip(shots, points, strict=True) if cell is not None]
-                if shots == [0] and kept:  # no shots at all: a level
+                numbers = sorted(int(number) for name, number in cells if name == method)
+                points = [found[method, str(number)].get((ALL, view, mean, "auc")) for number in numbers]
+                kept = [(number, cell) for number, cell in zip(numbers, points, strict=True) if cell is not None]
+                if numbers == [0] and kept:  # no shots at all: a level
                     axes.axhline(kept[0][1].value, color=COLOURS[i], linestyle=":", label=method)
                 elif kept:
                     axes.plot([n for n, _ in kept], [c.value for _, c in kept], label=method, **_style(i))
@@ -254,8 +260,8 @@ def curves(cells: Mapping[tuple[str, ...], Sequence[Cell]], views: Sequence[str]
             numbers = sorted({int(number) for _, number in cells} - {0})
             axes.set_xticks(numbers, labels=[str(number) for number in numbers])
             axes.axhline(0.5, color="#888888", linewidth=0.8)
-            axes.set_title(f"{view}, {kind} generators", fontsize=9)
-    figure.supxlabel("images a class")
+            axes.set_title(f"{view}, {title}", fontsize=9)
+    figure.supxlabel(shots)
     figure.supylabel("AUC")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(methods), fontsize=8, frameon=False)

@@ -116,7 +116,7 @@ class Backbone(nn.Module):
 
     def identity(self, layer: str) -> dict[str, Any]:
         """What decides the features of a layer, wherever the weights lie."""
-        decides = {key: value for key, value in self.fingerprint.items() if key != "name"}
+        decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
         return decides | {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
 
     @property
@@ -183,6 +183,20 @@ def _load(name: str) -> Loaded:
     raise Refusal(
         f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME@FILE"
     )
+
+
+def _adapter(tower: nn.Module) -> dict[str, str]:
+    """What an adapter as it is now adds to the weights beneath it; nothing where there is none."""
+    config = getattr(tower, "peft_config", {}).get("default")
+    if config is None:
+        return {}
+    from peft import get_peft_model_state_dict
+
+    digest = hashlib.sha256(repr([getattr(config, name, None) for name in ("r", "lora_alpha")]).encode())
+    for name, tensor in sorted(get_peft_model_state_dict(tower, save_embedding_layers=False).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"adapter": digest.hexdigest()}
 
 
 def weights_digest(tower: nn.Module) -> str:

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from adapt.models.heads import binary_logit
 from adapt.models.probes import Probe
-from adapt.models.tip_adapter import TipAdapter, text_prior
+from adapt.models.tip_adapter import TipAdapter, probe_prior, text_prior
 
 
 class PriorHead(nn.Module):
     """Features (n, d) -> logit of "AI-generated" (n,), and one logit for each of `classes`.
 
-    The prior is the cosine to `texts` (classes, d), or the class logits of a `probe`, or zero; `cache` adds its votes.
+    The prior is the cosine to `texts` (classes, d), or the class logits of a `probe`, or the logit of any other `head`
+    of two classes, or zero; `cache` adds its votes.
     """
 
     def __init__(
@@ -22,13 +23,14 @@ class PriorHead(nn.Module):
         texts: Tensor | None = None,
         probe: Probe | None = None,
         cache: TipAdapter | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.classes, self.texts, self.probe, self.cache = tuple(classes), texts, probe, cache
+        self.classes, self.texts, self.probe, self.cache, self.head = tuple(classes), texts, probe, cache, head
 
     def beside(self, cache: TipAdapter) -> "PriorHead":
         """The same prior with a cache."""
-        return PriorHead(self.classes, self.texts, self.probe, cache)
+        return PriorHead(self.classes, self.texts, self.probe, cache, self.head)
 
     def prior(self, features: Tensor) -> Tensor:
         """Logits (n, classes) before the cache votes."""
@@ -36,6 +38,8 @@ class PriorHead(nn.Module):
             return self.probe.class_logits(features)
         if self.texts is not None:
             return text_prior(features, self.texts)
+        if self.head is not None:
+            return probe_prior(self.head(features), len(self.classes))
         return torch.zeros(len(features), len(self.classes))
 
     def class_logits(self, features: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""A new generator from few images: the recovery curve of a detector, and what it forgets.
+
+    python recipes/onboard.py --detector results/lora-l14/detector --generator NAME --manifest data.csv \\
+        --output_dir results/onboard-name
+
+Learns a generator that has test rows only from K of its groups, K = 1 to 64, several draws each, in four ways: LoRA
+that goes on from the detector, and on cached features of the detector's own tower a probe fitted again, Tip-Adapter
+(2207.09519) with the detector's logit as its prior, and Tip-Adapter-F. At most half of the generator's test groups
+form a pool that leaves the test split, the same for every K and draw, so that all numbers are of the same test rows;
+nothing is chosen on them. Each LoRA is a run of recipes/lora.py of its own under the output folder, continued if it
+was stopped; `--methods probe tip tip-f` needs seconds a fit, and encodes the images once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
+
+PASSED_ON = (
+    *("manifest", "train_views", "test_views", "epochs", "groups", "learning_rate", "head_learning_rate"),
+    "resamples",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    detector: Path  # folder of a saved detector
+    generator: str  # the new one: test rows only
+    manifest: tuple[str, ...] = ("embedded",)  # the one of the detector's training
+    output_dir: Path = Path("results/runs/onboard")  # run directory, and the folder of the LoRA runs
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # groups of the new generator; at most 64 and half of what it has
+    seeds: tuple[int, ...] = (0, 1, 2)  # draws of the shots, and of training
+    methods: tuple[Literal["probe", "tip", "tip-f", "lora"], ...] = ("probe", "tip", "tip-f", "lora")
+    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
+    epochs: int = 5  # of LoRA
+    groups: int = 8  # of LoRA: groups per optimizer step
+    learning_rate: float = 4e-3  # of LoRA: of the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # of LoRA: of the head
+    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cached_only: bool = False  # refuse to encode what lies in no cache
+    resamples: int = 200  # bootstrap resamples of groups behind every interval
+    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    processes: int = 1  # training processes of each LoRA
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "shots", "epochs", "groups", "resamples", "processes")
+        at_least(0, self, "seeds", "learning_rate", "head_learning_rate")
+        for name in ("shots", "seeds", "methods"):
+            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise Refusal(f"--{name}: give one or more, each once")
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[0]
+
+
+def main(cfg: Config) -> None:
+    import numpy as np
+
+    from adapt.cells import Cell, run_cells
+    from adapt.data.onboarding import onboard
+    from adapt.detector import load_detector
+    from adapt.embedded import read_manifests
+    from adapt.evaluation.scores import Scores
+    from adapt.features import extract
+    from adapt.holes import origin
+    from adapt.models.tip_head import PriorHead
+    from adapt.probing import score_features
+    from adapt.report import require_classes, show_finished
+    from adapt.run import Run
+    from adapt.shots import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
+    from adapt.study import finish
+
+    run = Run(cfg)
+    known = origin(cfg.detector, cfg.generator)
+    if run.finished(**known):
+        return show_finished(run)
+    rows = read_manifests(cfg.manifest)
+    require_classes(rows)
+    onboard(rows, cfg.generator, max(cfg.shots), cfg.seed)  # refused before any work
+    runs = [(shots, seed) for shots in (0, *cfg.shots) for seed in cfg.seeds]
+    scores: dict[tuple[str, str, str], Scores] = {}
+
+    detector = load_detector(cfg.detector)
+    backbone = detector.to(run.device).backbone
+    views = (*cfg.train_views, *cfg.test_views)
+    cached = {"cache": cfg.cache, "cached_only": cfg.cached_only}
+    features = extract(backbone, rows, views, **cached, **run.encoding(cfg.num_workers))
+    run.begin(data=rows.digest, base=backbone.fingerprint, **known)
+    if not run.main:
+        return run.end()
+    head = detector.cpu().head
+
+    for shots, seed in runs:
+        which, lent = onboard(rows, cfg.generator, shots, seed)
+        few, held = features.select(which, lent), np.flatnonzero(lent["split"] != "train")
+        heads = {AS_IS: PriorHead(CLASSES, head=head)} if (shots, seed) == runs[0] else {}
+        if "probe" in cfg.methods:
+            heads["probe"] = refitted(few, cfg.generator, cfg.train_views, seed)
+        if shots and {"tip", "tip-f"} & set(cfg.methods):
+            tips = tip_heads(few, cfg.generator, cfg.train_views, seed, head, "tip-f" in cfg.methods)
+            heads |= {name: tip for name, tip in tips.items() if name != "Tip-Adapter" or "tip" in cfg.methods}
+        for name, found in heads.items():
+            of_all = score_features(few, held, cfg.test_views, found)
+            scores[name, str(shots), str(seed)] = recast(of_all, rows, cfg.generator)
+        run.say(f"{shots} shots, seed {seed}: " + (", ".join(heads) or "LoRA follows"))
+    if "lora" in cfg.methods:
+        given = {name: getattr(cfg, name) for name in PASSED_ON} | {"init": cfg.detector, "onboard": cfg.generator}
+        given |= {"num_workers": cfg.num_workers} if cfg.num_workers is not None else {}
+        cells = {r: Cell(f"lora-{r[0]}-seed{r[1]}", "lora", given | {"shots": r[0], "seed": r[1]}) for r in runs}
+        if failed := run_cells(list(cells.values()), cfg.output_dir, cfg.processes, run.say):
+            raise Refusal(f"{', '.join(failed)} failed (see the .log files): the same command tries again")
+        for (shots, seed), cell in cells.items():
+            found = Scores.read(cfg.output_dir / cell.name / "scores.parquet")
+            scores["LoRA", str(shots), str(seed)] = recast(found, rows, cfg.generator)
+
+    finish(run, rows, *recovery(cfg, rows, scores), generator=cfg.generator)
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)
