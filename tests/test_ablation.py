@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import ablation as recipe
+import color_fusion
 import linear_probe  # noqa: F401 (as open_clip and the report: loaded once here, inherited by every child)
 import numpy as np
 import open_clip  # noqa: F401
@@ -43,7 +44,7 @@ METHODS = (
     ("logistic", "tip_adapter", {**TIP, "methods": ("logistic",)}, 0.1),
     ("broken", "tip_adapter", {**TIP, "layer": "block99", "prior": "none"}, 0.1),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.1),
-    ("labels-permuted", "linear_probe", {"permute_labels": True}, 0.1),
+    ("labels-permuted", "linear_probe", {"layer": "proj", "permute_labels": True}, 0.1),
 )
 
 
@@ -166,6 +167,32 @@ def test_numbers_are_those_of_sklearn(config, numbers) -> None:
     costs = {n.metric: n for n in numbers if n.method == "logistic" and not n.view}
     assert costs["trainable_parameters"].value == record["trainable_parameters"]
     assert 0 < costs["minutes"].value < record["seconds"] / 60 and costs["peak_memory_mib"].value > 100
+
+
+def test_a_single_source_of_colour_leaves_its_scores(config, done, tmp_path) -> None:
+    """Scores of all test views, whose AUC is that of the page."""
+    color_fusion.main(
+        color_fusion.Config(
+            manifest=config.manifest,
+            output_dir=tmp_path / "colour",
+            features=("colour",),
+            apart=False,
+            train_views=("none",),
+            test_views=VIEWS,
+            cache=config.cache,
+            resamples=5,
+            num_workers=0,
+        )
+    )
+    kept = Scores.read(tmp_path / "colour" / "scores.parquet")
+    assert {(s, v) for s, v in zip(kept["split"], kept["view"], strict=True)} == {
+        (split, view) for split in ("val", "test") for view in VIEWS
+    }
+    cells = cells_module.read_metrics(tmp_path / "colour" / "metrics.csv")
+    assert list(cells) == [("colour", "none")]
+    page = {(c.view, c.generator): c.value for c in cells["colour", "none"] if c.metric == "auc"}
+    for view in VIEWS:
+        assert page[view, "grid"] == pytest.approx(sample_auc(kept, view, "grid"), abs=1e-6)
 
 
 def test_controls_stand_last_and_take_no_part(config, numbers) -> None:
@@ -381,7 +408,7 @@ def test_a_latex_table_has_as_many_columns_everywhere() -> None:
     assert len(lines) == 2 + len(rows) and {columns_of(line) for line in lines} == {4}
     assert r"\begin{tabular}{lrrr}" in text and r"\cmidrule(lr){2-3}" in text and text.count(r"\midrule") == 2
     assert r"$\mathbf{0.9}_{0.8}^{1.0}$" in text and r"& 1 $^{\dagger}$ \\" in text
-    assert r"\caption{T\_1 \& more}" in text and text.count("{") == text.count("}")
+    assert r"\caption{T\_1 \& more. Subscript" in text and text.count("{") == text.count("}")
     for command in ("toprule", "bottomrule", "end{tabular}", "end{table*}"):
         assert text.count("\\" + command) == 1
 

@@ -290,8 +290,9 @@ def cost_against_accuracy(
                 axes.plot(x, cell.value, MARKERS[i % 7], color=COLOURS[i % 7], label=_short(name), **style)
             steps = sorted((x, c.value) for x, c, on in zip(place, cells, on_frontier[cost, kind], strict=True) if on)
             axes.step(*zip(*steps, strict=True), where="post", color="0.6", linewidth=0.8, zorder=0) if steps else None
-            if min(place) > 0 and max(place) > 10 * min(place):
-                axes.set_xscale("log")
+            smallest = min((x for x in place if x > 0), default=0)
+            if 0 < 10 * smallest < max(place):  # a cost of 0 has no logarithm
+                axes.set_xscale("symlog", linthresh=smallest) if min(place) <= 0 else axes.set_xscale("log")
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
             if line == len(accuracies) - 1:

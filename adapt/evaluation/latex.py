@@ -12,6 +12,11 @@ SPECIAL = {
     **{"|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}"},  # a \\ takes a [ or a * behind it for its own
     **{TIE: r"$^{\dagger}$", "±": r"$\pm$"},
 }
+CAPTION = (
+    r"Subscript and superscript: 95\,\% interval (bootstrap over groups); {\tiny$\pm$}: half the range over seeds. "
+    r"Bold: the best of its column, separated from all others by a paired bootstrap (no correction); "
+    r"$^{\dagger}$: the best and those not separated from it. Rows below the last rule: controls."
+)  # of a table in which something is marked
 
 
 def escape(word: str) -> str:
@@ -22,7 +27,9 @@ def escape(word: str) -> str:
 def table(given: Table, name: str) -> str:
     """A table* with booktabs' rules, as wide as the page; `name` is its label."""
     kinds = "".join("l" if _words(given, i) else "r" for i in range(len(given.header)))
-    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{escape(given.title)}}}", rf"\label{{{name}}}"]
+    marked = any(entry.mark for row in given.rows for entry in row)
+    caption = escape(given.title) + (f". {CAPTION}" if marked else "")
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{name}}}"]
     lines += [r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *_heading(given)]
     lines.append(r"\midrule")
     for i, row in enumerate(given.rows):
