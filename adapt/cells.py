@@ -53,11 +53,16 @@ class Cell:
     recipe: str
     flags: Mapping[str, Any]
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The same for cells that differ in the seed only."""
+        return self.recipe, repr({name: value for name, value in self.flags.items() if name not in ("seed", "seeds")})
+
     def config(self, root: Path) -> Any:
         """The recipe's own config; an unknown flag and an impossible value are refused before anything runs."""
         if not NAME.fullmatch(self.name):
             raise Refusal(f"cell {self.name!r}: a name is a folder's, of letters, digits and . @ + - _")
-        of_recipe = _config_class(self.recipe)
+        of_recipe = config_class(self.recipe)
         known = [field.name for field in fields(of_recipe)]
         for flag in self.flags:
             if flag not in known or flag == "output_dir":
@@ -101,7 +106,8 @@ class Cell:
         return json.loads((root / self.name / "provenance.json").read_text(encoding="utf-8"))
 
 
-def _config_class(recipe: str) -> type:
+def config_class(recipe: str) -> type:
+    """The `Config` of a recipe, by its file's name."""
     path = RECIPES / f"{recipe}.py"
     if not path.is_file():
         raise Refusal(f"no recipe {recipe!r}; there are: {', '.join(sorted(p.stem for p in RECIPES.glob('*.py')))}")
@@ -124,22 +130,32 @@ def select(cells: Sequence[Cell], only: Sequence[str] = (), shard: int = 0, num_
     return chosen[shard::num_shards]
 
 
-def plan(cells: Sequence[Cell], root: Path) -> str:
-    """One line a cell: state, minutes taken or estimated from finished cells of the same recipe, command; the sum."""
+def plan(cells: Sequence[Cell], root: Path, guess: Mapping[str, float] | None = None) -> str:
+    """One line a cell: state, minutes, command; the sum.
+
+    Minutes are those that it took, or those of finished cells that differ from it in the seed only, or the `guess` by
+    its name, or those of finished cells of the same recipe, whichever comes first.
+    """
     states = {cell.name: cell.state(root) for cell in cells}
     took = {cell.name: cell.record(root)["seconds"] / 60 for cell in cells if states[cell.name] == "finished"}
-    usual = {
-        recipe: statistics.median(took[cell.name] for cell in cells if cell.name in took and cell.recipe == recipe)
-        for recipe in {cell.recipe for cell in cells if cell.name in took}
-    }
+    like: dict[object, list[float]] = {}
+    for cell in cells:
+        for kind in (cell.kind, cell.recipe) if cell.name in took else ():
+            like.setdefault(kind, []).append(took[cell.name])
+
+    def estimate(cell: Cell) -> float | None:
+        of_kind, of_recipe = (statistics.median(like[k]) if k in like else None for k in (cell.kind, cell.recipe))
+        return next((m for m in (of_kind, (guess or {}).get(cell.name), of_recipe) if m is not None), None)
+
+    usual = {cell.name: minutes for cell in cells if (minutes := estimate(cell)) is not None}
     width, lines = max((len(name) for name in states), default=0), []
     for cell in cells:
-        about = f"about {usual[cell.recipe]:.1f}" if cell.recipe in usual else "unknown"
+        about = f"about {usual[cell.name]:.1f}" if cell.name in usual else "unknown"
         minutes = f"{took[cell.name]:.1f}" if cell.name in took else about
         command = f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}"
         lines.append(f"{cell.name:{width}}  {states[cell.name]:8}  {minutes:>10} min  {command}")
     todo = [cell for cell in cells if cell.name not in took]
-    known = [usual[cell.recipe] for cell in todo if cell.recipe in usual]
+    known = [usual[cell.name] for cell in todo if cell.name in usual]
     rest = f", about {sum(known):.0f} min" if known else ""
     rest += f", {len(todo) - len(known)} of unknown length" if len(known) < len(todo) else ""
     return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} to run{rest}"])
@@ -238,13 +254,13 @@ def uses_gpu(cell: Cell, root: Path) -> bool:
 def sweep_record(config: Any, cells: Sequence[Cell], root: Path) -> dict[str, Any]:
     """provenance.json of a page made from finished cells: of the first one, with the seconds of all.
 
-    Cells that saw different data or weights, because a file changed between them, are refused.
+    Cells that saw different data or weights, because a file changed between them, are refused. Layers may differ.
     """
     records = [cell.record(root) for cell in cells]
     first = records[0]
     for cell, record in zip(cells, records, strict=True):
         for part in ("data", "base"):
-            if record["identity"][part] != first["identity"][part]:
+            if _but_layer(record["identity"][part]) != _but_layer(first["identity"][part]):
                 raise Refusal(f"{root}: {cell.name} and {cells[0].name} have different {part}: delete the older one")
     return {
         "command": provenance.command(),
@@ -252,6 +268,10 @@ def sweep_record(config: Any, cells: Sequence[Cell], root: Path) -> dict[str, An
         **{key: first[key] for key in ("revision", "date", "hardware", "versions", "data")},
         "identity": plain(config) | {key: first["identity"][key] for key in ("data", "base")},
     }
+
+
+def _but_layer(fingerprint: Any) -> Any:
+    return fingerprint | {"layer": None} if isinstance(fingerprint, dict) else fingerprint
 
 
 def write_sweep(

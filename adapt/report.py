@@ -111,6 +111,7 @@ def report(
         scores.write(folder / "scores.parquet")
         cells = evaluate(scores, resamples, config.seed)
         metadata = _metadata_scores(rows, scores)
+        metadata.write(folder / "metadata.parquet")
         checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)
         attributed = attribute(scores, resamples, config.seed, config.classes) if classes_of(scores) else None
         write_tables(cells, folder, shown(record), checks, differences, sections, attributed)

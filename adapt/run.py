@@ -107,9 +107,17 @@ class Run(Processes):
         return self.model
 
     def begin(self, **identity) -> None:
-        """For a run without optimizer steps of its own (heads on cached features): open config.yaml and the logs."""
+        """For a run without optimizer steps of its own (heads on cached features): open config.yaml and the logs.
+
+        Call it when the features are there: what passed until then is not counted as training.
+        """
         self._identify(identity)
         self._open()
+
+    def trained(self) -> None:
+        """Note what the training cost until now, without what went before it: reading, loading and encoding."""
+        minutes = (self.elapsed() - self._preparation) / 60
+        self._training = {"training_minutes": round(minutes, 4), **self._peak_memory()}
 
     def record(self, **facts: Any) -> dict[str, Any]:
         """What provenance.json says: how these numbers came about."""
@@ -232,7 +240,7 @@ class Run(Processes):
     def use_selected(self) -> dict[str, Any]:
         """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._training = {"training_minutes": round(self.elapsed() / 60, 2), **self._peak_memory()}
+        self.trained()
         info, weights = self.selected
         checkpoint.load_trainable(self.bare, weights)
         return {"epoch": info["epoch"], "validation_score": info["score"]}
@@ -293,6 +301,7 @@ class Run(Processes):
         self.identity = json.loads(json.dumps(identity))
 
     def _open(self) -> None:
+        self._preparation = time.monotonic() - self._started  # of this sitting
         if self.main:
             write_text(self.folder / "config.yaml", dump(self.config))
             self.track = Track(self.folder, self.step_number, dump(self.config))

@@ -20,6 +20,7 @@ from adapt.run import Run
 
 Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
 KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "real_first", "pair_ranking", "threshold", "unreadable")
+OF_ONE = ("training_minutes", "trainable_parameters")  # mean nothing where there are many
 CONTRASTED = {
     "AUC, seen generators": ("mean:seen", "auc"),
     "AUC, unseen generators": ("mean:unseen", "auc"),
@@ -48,6 +49,7 @@ class Study:
 
     def add(self, key: Key, scores: Scores) -> None:
         """Evaluate one table of scores; its threshold comes from its own validation rows."""
+        self.latest = scores
         self.cells[key] = evaluate(scores, self.resamples, self.seed)
 
     def at(self, key: Key, view: str, shown: str) -> Cell | None:
@@ -125,8 +127,15 @@ def finish(
     figures: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> None:
-    """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones."""
+    """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones.
+
+    A study of one detector also leaves its scores, scores.parquet, and what its training cost.
+    """
     record = run.record(**facts, data=describe(rows))
+    if len(study.cells) == 1:
+        study.latest.write(run.folder / "scores.parquet")
+    else:
+        record = {name: value for name, value in record.items() if name not in OF_ONE}
     study.write_csv(run.folder / "metrics.csv")
     for name, figure in (figures or {}).items():
         save_png(figure, run.folder / "figures" / f"{name}.png")

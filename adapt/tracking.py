@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from adapt.files import write_text
 
@@ -38,3 +41,33 @@ class Track:
     def close(self) -> None:
         self.file.close()
         self.writer.close()
+
+
+Settings = Mapping[str, str | float | int | bool]
+
+
+def write_side_by_side(
+    folder: Path,
+    runs: Mapping[str, tuple[Settings, Mapping[str, float]]],
+    charts: Mapping[str, Mapping[str, list[str]]],
+) -> None:
+    """Finished runs under one logdir: settings and final numbers of each, by its name, anew each time.
+
+    `charts` (category -> title -> patterns of tags) go to the custom scalars. The summary of the experiment, which
+    names the settings and numbers of all runs, stands at the top: TensorBoard reads only one, the first that it meets.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = {name: value for given, _ in runs.values() for name, value in given.items()}
+    numbers = {name: value for _, found in runs.values() for name, value in found.items()}
+    with SummaryWriter(folder) as top:
+        top.file_writer.add_summary(hparams(settings, numbers)[0])
+        multiline = {category: {t: ["Multiline", tags] for t, tags in of.items()} for category, of in charts.items()}
+        top.add_custom_scalars(multiline)
+    for name, (given, found) in runs.items():
+        with SummaryWriter(folder / name) as writer:
+            _, start, end = hparams(dict(given), {})
+            writer.file_writer.add_summary(start)
+            for tag, value in found.items():
+                if value == value:  # there is no picture of a NaN
+                    writer.add_scalar(tag, value, 0)
+            writer.file_writer.add_summary(end)

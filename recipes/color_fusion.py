@@ -17,6 +17,8 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
+Source = Literal["colour", "backbone", "both", "grey", "fragile"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -28,6 +30,8 @@ class Config:
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
     test_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")
+    features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
+    apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not; colour is computed either way
@@ -65,30 +69,40 @@ def main(cfg: Config) -> None:
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}
 
     encoding = run.encoding(cfg.num_workers) | {"cache": cfg.cache}
-    clip = extract(backbone, rows, (*views, *grey.values()), cached_only=cfg.cached_only, **encoding)
-    colour, fragile = (extract(Colours(layer), rows, views, **encoding) for layer in ("sound", "fragile"))
-    without = {(backbone.layer, view): clip.spaces[backbone.layer, name] for view, name in grey.items()}
+    asked, sources = set(cfg.features), {}  # features, and whether they are made unit vectors as a whole
+    encoded = (*(views if asked & {"backbone", "both"} else ()), *(grey.values() if "grey" in asked else ()))
+    if encoded:
+        clip = extract(backbone, rows, encoded, cached_only=cfg.cached_only, **encoding)
+        sources["backbone"] = clip, True
+    if asked & {"colour", "both"}:
+        colour = extract(Colours("sound"), rows, views, **encoding)
+        sources["colour"] = colour, False
+    if "both" in asked:
+        sources["both"] = Joined((clip, colour), (True, False)), False
+    if "grey" in asked:
+        without = {(backbone.layer, view): clip.spaces[backbone.layer, name] for view, name in grey.items()}
+        sources["grey"] = dataclasses.replace(clip, spaces=without), True
+    if "fragile" in asked:
+        sources["fragile"] = extract(Colours("fragile"), rows, views, **encoding), False
     run.begin(data=rows.digest, base=backbone.fingerprint)
     if not run.main:
         return run.end()
 
-    sources = {  # features, and whether they are made unit vectors as a whole
-        "colour": (colour, False),
-        "backbone": (clip, True),
-        "both": (Joined((clip, colour), (True, False)), False),
-        "backbone, no chroma": (dataclasses.replace(clip, spaces=without), True),
-        "1-2 px colour (ablation)": (fragile, False),
-    }
+    names = {"grey": "backbone, no chroma", "fragile": "1-2 px colour (ablation)"}
     held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
     study = Study(("features", "trained on"), cfg.resamples, cfg.seed)
-    for name, (features, unit) in sources.items():
-        for trained_on in (*((view,) for view in cfg.train_views), cfg.train_views):
+    for source in cfg.features:
+        (features, unit), name = sources[source], names.get(source, source)
+        for trained_on in (*(((view,) for view in cfg.train_views) if cfg.apart else ()), cfg.train_views):
             label = trained_on[0] if len(trained_on) == 1 else "mixed"
             head, picked = fit_on_features(features, cfg.head, "binary", trained_on, cfg.seed, unit=unit)
             run.say(f"{name}, trained on {label}: validation {picked['validation_score']:.4f}")
-            val = score_features(features, held["val"], trained_on, head)  # the threshold's rows
+            run.trained()
+            of_threshold = trained_on if cfg.apart else cfg.test_views
+            val = score_features(features, held["val"], of_threshold, head)
             study.add((name, label), val.join(score_features(features, held["test"], cfg.test_views, head)))
-    finish(run, rows, study, study.grids(), head=cfg.head)
+    trained = sum(value.numel() for value in head.net.parameters())
+    finish(run, rows, study, study.grids(), head=cfg.head, trainable_parameters=trained)
 
 
 if __name__ == "__main__":

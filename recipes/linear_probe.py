@@ -82,6 +82,7 @@ def main(cfg: Config) -> None:
         return head, picked, score_features(features, held, cfg.test_views, head, layer)
 
     fitted = {layer: fit(cfg.classes, layer) for layer in layers}
+    run.trained()
     best = max(layers, key=lambda layer: fitted[layer][1]["validation_score"])
     head, picked, scores = fitted[best]
     if best != cfg.layer:

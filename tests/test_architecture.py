@@ -57,10 +57,13 @@ ORDER = [
     {"adapt.evaluation.metrics"},
     {"adapt.evaluation.attribution"},
     {"adapt.evaluation.tables"},
+    {"adapt.evaluation.side_by_side"},
+    {"adapt.evaluation.leaderboard"},
+    {"adapt.evaluation.latex"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
-    {"adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
+    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
     {"adapt.shots"},
 ]
 

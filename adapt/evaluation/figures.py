@@ -14,6 +14,7 @@ from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.bootstrap import ALL, BINS, distinct
 from adapt.evaluation.metrics import Cell
 from adapt.evaluation.scores import Scores
+from adapt.evaluation.side_by_side import Number
 from adapt.evaluation.tables import generators_of, index, name_of, plain, views_of
 from adapt.files import atomic
 
@@ -289,8 +290,9 @@ def cost_against_accuracy(
                 axes.plot(x, cell.value, MARKERS[i % 7], color=COLOURS[i % 7], label=_short(name), **style)
             steps = sorted((x, c.value) for x, c, on in zip(place, cells, on_frontier[cost, kind], strict=True) if on)
             axes.step(*zip(*steps, strict=True), where="post", color="0.6", linewidth=0.8, zorder=0) if steps else None
-            if min(place) > 0 and max(place) > 10 * min(place):
-                axes.set_xscale("log")
+            smallest = min((x for x in place if x > 0), default=0)
+            if 0 < 10 * smallest < max(place):  # a cost of 0 has no logarithm
+                axes.set_xscale("symlog", linthresh=smallest) if min(place) <= 0 else axes.set_xscale("log")
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
             if line == len(accuracies) - 1:
@@ -298,6 +300,27 @@ def cost_against_accuracy(
         panels[line, 0].set_ylabel(kind)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.suptitle("Cost against accuracy, 95 % intervals; the line joins what nothing dominates", fontsize=10)
+    return figure
+
+
+def methods_over_views(views: Sequence[str], kinds: Mapping[str, Mapping[str, Sequence[Cell | Number]]]) -> Figure:
+    """A panel for each kind: values of each method over the views, by its name, with 95 % bands."""
+    figure = Figure(figsize=(3.9 * len(kinds) + 2.2, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, (kind, methods) in zip(panels, kinds.items(), strict=True):
+        for i, (name, cells) in enumerate(methods.items()):
+            value, low, high = ([getattr(cell, part) for cell in cells] for part in ("value", "low", "high"))
+            hollow = {"markerfacecolor": "white"} if i // 7 % 2 else {}  # colours repeat after seven methods
+            axes.plot(range(len(views)), value, marker=MARKERS[i % 7], label=_short(name), **_style(i), **hollow)
+            axes.fill_between(range(len(views)), low, high, color=COLOURS[i % 7], alpha=0.1, linewidth=0)
+        axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
+        axes.set_xticks(range(len(views)), [_short(view) for view in views], rotation=30 if len(views) > 5 else 0)
+        axes.set_title(kind, fontsize=10)
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+    panels[0].set_ylabel("ROC-AUC, mean over generators")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.supxlabel("view of the test images; bands: 95 % intervals", fontsize=9)
     return figure
 
 

@@ -61,6 +61,17 @@ def prompt_features(name: str, prompts: Sequence[Sequence[str]]) -> Tensor:
     return F.normalize(torch.stack(means), dim=-1)
 
 
+def without_texts(name: str) -> str:
+    """Why backbone `name` has no text tower; "" if it has one. Reads config.json at most, no weights."""
+    library, _, model = name.partition(":")
+    if library == "timm" and model:
+        return str(_no_text(name))
+    if library == "transformers" and model:
+        kind = read_json(snapshot(name, model) / "config.json", name).get("model_type")
+        return "" if kind in TEXT else str(_no_text(name))
+    return ""
+
+
 def _no_text(name: str) -> Refusal:
     return Refusal(
         f"backbone {name} has no text tower, so prompts mean nothing to it: take prior logits from a linear probe, or "

@@ -1,0 +1,277 @@
+"""From a list of methods to runs of recipes, and from finished runs to one page: tables, figures, TensorBoard."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adapt.cells import Cell, config_class, sweep_record, uses_gpu, write_sweep
+from adapt.errors import Refusal
+from adapt.evaluation import leaderboard
+from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.figures import cost_against_accuracy, heat_map, methods_over_views, save_png
+from adapt.evaluation.latex import table as latex_table
+from adapt.evaluation.leaderboard import COSTS, Table
+from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.side_by_side import MEAN, Number, Row, SideBySide, read_numbers, write_numbers
+from adapt.evaluation.tables import escape
+from adapt.files import write_text
+from adapt.frontier import undominated
+from adapt.models.prompts import without_texts
+from adapt.report import shown
+from adapt.tracking import write_side_by_side
+
+METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
+SHARED = (
+    *("manifest", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
+    "num_workers",
+)
+TOWER = ("learning_rate", "epochs", "groups")  # of recipes that train with optimizer steps on whole groups
+TRAINED_ON_GROUPS = ("lora", "pair")
+ABOUT_COSTS = """\
+Minutes: training with its validation and choices, mean over seeds; decoding and encoding, which methods on frozen
+features share through their cache, are left out. Memory: peak of the {memory}, the largest of the seeds."""
+FINAL = {  # tag in TensorBoard: label and metric
+    "auc_seen": ("mean:seen", "auc"),
+    "auc_unseen": ("mean:unseen", "auc"),
+    "balanced_accuracy": ("mean:all", "balanced_accuracy"),
+    "ece": ("mean:all", "ece"),
+    "false_alarm": ("real", "false_alarm"),
+    "false_alarm_processed": ("edit:all", "false_alarm"),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe with flags. `once`: neither seed nor training views change it; `minutes` on the embedded world."""
+
+    name: str
+    recipe: str
+    flags: Mapping[str, Any]
+    minutes: float = float("nan")
+    texts: bool = False
+    once: bool = False
+
+    def cells(self, config: Any) -> dict[Row, list[Cell]]:
+        """A row for each set of training views, in it a cell for each seed."""
+        known = {field.name for field in fields(config_class(self.recipe))}
+        names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
+        given = {name: getattr(config, name) for name in names if name in known}
+        given = {name: value for name, value in given.items() if value is not None} | dict(self.flags)
+        rows = {}
+        for views in [",".join(config.test_views)] if self.once else config.train_on:
+            row = self.name, "" if self.once else views
+            flags = given | {"train_views": tuple(views.split(","))}
+            rows[row] = [
+                Cell(
+                    "-".join(word for word in (self.name, row[1].replace(",", "_"), f"seed{seed}") if word),
+                    self.recipe,
+                    flags | ({"seeds": (seed,)} if "seeds" in known else {"seed": seed}),
+                )
+                for seed in config.seeds[: 1 if self.once else None]
+            ]
+        return rows
+
+
+def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
+    """Why this backbone cannot do some of the methods, by their names."""
+    why = without_texts(backbone) if any(method.texts for method in methods) else ""
+    return {method.name: why for method in methods if method.texts and why}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the finished runs say, for a page of any kind; tables and figures are made from `numbers` alone."""
+
+    numbers: Sequence[Number]
+    commands: Mapping[str, str] = field(default_factory=dict)  # by cell, as a shell takes them
+    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance
+    runs: Mapping[Row, Sequence[Path]] = field(default_factory=dict)  # folders of the finished runs, one a seed
+
+    def tables(self) -> list[Table]:
+        made = (leaderboard.headline, leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
+        return [table for make in made if (table := make(self.numbers)).rows]
+
+    def figures(self) -> dict[str, Figure]:
+        """By name: heat map, AUC over views, and cost against accuracy."""
+        return {
+            "generators": _heat_map(self.numbers),
+            "auc_per_view": _over_views(self.numbers),
+            "cost": _cost_figure(self.numbers),
+        }
+
+
+def measure(
+    rows: Mapping[Row, Sequence[Cell]], controls: Collection[str], root: Path, resamples: int
+) -> tuple[SideBySide, list[Number]]:
+    """Numbers of finished cells, by row one a seed; the rows of methods named in `controls` are marked as such."""
+    tables = {row: [_scores(cell, root) for cell in of_row] for row, of_row in rows.items()}
+    compared = {row: found for row, found in tables.items() if row[0] not in controls}
+    others = {row: found for row, found in tables.items() if row[0] in controls}
+    left = (root / cell.name / "metadata.parquet" for of_row in rows.values() for cell in of_row)
+    if of_metadata := next((path for path in left if path.is_file()), None):
+        others[METADATA] = [Scores.read(of_metadata)]
+    beside = SideBySide(resamples)
+    beside.add(compared, others)
+    views = list(dict.fromkeys(next(iter(compared.values()))[0]["view"]))
+    marked = [column.place for column in leaderboard.columns(views) if column.marked]
+    costs = [number for row, cells in rows.items() for number in _costs(row, cells, controls, root)]
+    return beside, [*beside.numbers(compared, marked), *costs]
+
+
+def _scores(cell: Cell, root: Path) -> Scores:
+    path = root / cell.name / "scores.parquet"
+    if not path.is_file():
+        raise Refusal(f"{path} is missing, although the run is finished: delete {path.parent} and start again")
+    return Scores.read(path)
+
+
+def _costs(row: Row, cells: Sequence[Cell], controls: Collection[str], root: Path) -> Iterator[Number]:
+    records = [cell.record(root) for cell in cells]
+    found = {
+        "trainable_parameters": [record["trainable_parameters"] for record in records],
+        "minutes": [record["training_minutes"] for record in records],
+        "peak_memory_mib": [record.get("peak_gpu_memory_mib", record["peak_memory_mib"]) for record in records],
+    }
+    nan, role = float("nan"), "control" if row[0] in controls else "method"
+    for metric, values in found.items():
+        value = float(max(values) if metric == "peak_memory_mib" else np.mean(values))
+        ends = float(min(values)), float(max(values))
+        yield Number(*row, len(records), "", "", "", metric, value, nan, nan, *ends, role=role)
+
+
+def write_page(
+    config: Any,
+    rows: Mapping[Row, Sequence[Cell]],
+    controls: Collection[str],
+    root: Path,
+    impossible: Mapping[str, str],
+    failed: Mapping[str, str],
+) -> None:
+    """Everything about the finished cells; the record only when none is missing."""
+    missing = [cell.name for of_row in rows.values() for cell in of_row if cell.state(root) != "finished"]
+    done = {row: [cell for cell in of_row if cell.name not in missing] for row, of_row in rows.items()}
+    done = {row: of_row for row, of_row in done.items() if of_row}
+    if not any(name not in controls for name, _ in done):
+        return print("no page yet: no run of a method is finished")
+    every = [cell for of_row in done.values() for cell in of_row]
+    beside, numbers = measure(done, controls, root, config.resamples)
+    write_numbers(root / "ablation.csv", numbers)
+    page = Page(
+        read_numbers(root / "ablation.csv"),  # what another reader of the file would see
+        {cell.name: f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}" for cell in every},
+        shown(sweep_record(config, every, root)),
+        {row: [root / cell.name for cell in of_row] for row, of_row in done.items()},
+    )
+    own = [n for n in page.numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES)]
+    write_numbers(root / "generators.csv", own)
+    sections = write_tables(root, page)
+    for name, figure in page.figures().items():
+        save_png(figure, root / "figures" / f"{name}.png")
+        sections.append(f"![{name}](figures/{name}.png)")
+    memory = "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included"
+    sections.insert(2, ABOUT_COSTS.format(memory=memory))
+    for title, reasons in (("Not applicable", impossible), ("Failed", failed)):
+        lines = [f"- {name}: {escape(' '.join(why.split()))}" for name, why in reasons.items()]
+        sections += [f"## {title}", "\n".join(lines)] if lines else []
+    sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
+    write_tensorboard(root, done, beside)
+    write_sweep(config, every, root, sections, missing)
+
+
+def write_tables(root: Path, page: Page) -> list[str]:
+    """ablation.tex, and the sections of a page of Markdown; the first is the first table alone."""
+    tables = page.tables()
+    names = [f"tab:{re.sub('[^a-z]+', '-', table.title.lower()).strip('-')}" for table in tables]
+    write_text(root / "ablation.tex", "\n".join(map(latex_table, tables, names)))
+    sections = [tables[0].markdown(), tables[0].about]
+    for table in tables[1:]:
+        sections += [f"## {table.title}", table.markdown(), *([table.about] if table.about else [])]
+    return sections
+
+
+def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[Cell]], beside: SideBySide) -> None:
+    """All finished cells under ROOT/tensorboard: settings with final numbers, and charts by view."""
+    runs = {}
+    for row, of_row in rows.items():
+        for i, cell in enumerate(of_row):
+            found = beside.single(row, i)
+            finals = {}
+            for (_, view, label, metric), value in found.items():
+                finals |= {f"{view}/{tag}": value for tag, key in FINAL.items() if key == (label, metric)}
+            seed = (cell.flags.get("seeds") or [cell.flags["seed"]])[0]
+            settings = {"method": row[0], "trained_on": row[1], "seed": seed, "recipe": cell.recipe}
+            for name, value in cell.flags.items():
+                if name not in (*settings, "seeds", "train_views"):
+                    settings[name] = " ".join(map(str, value)) if isinstance(value, tuple | list) else _word(value)
+            costs = {number.metric: number.value for number in _costs(row, [cell], (), root)}
+            runs[cell.name] = settings, finals | {f"cost/{metric}": value for metric, value in costs.items()}
+    views = dict.fromkeys(tag.partition("/")[0] for _, finals in runs.values() for tag in finals)
+    charts = {
+        view: {
+            "AUC": [f"^{re.escape(view)}/auc_(seen|unseen)$"],
+            "balanced accuracy": [f"^{re.escape(view)}/balanced_accuracy$"],
+            "false alarms": [f"^{re.escape(view)}/false_alarm(_processed)?$"],
+            "validation while training": [f"^val/{re.escape(view)}/auc$"],
+        }
+        for view in views
+        if view != "cost"
+    }
+    write_side_by_side(root / "tensorboard", runs, charts)
+
+
+def _word(value: Any) -> str | float:
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _at(numbers: Sequence[Number]) -> dict[str, dict[tuple[str, str, str, str], Number]]:
+    """By the name of a row; controls left out."""
+    rows = leaderboard.by_row(numbers).items()
+    return {leaderboard.label(row, numbers): found for row, found in rows if not leaderboard.is_control(found)}
+
+
+def _heat_map(numbers: Sequence[Number]) -> Figure:
+    table = leaderboard.by_generator(numbers)
+    rows = leaderboard.by_row(numbers)
+    skipped = len(table.header) - len(leaderboard.generators_of(numbers))
+    values = [[entry.key if entry.value != "n/a" else np.nan for entry in row[skipped:]] for row in table.rows]
+    columns = [f"{name} ({met.split()[0]})" for met, name in table.header[skipped:]]
+    methods = sum(not leaderboard.is_control(found) for found in rows.values())
+    return heat_map(
+        np.array(values, dtype=np.float64),
+        [leaderboard.label(row, numbers) for row in rows],
+        columns,
+        "AUC, mean over views; generators seen in training, used for selection only, unseen",
+        limits=(0.5, 1.0),
+        digits=2,
+        lines=[methods] if methods < len(rows) else [],
+    )
+
+
+def _over_views(numbers: Sequence[Number]) -> Figure:
+    views, at = leaderboard.views_of(numbers), _at(numbers)
+    kinds = {}
+    for kind in ("seen", "unseen"):
+        places = [(ALL, view, f"mean:{kind}", "auc") for view in views]
+        kinds[f"{kind} generators"] = {name: [found[place] for place in places] for name, found in at.items()}
+    return methods_over_views(views, kinds)
+
+
+def _cost_figure(numbers: Sequence[Number]) -> Figure:
+    at = _at(numbers)
+    costs = {title: [found["", "", "", metric].value for found in at.values()] for metric, title in COSTS.items()}
+    kinds = {}
+    for kind in ("unseen", "seen"):
+        kinds[f"AUC, {kind}"] = [found[ALL, MEAN, f"mean:{kind}", "auc"] for found in at.values()]
+    on = {
+        (cost, kind): undominated(place, [cell.value for cell in cells])
+        for cost, place in costs.items()
+        for kind, cells in kinds.items()
+    }
+    return cost_against_accuracy(list(at), costs, kinds, on)

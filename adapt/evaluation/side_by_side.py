@@ -1,0 +1,237 @@
+"""Many detectors on the same test rows: means over training seeds, shared resamples, and who is surely ahead.
+
+All detectors see the same resamples of groups, so that the difference of any two of them has the interval of the
+paired bootstrap (`compare_means` of metrics.py) without being measured again. Rows that one of them could not read
+are left out of all.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import ALL, LOWER_IS_BETTER, Replicates, distinct, interval, replicate
+from adapt.evaluation.metrics import PREFIXES, align, pick_threshold
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.tables import plain
+from adapt.files import atomic
+
+MEAN = "mean"  # in place of a view: over all of them
+WORST = "worst:unseen"  # generator: the lowest of the unseen ones, resample by resample
+KEPT = {  # by label of `replicate`
+    "mean:seen": ("auc", "balanced_accuracy"),
+    "mean:unseen": ("auc", "balanced_accuracy"),
+    "mean:all": ("auc", "ece", "balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle"),
+    "real": ("false_alarm",),
+    "edit:all": ("false_alarm",),
+}
+GAPS = {  # metric: minuend and subtrahend, of mean:all
+    "gap_oracle_frozen": ("balanced_accuracy_oracle", "balanced_accuracy"),
+    "gap_frozen_at_0.5": ("balanced_accuracy", "balanced_accuracy_at_0.5"),
+}
+EXCESS = "excess_false_alarm"  # of edit:all: processed reals minus unedited ones
+Row = tuple[str, str]  # method, training views
+Place = tuple[str, str, str, str]  # set, view, generator, metric
+Mark = Literal["best", "tie", ""]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a method: the mean over its training seeds with its interval over groups."""
+
+    method: str
+    trained_on: str
+    seeds: int
+    set: str
+    view: str  # or MEAN, or "" for a cost
+    generator: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    seed_low: float  # the smallest and the largest of a single seed
+    seed_high: float
+    n_real: int = 0  # readable rows of a view
+    n_fake: int = 0
+    met: str = ""  # of a generator: train, val or ''
+    mark: Mark = ""
+    role: Literal["method", "control"] = "method"
+
+    @property
+    def row(self) -> Row:
+        return self.method, self.trained_on
+
+    @property
+    def place(self) -> Place:
+        return self.set, self.view, self.generator, self.metric
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """(seeds, 1 + resamples) values of one number, of which the first column is the sample itself."""
+
+    values: np.ndarray
+    n_real: int
+    n_fake: int
+    met: str = ""
+
+
+class SideBySide:
+    """Values of all numbers of some detectors under shared resamples; give the first table in full."""
+
+    def __init__(self, resamples: int) -> None:
+        self.resamples, self.drawn = resamples, {}
+
+    def add(self, tables: Mapping[Row, Sequence[Scores]], controls: Mapping[Row, Sequence[Scores]]) -> None:
+        """Measure the tables of each row, one a seed. A control need not have all views, and takes no row from others.
+
+        Refuses tables whose test rows differ.
+        """
+        first = next(iter((tables or controls).values()))[0]
+        cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in (tables | controls).items()}
+        held = {row: [align(first, table)[1] for table in of_row] for row, of_row in tables.items()}
+        ok = np.logical_and.reduce([table.ok for of_row in held.values() for table in of_row])
+        for row, of_row in controls.items():
+            held[row] = []
+            for table in of_row:
+                same = first.select(np.isin(first["view"], table["view"]))
+                held[row].append(align(same, table)[1])
+        for row, of_row in held.items():
+            found = []
+            for table, cut in zip(of_row, cuts[row], strict=True):
+                readable = _blank(table, ok) if row in tables else table
+                found.append(_places(replicate(readable, cut, self.resamples, seed=0)))
+            self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
+            self.drawn[row] |= _over_views(self.drawn[row])
+            self.drawn[row] |= _derived(self.drawn[row])
+
+    def numbers(self, competitors: Iterable[Row], columns: Iterable[Place]) -> list[Number]:
+        """All numbers; those in the `columns` are marked among the competitors, all other rows are controls."""
+        competitors = list(competitors)
+        marks = {place: rank(self.of(place, competitors), place[3] in LOWER_IS_BETTER) for place in columns}
+        out = []
+        for row, places in self.drawn.items():
+            for place, drawn in places.items():
+                values = drawn.values.mean(axis=0)
+                low, high, _ = interval(values[1:])
+                single = drawn.values[:, 0]
+                numbers = (float(x) for x in (values[0], low, high, single.min(), single.max()))
+                mark = marks.get(place, {}).get(row, "")
+                counts = drawn.n_real, drawn.n_fake, drawn.met
+                role = "method" if row in competitors else "control"
+                out.append(Number(*row, len(single), *place, *numbers, *counts, mark, role))
+        return out
+
+    def of(self, place: Place, rows: Iterable[Row]) -> dict[Row, np.ndarray]:
+        """(1 + resamples,) means over seeds of one number, by row."""
+        return {row: self.drawn[row][place].values.mean(axis=0) for row in rows if place in self.drawn[row]}
+
+    def single(self, row: Row, seed: int) -> dict[Place, float]:
+        """Each number of one seed, by its place among the seeds of the row."""
+        return {place: float(drawn.values[seed, 0]) for place, drawn in self.drawn[row].items()}
+
+
+def rank(values: Mapping[Row, np.ndarray], lower_is_better: bool = False) -> dict[Row, Mark]:
+    """Who is `best`: the row with the best value, if the interval of its difference from every other row excludes 0.
+
+    Otherwise that row and all from which it is not separated are marked as a `tie`. (1 + resamples,) values by row.
+    """
+    known = {row: (-drawn if lower_is_better else drawn) for row, drawn in values.items() if drawn[0] == drawn[0]}
+    if len(known) < 2:
+        return {}
+    best = max(known, key=lambda row: known[row][0])
+    tied: dict[Row, Mark] = {
+        row: "tie"
+        for row, drawn in known.items()
+        if row != best and not interval((known[best] - drawn)[1:])[0] > 0  # NaN: without resamples nothing is sure
+    }
+    return {best: "tie", **tied} if tied else {best: "best"}
+
+
+def _blank(table: Scores, ok: np.ndarray) -> Scores:
+    """The same rows, those that are not `ok` without a score."""
+    blank = {name: np.where(ok, table[name], np.nan) for name in ("logit", "p_fake")}
+    return Scores(table.columns | blank | {"status": np.where(ok, "ok", "unreadable: for one of the detectors")})
+
+
+def _places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Drawn]:
+    """What is kept of one table: AUC of each generator, and the metrics of `KEPT`."""
+    out = {}
+    for (scope, view, label), cell in found.items():
+        own = not label.startswith(PREFIXES) and label != "real"
+        metrics = ("auc",) if own else KEPT.get(label, ()) if scope == ALL else ()
+        for metric in metrics:
+            values = cell.values[metric][None]
+            out[scope, view, label, metric] = Drawn(values, cell.n_real, cell.n_fake, cell.seen)
+    return out
+
+
+def _stack(drawn: Sequence[Drawn]) -> Drawn:
+    return replace(drawn[0], values=np.concatenate([one.values for one in drawn]))
+
+
+def _over_views(drawn: Mapping[Place, Drawn]) -> dict[Place, Drawn]:
+    """Means over the views, of what all views have; and the worst unseen generator, by view and by that mean."""
+    views, out = distinct(place[1] for place in drawn), {}
+    for scope, view, label, metric in drawn:
+        of_views = [drawn.get((scope, name, label, metric)) for name in views]
+        if view == views[0] and None not in of_views:
+            values = np.mean([one.values for one in of_views], axis=0)
+            out[scope, MEAN, label, metric] = replace(of_views[0], values=values)
+    return out
+
+
+def _derived(drawn: Mapping[Place, Drawn]) -> dict[Place, Drawn]:
+    """The worst unseen generator, gaps between thresholds, and false alarms that processing adds; by view and mean."""
+    out = {}
+    for view in distinct(place[1] for place in drawn):
+        unseen = unseen_places(drawn, view)
+        if unseen:
+            # the mean over seeds decides which is the worst: the seeds of a row share one generator a resample
+            every = np.stack([drawn[place].values for place in unseen])
+            worst = every.mean(axis=1).argmin(axis=0)
+            values = np.take_along_axis(every, np.broadcast_to(worst, (1, *every.shape[1:])), axis=0)[0]
+            out[ALL, view, WORST, "auc"] = replace(drawn[unseen[0]], values=values)
+        for metric, (a, b) in GAPS.items():
+            both = [drawn[ALL, view, "mean:all", name] for name in (a, b)]
+            out[ALL, view, "mean:all", metric] = replace(both[0], values=both[0].values - both[1].values)
+        if edited := drawn.get((ALL, view, "edit:all", "false_alarm")):
+            plain_reals = drawn[ALL, view, "real", "false_alarm"]
+            out[ALL, view, "edit:all", EXCESS] = replace(edited, values=edited.values - plain_reals.values)
+    return out
+
+
+def unseen_places(drawn: Mapping[Place, Drawn], view: str) -> list[Place]:
+    """The AUCs of the generators that were never met, those without both classes left out."""
+    return [
+        place
+        for place, one in drawn.items()
+        if place[1] == view and place[3] == "auc" and not place[2].startswith(PREFIXES) and one.met == ""
+        if not np.isnan(one.values[:, 0]).any()
+    ]
+
+
+def write_numbers(path: Path, numbers: Sequence[Number]) -> None:
+    """All of them in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow([field.name for field in fields(Number)])
+        for number in numbers:
+            values = (getattr(number, field.name) for field in fields(Number))
+            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
+
+
+def read_numbers(path: Path) -> list[Number]:
+    """What `write_numbers` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    wanted = fields(Number)
+    if header != [field.name for field in wanted]:
+        raise Refusal(f"{path}: columns {', '.join(header)}, expected {', '.join(field.name for field in wanted)}")
+    read = {int: int, float: lambda word: float("nan") if word == "n/a" else float(word)}
+    kinds = [read.get(field.type, str) for field in wanted]
+    return [Number(*(kind(word) for kind, word in zip(kinds, row, strict=True))) for row in rows]

@@ -1,0 +1,106 @@
+"""The ablation: many methods, one manifest, one evaluator, one table with intervals.
+
+    python recipes/ablation.py --dry_run                                # the plan, with an estimate of the time
+    python recipes/ablation.py --manifest data.csv --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k \\
+        --learning_rate 1e-4 --train_on none none,qf90,qf65,qf40 --processes 4 --output_dir results/ablation-l14
+
+Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
+output folder, and makes one page of all that are finished: table.md, ablation.csv (every number), ablation.tex,
+generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache. Started again it
+continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n` shares the runs
+with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3 seeds, about
+{total} on 2 cores.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
+
+TIP = {"layer": "proj", "shots": (512,), "draws": 1}  # texts are met in proj; shots: images a class
+METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
+    ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.5),
+    ("probe-svm", "linear_probe", {"head": "svm"}, 0.5),
+    ("probe-logistic", "linear_probe", {"head": "logistic"}, 0.5),
+    ("probe-mlp", "linear_probe", {"head": "mlp"}, 0.5),
+    ("probe-svm-family", "linear_probe", {"head": "svm", "classes": "family"}, 0.5),
+    ("probe-logistic-family", "linear_probe", {"head": "logistic", "classes": "family"}, 0.5),
+    ("probe-mlp-family", "linear_probe", {"head": "mlp", "classes": "family"}, 0.5),
+    ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
+    ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
+    ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.5),
+    ("tip-adapter-f", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",)}, 0.5),
+    ("tip-adapter-f-family", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "classes": "family"}, 0.5),
+    ("tip-adapter-f-probe", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
+    ("pair-head", "pair", {"tune": "head", "arms": ("matched",)}, 0.5),
+    ("lora", "lora", {}, 3.0),
+    ("lora-pair", "pair", {"tune": "lora", "arms": ("matched",)}, 3.0),
+    ("norm", "lora", {"targets": "norm"}, 3.0),
+    ("labels-permuted", "linear_probe", {"head": "logistic", "permute_labels": True}, 0.5),
+)
+NEED_TEXTS = ("zero-shot", "tip-adapter", "tip-adapter-f", "tip-adapter-f-family")  # a backbone with a text tower
+ONCE = ("zero-shot",)  # neither the seed nor training images change it
+CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layer: str = "last"  # last (before the projection) | blockK; _mean, _both; joined by +; texts are met in proj
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+    train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+    seeds: tuple[int, ...] = (0, 1, 2)
+    learning_rate: float | None = None  # of adapters; None: as lora.py and pair.py have it; 1e-4 suits CLIP ViT-L/14
+    epochs: int | None = None  # of lora.py and pair.py; None: as they have it
+    groups: int | None = None  # per optimizer step of them; None: as they have it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
+    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
+    processes: int = 1  # processes of each run
+    only: tuple[str, ...] = ()  # run these only: patterns of names, as 'probe-*' or '*-seed0'
+    shard: int = 0  # run every num_shards-th, beginning here
+    num_shards: int = 1  # starts that share the work
+    dry_run: bool = False  # print the plan and leave
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "resamples", "processes")
+        at_least(0, self, "seeds")
+        for name in ("train_on", "seeds", "test_views"):
+            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise Refusal(f"--{name}: give one or more, each once")
+
+
+def main(cfg: Config) -> None:
+    from adapt.ablation import Method, not_applicable, write_page
+    from adapt.cells import plan, run_cells, select
+
+    methods = [Method(*line, texts=line[0] in NEED_TEXTS, once=line[0] in ONCE) for line in METHODS]
+    impossible = not_applicable(methods, cfg.backbone)
+    for name, why in impossible.items():
+        print(f"{name}: not applicable: {why}")
+    methods = [method for method in methods if method.name not in impossible]
+    rows = {row: cells for method in methods for row, cells in method.cells(cfg).items()}
+    at_home = cfg.manifest == ("embedded",) and cfg.backbone == "tiny"
+    minutes = {method.name: method.minutes for method in methods} if at_home else {}
+    guess = {cell.name: minutes[name] for (name, _), cells in rows.items() for cell in cells if name in minutes}
+    chosen = select([cell for cells in rows.values() for cell in cells], cfg.only, cfg.shard, cfg.num_shards)
+    print(plan(chosen, cfg.output_dir, guess), flush=True)
+    if cfg.dry_run:
+        return
+    failed = run_cells(chosen, cfg.output_dir, cfg.processes)
+    write_page(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
+    if failed:
+        print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)
