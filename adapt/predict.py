@@ -201,7 +201,7 @@ def _entries(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def write_predictions(rows: Sequence[Row], output: Path) -> None:
-    """Write .csv (undecodable bytes of names as they are), .parquet or .jsonl, atomically and always the same bytes."""
+    """Write .csv (undecodable names as their bytes), .parquet or .jsonl, atomically and always the same bytes."""
     with atomic(output) as temporary:
         if output.suffix == ".parquet":
             import pyarrow as pa

@@ -1,7 +1,7 @@
 """At which JPEG qualities is a sample? How many files of which quality, subsampling, tables and format.
 
     python recipes/quality.py --input photos/ --output_dir results/runs/quality
-    python recipes/lora.py --train_views like:photos/ ...              (train under the views that stand for the sample)
+    python recipes/lora.py --train_views like:photos/ ...          (train under the views that stand for the sample)
 
 Reads headers only; --input as for recipes/predict.py. Prints a table; qualities.csv and qualities.png hold the same. A
 quality is that of the nearest tables of the IJG's libjpeg, exact where the tables are `standard`; `custom` ones (many
