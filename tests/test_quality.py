@@ -13,14 +13,12 @@ import quality
 import zoo
 from PIL import Image
 
-from adapt.data.groups import Groups, draw_views
+from adapt.data.groups import draw_views
 from adapt.data.images import Unreadable
 from adapt.data.jpeg import MOST, Header, read_header, views_like, with_sample_views
-from adapt.data.manifest import Manifest
 from adapt.data.metadata import jpeg_tables
 from adapt.data.views import jpeg_bytes, rng
 from adapt.errors import Refusal
-from adapt.models.backbones import load_backbone
 
 
 def jpeg(**options) -> bytes:
@@ -33,12 +31,12 @@ def of(quality: int | None) -> Header:
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_every_quality_of_pillow_is_found_exactly(subsampling) -> None:
-    for quality in range(1, 101):
-        found = read_header(jpeg(quality=quality, subsampling=subsampling))
-        assert found == ("JPEG", zoo.W, zoo.H, quality, "standard", 0, subsampling)
-    for quality in (40, 65, 90):  # what a view writes
-        found = read_header(jpeg_bytes(Image.fromarray(zoo.picture()), quality))
-        assert (found.jpeg_quality, found.jpeg_tables, found.subsampling) == (quality, "standard", "4:2:0")
+    for q in range(1, 101):
+        found = read_header(jpeg(quality=q, subsampling=subsampling))
+        assert found == ("JPEG", zoo.W, zoo.H, q, "standard", 0, subsampling)
+    for q in (40, 65, 90):  # what a view writes
+        found = read_header(jpeg_bytes(Image.fromarray(zoo.picture()), q))
+        assert (found.jpeg_quality, found.jpeg_tables, found.subsampling) == (q, "standard", "4:2:0")
 
 
 def test_custom_tables_by_their_distance() -> None:
@@ -105,7 +103,8 @@ def test_views_stand_for_the_sample(sample, views) -> None:
 
 def test_a_broad_sample_is_spread_evenly() -> None:
     views = views_like([of(quality) for quality in range(1, 101)])
-    assert views == tuple(f"qf{3 + 5 * k}" for k in range(MOST))
+    gaps = np.diff([int(view.removeprefix("qf")) for view in views])
+    assert MOST - 1 <= len(views) <= MOST and set(gaps) <= {5, 6}
 
 
 def test_shares_are_as_near_as_so_many_names_allow() -> None:
@@ -162,11 +161,12 @@ def test_the_recipe_counts_what_is_there(sample, tmp_path, capsys) -> None:
     assert "13 files: 10 JPEG (1 with custom tables), 2 of other formats, 1 unreadable" in said
     assert "--train_views qf40 qf40 qf40 qf40 qf40 qf40 qf65 qf65 qf65 qf88 none none\n" in said
     assert "| JPEG | 40 | standard | 4:2:0 |  | 6 | 46.2% |  |" in said
-    assert Image.open(tmp_path / "out" / "qualities.png").width > 500
+    with Image.open(tmp_path / "out" / "qualities.png") as drawn:
+        assert drawn.width > 500
 
 
 def test_the_figure_shows_each_quality(sample) -> None:
-    headers = [read_header(file.read_bytes()) for file in sorted(sample.glob("[abc]*"))]
+    headers = [read_header(file.read_bytes()) for file in sample.glob("[abc]*") if file.stat().st_size]
     bars = {bar.get_label(): bar for bar in quality.figure(headers).axes[0].containers}
     assert set(bars) == {"standard tables: 9", "custom tables: 1"}
     heights = [patch.get_height() for patch in bars["standard tables: 9"]]
@@ -180,23 +180,25 @@ def test_like_is_resolved_in_place_and_refused_without_images(sample, tmp_path) 
     config = dataclasses.replace(plain, train_views=("grey", f"like:{sample / 'a0.jpg'}", "none"))
     assert with_sample_views(config).train_views == ("grey", "qf40", "none")
     assert dataclasses.replace(with_sample_views(config), train_views=config.train_views) == config
-    with pytest.raises(Refusal, match="like:.*broken.jpg: the sample has no readable image"):
+    with pytest.raises(Refusal, match=r"like:.*broken.jpg: the sample has no readable image"):
         with_sample_views(dataclasses.replace(plain, train_views=(f"like:{sample / 'broken.jpg'}",)))
     with pytest.raises(Refusal, match="no input 'absent'"):
         with_sample_views(dataclasses.replace(plain, train_views=("like:absent",)))
 
 
-def test_lora_trains_under_the_views_of_a_sample(planted, sample, tmp_path, capsys) -> None:
-    """The record holds what was resolved, the same command finds its run, another sample is another run."""
+def test_lora_trains_under_the_views_of_a_sample(planted, sample, tmp_path, monkeypatch, capsys) -> None:
+    """All of a run but its page: the record holds what was resolved; the same command finds its run, with another
+    sample it is refused."""
     config = lora.Config(
         manifest=(str(planted),),
         output_dir=tmp_path / "run",
         train_views=(f"like:{sample}",),
         test_views=("none",),
         epochs=1,
-        resamples=20,
         num_workers=0,
     )
+    monkeypatch.setattr("adapt.report.report", lambda run, *_, **__: (run.write_record(run.record()), run.end()))
+    monkeypatch.setattr("adapt.report.show_finished", lambda run: print("this run is complete"))
     lora.main(config)
     expected = ["qf40"] * 6 + ["qf65"] * 3 + ["qf88"] + ["none"] * 2
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
@@ -208,16 +210,3 @@ def test_lora_trains_under_the_views_of_a_sample(planted, sample, tmp_path, caps
         (sample / f"new{i}.jpg").write_bytes(jpeg(quality=90))
     with pytest.raises(Refusal, match="train_views: "):
         lora.main(config)
-
-
-def test_training_draws_each_quality_as_often_as_the_sample_has_it(planted, monkeypatch) -> None:
-    rows = Manifest.read(planted)
-    rows = rows.select(rows["split"] == "train")
-    views = views_like([of(q) for q in (40, 40, 40, 90)])
-    train = Groups(rows, load_backbone("tiny").preprocess, views, seed=0)
-    written = Counter()
-    monkeypatch.setattr("adapt.data.views.jpeg_bytes", lambda image, q: (written.update([q]), jpeg_bytes(image, q))[1])
-    for epoch in range(4):
-        for g in range(len(train)):
-            train[epoch, g]
-    assert set(written) == {40, 90} and 2 < written[40] / written[90] < 4.5
