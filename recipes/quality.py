@@ -6,7 +6,7 @@
 Reads headers only; --input as for recipes/predict.py. Prints a table; qualities.csv and qualities.png hold the same. A
 quality is that of the nearest tables of the IJG's libjpeg, exact where the tables are `standard`; `custom` ones (many
 cameras, Photoshop, mozjpeg) come with their distance. The last line says which views stand for the sample. Time: some
-2,000 small files a second.
+600 files a second on one core.
 """
 
 import csv
