@@ -47,13 +47,14 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest
     from adapt.detector import detector_digest, load_detector
-    from adapt.predict import BATCH, Journal, batches, kept, predict
+    from adapt.predict import BATCH, COLUMNS, Journal, batches, kept, predict
     from adapt.processes import Processes
     from adapt.progress import bar
 
     processes = Processes()
     root, inputs = inputs_of(cfg)
-    what = {"detector": detector_digest(cfg.detector), "inputs": inputs_digest(inputs), "batch": BATCH}
+    what = {"detector": detector_digest(cfg.detector), "inputs": inputs_digest(inputs)}
+    what |= {"batch": BATCH, "columns": [*COLUMNS]}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):

@@ -173,6 +173,20 @@ def test_shuffled_repeated_and_overlapping_inputs_give_the_same_bytes(config, ph
         assert output.read_bytes() == whole
 
 
+def test_a_batch_is_made_of_the_same_images_whoever_computes_it(detectors, photos) -> None:
+    """What the equal bytes rest on where the last bits depend on the company in a batch."""
+    detector, (_, inputs) = load_detector(detectors["linear"]), find_inputs([str(photos)])
+    seen = []
+    detector.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].numpy().tobytes()))
+    every = dict(library.predict(detector, inputs, [0, 1, 2]))
+    whole, seen[:] = dict(zip(every, seen, strict=True)), []
+    assert [len(rows) for rows in every.values()] == [32, 32, 16] and len(set(whole.values())) == 3
+    for numbers, workers in (([2], 0), ([2, 1, 0], 2), ([1], 1)):
+        again = dict(library.predict(detector, inputs, numbers, workers))
+        assert [whole[number] for number in numbers] == seen and all(every[n] == again[n] for n in numbers)
+        seen.clear()
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_shards_in_any_order_give_the_same_bytes(config, whole, order, capsys) -> None:
     for shard in order:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,9 @@ from adapt.data.jpeg import MOST, Header, read_header, views_like, with_sample_v
 from adapt.data.metadata import jpeg_tables
 from adapt.data.views import jpeg_bytes, rng
 from adapt.errors import Refusal
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+WITH_TRAIN_VIEWS = {file.stem for file in RECIPES.glob("*.py") if "    train_views: tuple" in file.read_text()}
 
 
 def jpeg(**options) -> bytes:
@@ -184,6 +188,16 @@ def test_like_is_resolved_in_place_and_refused_without_images(sample, tmp_path) 
         with_sample_views(dataclasses.replace(plain, train_views=(f"like:{sample / 'broken.jpg'}",)))
     with pytest.raises(Refusal, match="no input 'absent'"):
         with_sample_views(dataclasses.replace(plain, train_views=("like:absent",)))
+
+
+@pytest.mark.parametrize("name", sorted(WITH_TRAIN_VIEWS))
+def test_every_recipe_resolves_it_before_any_work(name, tmp_path) -> None:
+    recipe = importlib.import_module(name)
+    given = {"output_dir": tmp_path / "run", "train_views": ("like:absent",)}
+    given |= {"detector": tmp_path, "generator": "x"} if name == "onboard" else {}
+    with pytest.raises(Refusal, match="no input 'absent'"):
+        recipe.main(recipe.Config(**given))
+    assert not (tmp_path / "run").exists()
 
 
 def test_lora_trains_under_the_views_of_a_sample(planted, sample, tmp_path, monkeypatch, capsys) -> None:
