@@ -149,6 +149,7 @@ def score(
     manifest is asked where each generator was met in training.
     """
     detector.eval()
+    views = tuple(dict.fromkeys(views))
     device = detector.backbone.mean.device
     images = Images(manifest, rows[share[0] :: share[1]], detector.backbone.preprocess, views)
     loader = DataLoader(

@@ -94,7 +94,7 @@ class FeatureGroups(Dataset):
         epoch, g = key
         rows = self.groups[g]
         draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
-        views = [self.views[view] for view in draw_views(len(self.views), draw, self.twins)]
+        views = [self.views[view] for view in draw_views(self.views, draw, self.twins)]
         why = [next((self.reasons[view][row] for view in views if self.reasons[view][row]), "") for row in rows]
         read = rows[[not reason for reason in why]]
         found = [self.features.take(self.rows[read], view) for view in views] if len(read) else []
@@ -107,6 +107,7 @@ def score_features(
     features: Features, rows: np.ndarray, views: Sequence[str], head: nn.Module, layer: str | None = None
 ) -> Scores:
     """Scores of the rows under every view, with one logit a class if the head has more than two classes."""
+    views = tuple(dict.fromkeys(views))
     classes = getattr(head, "classes", ())
     many = len(classes) > 2
     logits = np.full((len(rows), len(views), 1 + (len(classes) if many else 0)), np.nan)
@@ -121,7 +122,7 @@ def score_features(
                         by_class = head.class_logits(found)
                         logits[chunk, v, 1:] = by_class.double().numpy()
                     logits[chunk, v, 0] = (binary_logit(by_class) if many else head(found)).double().numpy()
-    return as_scores(features.manifest, rows, tuple(views), logits, reasons, classes if many else ())
+    return as_scores(features.manifest, rows, views, logits, reasons, classes if many else ())
 
 
 def validation_judge(
@@ -129,7 +130,7 @@ def validation_judge(
 ) -> Callable[[nn.Module], float]:
     """What picks hyperparameters, higher is better: for two classes the mean validation AUC that also picks the epoch
     of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views."""
-    rows = np.flatnonzero(features.manifest["split"] == "val")
+    rows, views = np.flatnonzero(features.manifest["split"] == "val"), tuple(dict.fromkeys(views))
 
     def judge(head: nn.Module) -> float:
         scores = score_features(features, rows, views, head, layer)

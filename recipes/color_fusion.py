@@ -49,6 +49,7 @@ def main(cfg: Config) -> None:
 
     import numpy as np
 
+    from adapt.data.jpeg import with_sample_views
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.features import Joined, extract
@@ -59,6 +60,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run
     from adapt.study import Study, finish
 
+    cfg = with_sample_views(cfg)
     run = Run(cfg)
     if run.finished():
         return show_finished(run)
@@ -91,9 +93,10 @@ def main(cfg: Config) -> None:
     names = {"grey": "backbone, no chroma", "fragile": "1-2 px colour (ablation)"}
     held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
     study = Study(("features", "trained on"), cfg.resamples, cfg.seed)
+    alone = [(view,) for view in dict.fromkeys(cfg.train_views)] if cfg.apart else []
     for source in cfg.features:
         (features, unit), name = sources[source], names.get(source, source)
-        for trained_on in (*(((view,) for view in cfg.train_views) if cfg.apart else ()), cfg.train_views):
+        for trained_on in (*alone, cfg.train_views):
             label = trained_on[0] if len(trained_on) == 1 else "mixed"
             head, picked = fit_on_features(features, cfg.head, "binary", trained_on, cfg.seed, unit=unit)
             run.say(f"{name}, trained on {label}: validation {picked['validation_score']:.4f}")

@@ -78,7 +78,9 @@ class Config:
 
 def main(cfg: Config) -> None:
     from adapt.cells import Cell, plan, run_cells, select
+    from adapt.data.jpeg import with_sample_views
 
+    cfg = with_sample_views(cfg)
     shared = {name: value for name in PASSED_ON if (value := getattr(cfg, name)) is not None}
     cells: dict[tuple[str, float], list[Cell]] = {}
     for word in cfg.configurations:

@@ -46,6 +46,7 @@ class Config:
 def main(cfg: Config) -> None:
     import numpy as np
 
+    from adapt.data.jpeg import with_sample_views
     from adapt.embedded import read_manifests
     from adapt.evaluation.figures import heat_map
     from adapt.features import extract
@@ -55,6 +56,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run
     from adapt.study import Study, finish
 
+    cfg = with_sample_views(cfg)
     run = Run(cfg)
     if run.finished():
         return show_finished(run)

@@ -46,6 +46,7 @@ class Config:
 def main(cfg: Config) -> None:
     import numpy as np
 
+    from adapt.data.jpeg import with_sample_views
     from adapt.detector import Detector
     from adapt.embedded import read_manifests
     from adapt.evaluation.metrics import compare
@@ -56,6 +57,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run
     from adapt.study import Study
 
+    cfg = with_sample_views(cfg)
     run = Run(cfg)
     if run.finished():
         return show_finished(run)

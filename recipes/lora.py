@@ -71,6 +71,7 @@ def main(cfg: Config) -> None:
     import torch
 
     from adapt.data.groups import Groups
+    from adapt.data.jpeg import with_sample_views
     from adapt.data.onboarding import onboard
     from adapt.detector import Detector, score
     from adapt.embedded import read_manifests
@@ -82,6 +83,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run, warmup_cosine
     from adapt.tuning import continued
 
+    cfg = with_sample_views(cfg)
     run = Run(cfg)
     origin = origin_of(cfg)
     if run.finished(**origin):

@@ -62,6 +62,7 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.cells import Cell, run_cells
+    from adapt.data.jpeg import with_sample_views
     from adapt.data.onboarding import onboard
     from adapt.detector import load_detector
     from adapt.embedded import read_manifests
@@ -75,6 +76,7 @@ def main(cfg: Config) -> None:
     from adapt.shots import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
     from adapt.study import finish
 
+    cfg = with_sample_views(cfg)
     run = Run(cfg)
     known = origin(cfg.detector, cfg.generator)
     if run.finished(**known):

@@ -68,10 +68,12 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    if len(cfg.arms) == len(cfg.seeds) == 1:
-        return train(cfg)
+    from adapt.data.jpeg import with_sample_views
     from adapt.variants import run_variants
 
+    cfg = with_sample_views(cfg)
+    if len(cfg.arms) == len(cfg.seeds) == 1:
+        return train(cfg)
     run_variants(cfg, "pair", {arm: {"arms": (arm,)} for arm in cfg.arms}, {s: {"seeds": (s,)} for s in cfg.seeds})
 
 

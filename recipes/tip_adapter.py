@@ -53,6 +53,7 @@ def main(cfg: Config) -> None:
     import numpy as np
     import torch
 
+    from adapt.data.jpeg import with_sample_views
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
     from adapt.evaluation.figures import curves
@@ -75,6 +76,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run
     from adapt.study import Study, finish
 
+    cfg = with_sample_views(cfg)
     run = Run(cfg)
     if run.finished():
         return show_finished(run)

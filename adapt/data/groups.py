@@ -7,7 +7,7 @@ changes what a model sees.
 import dataclasses
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +83,7 @@ class Groups(Dataset):
         rows = self.groups[g]
         draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
         shown = self.focus.choose(rows, draw) if self.focus else None
-        views = [shown.view] if shown else draw_views(len(self.views), draw, self.twins)
+        views = [shown.view] if shown else draw_views(self.views, draw, self.twins)
         rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
         pixels, read, unreadable = [[] for _ in views], [], []
@@ -110,12 +110,15 @@ def class_weights(fake: np.ndarray) -> np.ndarray:
     return np.where(fake, 0.5 / share, 0.5 / (1 - share))
 
 
-def draw_views(count: int, draw: random.Random, twins: bool) -> list[int]:
-    """The view of a group, and with `twins` a second one that differs where there is another."""
-    first = draw.randrange(count)
+def draw_views(views: Sequence, draw: random.Random, twins: bool) -> list[int]:
+    """Place in `views` of a group's view, and with `twins` of a second one that differs where there is another.
+
+    A view that stands there several times is drawn as many times as often.
+    """
+    first = draw.randrange(len(views))
     if not twins:
         return [first]
-    others = [view for view in range(count) if view != first] or [first]
+    others = [place for place, view in enumerate(views) if view != views[first]] or [first]
     return [first, others[draw.randrange(len(others))]]
 
 

@@ -1,0 +1,141 @@
+"""Unknown images as a user names them (folders, files, manifests, tar files) -> one sorted list, each file once."""
+
+import hashlib
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adapt.data.manifest import Manifest, read_table, split_member
+from adapt.errors import Refusal
+
+TEXTS = (".json", ".txt", ".cls")  # members of a tar file that describe its images in WebDataset's layout
+
+
+class Input(NamedTuple):
+    """One file to judge. `file` is absolute; `path` is relative to the folder that all inputs share."""
+
+    path: str
+    file: str
+    sha256: str = ""  # of a manifest, checked when the file is read
+    reason: str = ""  # what the listing knows already: no-access, io-error, outside, archive-name, bad-archive...
+
+
+def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
+    """The folder that all inputs share, and the inputs in the order of their paths' bytes.
+
+    In a folder every file is an input, whatever its name; one that cannot be listed or that links out of the folder
+    is an input with a reason, links to folders are not followed. A named file or link is taken as it is. A manifest is
+    any .csv or .parquet table with a column `path`; of a tar file all members count but `TEXTS`. What is named twice,
+    by whatever way, comes once. Refuses a name that is not there, and inputs without a single file.
+    """
+    folders, found = [], {}
+    for name in names:
+        folder, files = _look(name)
+        folders.append(folder)
+        for file, sha256, reason in files:
+            had = found.get(file, (sha256, reason))
+            found[file] = (max(sha256, had[0]), min(reason, had[1]))  # in any order: a digest wins, a reason loses
+    if not found:
+        raise Refusal(f"no file in {', '.join(map(repr, names)) or 'no --input'}: name a folder that holds images")
+    root = os.path.commonpath(folders)
+    ordered = sorted(found, key=os.fsencode)
+    return root, [Input(os.path.relpath(file, root), file, *found[file]) for file in ordered]
+
+
+def inputs_digest(inputs: Sequence[Input]) -> str:
+    """SHA-256 (hex) over names, sizes and times of change: another one where a file came, went or was replaced."""
+    digest, states = hashlib.sha256(), {}
+    for path, file, *rest in inputs:
+        if (name := split_member(file)[0]) not in states:
+            states[name] = _state(name)
+        digest.update(json.dumps([path, *rest, *states[name]]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+Found = Iterator[tuple[str, str, str]]  # file, sha256, reason
+
+
+def _look(name: str) -> tuple[str, Found]:
+    """The folder that a name speaks of, and the files it stands for."""
+    path, suffix = Path(name), posixpath.splitext(name)[1].lower()
+    if path.is_dir():
+        root = os.path.realpath(name)
+        return root, _folder(root)
+    archive, member = split_member(name)
+    if not os.path.lexists(archive):
+        raise Refusal(f"no input {name!r}: name folders, image files, tar files or manifests (.csv, .parquet)")
+    parent, base = posixpath.split(archive)
+    folder = os.path.realpath(parent or ".")
+    file = posixpath.join(folder, base)
+    if member:
+        return folder, iter([(f"{file}::{posixpath.normpath(member)}", "", "")])
+    if suffix == ".tar":
+        return folder, _tar(file)
+    if suffix in (".csv", ".parquet"):
+        return folder, _table(path)
+    return folder, iter([(file, "", "")])
+
+
+def _folder(root: str) -> Found:
+    inside, waiting = posixpath.join(root, ""), [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as listed:
+                entries = list(listed)
+        except OSError as error:
+            yield folder, "", "no-access" if isinstance(error, PermissionError) else "io-error"
+            continue
+        for entry in entries:
+            if split_member(entry.path)[1]:
+                yield entry.path, "", "archive-name"  # would be read as a member of an archive
+            elif entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if not f"{target}/".startswith(inside):
+                    yield entry.path, "", "outside"
+                elif not Path(target).is_dir():  # a folder in here is listed under its own name
+                    yield entry.path, "", ""
+            elif entry.is_dir():
+                waiting.append(entry.path)
+            else:
+                yield entry.path, "", ""
+
+
+def _tar(file: str) -> Found:
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                name = posixpath.normpath(member.name)
+                if not member.isdir() and not name.lower().endswith(TEXTS):
+                    plain = member.isreg() and not member.issparse()
+                    yield f"{file}::{name}", "", "" if plain else "not-a-file"
+    except (tarfile.TarError, OSError, ValueError, EOFError):  # the members before the damage have been listed
+        yield file, "", "bad-archive"
+
+
+def _table(path: Path) -> Found:
+    columns = read_table(path)
+    if "path" not in columns:
+        raise Refusal(f"{path}: no column 'path', only {', '.join(columns) or 'none'}: add or rename it")
+    digests = columns.get("sha256", [""] * len(columns["path"]))
+    rows = {tuple(map(posixpath.normpath, split_member(name))): name for name in columns["path"][::-1]}
+    of = dict(zip(columns["path"], digests, strict=True))
+    names = list(rows.values())
+    same = {"group": "g", "generator": "real", "split": "test"}  # nothing is known of them: only paths are checked
+    table = Manifest.of(
+        {"path": names, "sha256": [of[name] for name in names]} | {key: [v] * len(names) for key, v in same.items()},
+        path.parent,
+    )
+    yield from ((file, digest, "") for file, digest in zip(table["file"], table["sha256"], strict=True))
+
+
+def _state(name: str) -> tuple[int, int]:
+    try:
+        status = os.stat(name)  # noqa: PTH116 (a Path refuses no name that os does not)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
