@@ -76,8 +76,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run
     from adapt.study import Study, finish
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
+    run = Run(cfg := with_sample_views(cfg))
     if run.finished():
         return show_finished(run)
     if cfg.prior == "text" and cfg.layer != "proj":
@@ -101,7 +100,6 @@ def main(cfg: Config) -> None:
     val_x, val_y = features.take(val_rows, val_drawn), numbers(names[val_rows], classes)
     judge = validation_judge(features, cfg.train_views, names)
     study = Study(("method", "shots", "draw"), cfg.resamples, cfg.seed)
-
     facts, asked = {"classes": " ".join(classes)}, set(cfg.methods)
 
     def add(method: str, shots: int, draw: int, head, trained: int = 0) -> None:
