@@ -374,6 +374,8 @@ def test_ranks() -> None:
     assert rank({"a": up, "b": up - 0.2}, lower_is_better=True) == {"b": "best"}
     assert rank({"a": up, "b": up.copy(), "c": up - 0.3}) == {"a": "tie", "b": "tie"}
     assert rank({"a": up, "b": np.full(4, np.nan)}) == {} == rank({"a": up})  # nobody to be better than
+    noise = np.random.default_rng(0).normal(size=100)  # resamples move both alike: only a paired test sees it
+    assert rank({"a": noise, "b": noise - 0.01}) == {"a": "best"}
     assert rank({"a": up[:1], "b": up[:1] - 0.2}) == {"a": "tie", "b": "tie"}  # without resamples nothing is sure
 
 
@@ -400,13 +402,13 @@ def test_hostile_names_stay_text_in_latex(word) -> None:
 
 
 def test_a_latex_table_has_as_many_columns_everywhere() -> None:
-    header = [("", "method"), ("AUC_%", HOSTILE[0]), ("AUC_%", "qf40"), ("", "ECE")]
+    header = [("", "method"), ("", "seeds"), ("AUC_%", HOSTILE[0]), ("AUC_%", "qf40"), ("", "ECE")]
     values = [Entry("0.9", 0.9, ("0.8", "1.0"), "0.01", "best"), Entry("n/a", 0), Entry("1", 1, mark="tie")]
-    rows = [[Entry(word, word), *values] for word in HOSTILE]
+    rows = [[Entry(word, word), Entry("3", 3), *values] for word in HOSTILE]
     text = table(Table("T_1 & more", header, rows, lines=[3]), "tab:t")
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 2 + len(rows) and {columns_of(line) for line in lines} == {4}
-    assert r"\begin{tabular}{lrrr}" in text and r"\cmidrule(lr){2-3}" in text and text.count(r"\midrule") == 2
+    assert len(lines) == 2 + len(rows) and {columns_of(line) for line in lines} == {5}
+    assert r"\begin{tabular}{lrrrr}" in text and r"\cmidrule(lr){3-4}" in text and text.count(r"\midrule") == 2
     assert r"$\mathbf{0.9}_{0.8}^{1.0}$" in text and r"& 1 $^{\dagger}$ \\" in text
     assert r"\caption{T\_1 \& more. Subscript" in text and text.count("{") == text.count("}")
     for command in ("toprule", "bottomrule", "end{tabular}", "end{table*}"):
