@@ -261,6 +261,7 @@ def test_ctrl_c_keeps_finished_rows(config, whole, monkeypatch, capfd) -> None:
 
     def body() -> None:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits a deaf ear
         monkeypatch.setattr(library.Journal, "add", interrupted)
         predict.main(dataclasses.replace(config, num_workers=1))
 
