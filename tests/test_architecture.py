@@ -60,12 +60,12 @@ ORDER = [
     {"adapt.evaluation.attribution"},
     {"adapt.evaluation.tables"},
     {"adapt.evaluation.side_by_side"},
-    {"adapt.evaluation.leaderboard"},
+    {"adapt.evaluation.leaderboard", "adapt.evaluation.targets"},
     {"adapt.evaluation.latex"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
-    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
+    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.reproduction", "adapt.tuning", "adapt.variants"},
     {"adapt.shots"},
 ]
 
