@@ -5,7 +5,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def jobs(
     """Runs for the chosen targets: one for each configuration, training set and test set.
 
     A run tests the views of every target in the table that it could answer, so that it serves any later choice.
-    `instead` names a configuration that takes the place of the one that is meant.
+    `instead` names a configuration that takes the place of the one that is meant, and is not the published method.
     """
     by_name = {c.name: c for c in configurations}
     if instead is not None and instead not in by_name:
@@ -102,7 +102,9 @@ def jobs(
     out = []
     for place, targets in groups.items():
         views = dict.fromkeys(t.view for t in every if key(t) == place and not t.view.startswith(OTHER))
-        out.append(Job(by_name[place[0]], *place[1:], targets, tuple(views) or ("none",)))
+        meant = all(configure(t, configurations).name == place[0] for t in targets)
+        configuration = replace(by_name[place[0]], same=meant and by_name[place[0]].same)
+        out.append(Job(configuration, *place[1:], targets, tuple(views) or ("none",)))
     return out
 
 
@@ -179,7 +181,8 @@ def differences(job: Job, cell: Cell, at: Index, sets: Mapping[str, TargetSet]) 
     lines = []
     if (backbone := cell.flags["backbone"]) != job.configuration.backbone:
         lines.append(f"encoder {backbone} instead of {job.configuration.backbone}")
-    if cell.flags["manifest"] != manifests_of(job, sets):
+    known = all(name in sets and sets[name].manifest is not None for name in (job.train_set, job.test_set))
+    if not known or cell.flags["manifest"] != manifests_of(job, sets):
         lines.append(f"data of your own instead of {job.train_set or 'an unknown set'} -> {job.test_set}")
     elif (expected := sets[job.test_set].generators) is not None:
         tested = {key[::2] for key in at if key[1] == job.views[0] and key[3] == "auc" and is_generator(key[2])}

@@ -8,8 +8,8 @@ The first word (or --only, which takes several) is a target's name or a pattern.
 published sets, with the published encoder, and leaves table.md, reproduce.csv and provenance.json in a folder of
 its own. What is missing is named, with where to get it and the command of recipes/prepare.py that makes its
 manifest, and the status is 2. Other data or another encoder, and methods that no recipe has, are marked as such: they
-get no verdict. Started again it continues. Time: that of the recipe on your data; with tiny on the embedded world half
-a minute. To expect: for most figures no one knows; that is what this recipe is for.
+get no verdict. Started again it continues. Time: that of the recipe on your data; a probe with tiny on the embedded
+world about a minute. Expected: unknown, none of these figures has been run for yet.
 """
 
 import sys
@@ -83,7 +83,7 @@ class Config:
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
     processes: int = 1  # processes of each run
-    seed: int = 0
+    seed: int = 0  # of adapters, draws and bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples", "processes")

@@ -84,6 +84,9 @@ def test_runs_are_shared_and_serve_every_view() -> None:
     one, all_views = job_of("bfree-code-synthbuster-auc"), ["none", "qf100", "qf90", "qf80", "qf70", "qf60"]
     assert list(one.views) == all_views and [t.name for t in one.targets] == ["bfree-code-synthbuster-auc"]
     assert job_of("bfree-code-synthbuster-auc", "norm").configuration.flags["targets"] == "norm"
+    assert job_of("cozzolino-svm-n10-auc").configuration.same
+    assert job_of("cozzolino-svm-n10-auc", "cozzolino-svm").configuration.same
+    assert not job_of("cozzolino-npr-auc", "cozzolino-svm").configuration.same  # another's figure, our method
     with pytest.raises(Refusal, match="--configuration none: choose one of clipping-linear, cozzolino-svm"):
         job_of("iapl-ufd-accuracy", "none")
 
@@ -151,6 +154,9 @@ def test_a_verdict_needs_method_encoder_and_data() -> None:
         assert said.startswith(why)
         (found,) = answer(job, evaluated, [said])
         assert found.verdict == "none: not the published setting" and found.difference == "+0.0030"
+    unknown = job_of("drct2m-univfd-accuracy")  # its training set is: a table of the test set alone is not its data
+    cell = cell_of(unknown, SETS, (str(SETS["DRCT-2M"].manifest),), recipe.OPENAI, {})
+    assert differences(unknown, cell, at(16), SETS) == ["data of your own instead of an unknown set -> DRCT-2M"]
     (found,) = answer(job_of("bfree-code-synthbuster-auc"), at(9), [])
     assert found.verdict == "none: comparable, not the same method"
 
