@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -104,6 +105,14 @@ def test_a_name_is_needed_and_must_be_known(monkeypatch, capsys) -> None:
     assert start(monkeypatch) == 2 and "--list shows all of them" in capsys.readouterr().err
     assert start(monkeypatch, "--only", "cozzolino-svm-n10-acu") == 2
     assert "perhaps you meant 'cozzolino-svm-n10-auc'" in capsys.readouterr().err
+
+
+def test_the_first_word_is_a_name(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "seed-synthbuster-*", "iapl-*", "--list"])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(recipe.__file__, run_name="__main__")
+    said = capsys.readouterr().out
+    assert "seed-synthbuster-accuracy" in said and "iapl-ufd-accuracy" in said and "cozzolino" not in said
 
 
 def test_what_is_missing_is_named_with_where_to_get_it(monkeypatch, capsys, tmp_path) -> None:
