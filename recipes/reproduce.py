@@ -44,7 +44,7 @@ CONFIGURATIONS = (  # name, targets, recipe, its flags, encoder, the same method
      "drct2m-univfd-*", "aigibench-unifd-*", "dda-univfd-*"), "linear_probe", PROBE | HALF, OPENAI, True,
      "the optimum of the penalised loss instead of AdamW; blur and JPEG of one strength each instead of ranges"),
     ("effort", ("effort-ufd19-*", "effort-genimage-accuracy", "effort-genimage-midjourney-*", "effort-genimage-adm-*",
-     "effort-genimage-biggan-*", "aigibench-effort-*"), "lora", EFFORT | HALF, OPENAI, True,
+     "effort-genimage-biggan-*", "aigibench-effort-*"), "lora", EFFORT | HALF, OPENAI, False,
      "AdamW, whole groups, blur and JPEG of one strength each; none of Effort's losses on the weights"),
     ("lora", ("c2p-user-lora-*",), "lora", LORA | CLEAN, OPENAI, False,
      "a linear head instead of an MLP; rank, rate and encoder of the user are not recorded"),
