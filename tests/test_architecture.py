@@ -65,8 +65,10 @@ ORDER = [
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
-    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
-    {"adapt.shots"},
+    {"adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
+    {"adapt.ablation_page", "adapt.shots"},
+    {"adapt.ablation_html"},
+    {"adapt.ablation"},
 ]
 
 
