@@ -38,8 +38,8 @@ ALT = {
     "cost": "parameters, minutes and memory of each method against its AUC",
 }
 ABOUT_RELIABILITY = """\
-On the diagonal a probability is what it says. Readable unedited test images of all seeds together; selection-only
-generators included."""
+On the diagonal a probability is what it says: of images with p_fake near 0.8, a share of 0.8 are fakes, each class
+given half of the weight. Readable unedited test images in 15 bins, all seeds together."""
 ABOUT_CONFUSION = """\
 What each detector calls fake at its one threshold, frozen on validation images: share and number of readable test
 images of a kind, all seeds together. Of reals these are false alarms; of fakes the rest are misses."""
@@ -49,7 +49,8 @@ training lacked and processed photographs stand below a line. The first and the 
 ABOUT_MISTAKES = """\
 Of the {n} methods with the best AUC on unseen generators (mean over views), under the first and the last view: the
 photographs that look most like fakes and the fakes that look most like photographs, by the distance of a logit from
-the frozen threshold, mean over seeds. Pictures show what the view left; nothing was chosen by them."""
+the frozen threshold, mean over seeds, one image a scene. Pictures show what the view left; nothing was chosen by them.
+"""
 NO_IMAGES = "The manifest is gone or has changed since these runs: their images are not shown."
 
 
@@ -149,14 +150,18 @@ class Report:
                     yield Gallery(self.tiles(row, view, fake), f"view {view}: {words}")
 
     def tiles(self, row: Row, view: str, fake: bool) -> list[Picture]:
-        """The images of one class that lie farthest on the wrong side."""
+        """The images of one class that lie farthest on the wrong side, one a scene."""
         first, cuts = self.scores[row][0], np.array(self.cuts[row])
         chosen = (first["split"] == "test") & (first["view"] == view) & (first.fake == fake)
         logits = np.stack([scores["logit"][chosen] for scores in self.scores[row]])  # (seeds, images), rows aligned
         p_fake = np.stack([scores["p_fake"][chosen] for scores in self.scores[row]]).mean(axis=0)
         beyond = (logits - cuts[:, None]).mean(axis=0) * (-1 if fake else 1)
-        held, tiles = first.select(chosen), []
-        for i in [i for i in np.argsort(-beyond, kind="stable") if beyond[i] == beyond[i]][:MISTAKES]:
+        held, worst = first.select(chosen), {}
+        for i in np.argsort(-beyond, kind="stable"):
+            if beyond[i] == beyond[i]:
+                worst.setdefault(held["group"][i], i)
+        tiles = []
+        for i in list(worst.values())[:MISTAKES]:
             wrong = int(((logits[:, i] >= cuts) != fake).sum())
             verdict = f"wrong in {wrong} of {len(cuts)} seeds" if len(cuts) > 1 else "wrong" if wrong else "right"
             kind = held["generator"][i] + (f", {held['edit'][i]}" if held["edit"][i] else "")
@@ -207,7 +212,7 @@ def html_table(table: leaderboard.Table) -> Table:
     """The same table to sort; controls set apart."""
     rows = [[_cell(entry) for entry in row] for row in table.rows]
     competitors = len(rows) - table.controls
-    return Table(table.titles, rows[:competitors], rows[competitors:], table.title)
+    return Table(table.titles, rows[:competitors], rows[competitors:])
 
 
 def pooled(found: Sequence[Attribution]) -> Attribution:

@@ -82,7 +82,7 @@ def _heat_map(numbers: Sequence[Number]) -> Figure:
         np.array(values, dtype=np.float64),
         [leaderboard.label(row, numbers) for row in rows],
         columns,
-        "AUC, mean over views; generators seen in training, used for selection only, unseen",
+        "AUC, mean over views",
         limits=(0.5, 1.0),
         digits=2,
         lines=[methods] if methods < len(rows) else [],
