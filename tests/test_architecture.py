@@ -58,7 +58,7 @@ ORDER = [
     {"adapt.data.audit"},
     {"adapt.evaluation.metrics"},
     {"adapt.evaluation.attribution"},
-    {"adapt.evaluation.tables"},
+    {"adapt.evaluation.read_back", "adapt.evaluation.tables"},
     {"adapt.evaluation.side_by_side"},
     {"adapt.evaluation.leaderboard"},
     {"adapt.evaluation.latex"},
