@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/provenance.json"))
 OF_A_RUN = ("metrics.csv", "config.yaml", "log.jsonl", "figures/auc_per_view.png")
 FILES = {  # of recipes whose page compares many scores, or none
-    "recipes/ablation.py": ("ablation.csv", "ablation.tex", "generators.csv", "config.yaml", "figures/generators.png"),
+    "recipes/ablation.py": ("ablation.csv", "ablation.tex", "report.html", "config.yaml", "figures/generators.png"),
     "recipes/color_stability.py": ("stability.csv", "config.yaml"),
     "recipes/frontier.py": ("frontier.csv", "config.yaml", "figures/frontier.png"),
     "recipes/pair.py": ("metrics.csv", "config.yaml"),
