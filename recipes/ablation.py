@@ -6,10 +6,10 @@
 
 Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
 output folder, and makes one page of all that are finished: report.html, table.md, ablation.csv (every number),
-ablation.tex, generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache. Started again it
-continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n` shares the runs
-with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3 seeds, about
-50 minutes on 2 cores.
+ablation.tex, generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache.
+Started again it continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n`
+shares the runs with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3
+seeds, about 50 minutes on 2 cores.
 """
 
 import sys
