@@ -47,7 +47,7 @@ ABOUT_FAMILIES = """\
 Heads with classes of fakes, all seeds together: an image belongs to the class with the largest logit. Classes that
 training lacked and processed photographs stand below a line. The first and the last of the views."""
 ABOUT_MISTAKES = """\
-Of the {n} methods with the best AUC on unseen generators (mean over views), under the first and the last view: the
+Of the {n} methods with the best AUC on {kind} generators (mean over views), under the first and the last view: the
 photographs that look most like fakes and the fakes that look most like photographs, by the distance of a logit from
 the frozen threshold, mean over seeds, one image a scene. Pictures show what the view left; nothing was chosen by them.
 """
@@ -135,19 +135,22 @@ class Report:
             yield [view, *words]
 
     def mistakes(self) -> Iterator[Part]:
-        ranked = [(self.at[row].get((ALL, MEAN, "mean:unseen", "auc")), row) for row in self.scores]
-        ranked = [(number.value, row) for number, row in ranked if number and number.value == number.value]
-        best = [row for _, row in sorted(ranked, key=lambda pair: -pair[0]) if not self.control(row)][:BEST]
-        if not best:
-            return
+        kind = "unseen" if self.best("unseen") else "seen"
+        best = self.best(kind)
         yield Heading("Worst mistakes")
-        yield Text(ABOUT_MISTAKES.format(n=len(best)))
+        yield Text(ABOUT_MISTAKES.format(n=len(best), kind=kind))
         yield from [] if self.images else [Text(NO_IMAGES, warning=True)]
         for row in best:
             yield Heading(self.name(row), 3)
             for view in distinct([self.views[0], self.views[-1]]):
                 for fake, words in ((False, "photographs most like fakes"), (True, "fakes most like photographs")):
                     yield Gallery(self.tiles(row, view, fake), f"view {view}: {words}")
+
+    def best(self, kind: str) -> list[Row]:
+        """At most `BEST` methods by the AUC on seen or unseen generators; none if there are no such generators."""
+        found = {row: self.at[row].get((ALL, MEAN, f"mean:{kind}", "auc")) for row in self.scores}
+        known = [row for row, number in found.items() if number and number.value == number.value]
+        return sorted((row for row in known if not self.control(row)), key=lambda row: -found[row].value)[:BEST]
 
     def tiles(self, row: Row, view: str, fake: bool) -> list[Picture]:
         """The images of one class that lie farthest on the wrong side, one a scene."""

@@ -351,7 +351,7 @@ def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, reci
     assert capsys.readouterr().out.startswith(text(evaluate(scores, 30)))
     recipe.main(cfg)
     assert contents(run) == first
-    expected = {"metrics.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
+    expected = {"metrics.csv", "controls.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
     assert {name for name in first if not name.startswith("figures")} == expected
     assert sum(name.startswith("figures") for name in first) == 5
     page = first["table.md"].decode()
