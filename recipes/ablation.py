@@ -5,11 +5,11 @@
         --learning_rate 1e-4 --train_on none none,qf90,qf65,qf40 --processes 4 --output_dir results/ablation-l14
 
 Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
-output folder, and makes one page of all that are finished: table.md, ablation.csv (every number), ablation.tex,
-generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache. Started again it
-continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n` shares the runs
-with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3 seeds, about
-50 minutes on 2 cores.
+output folder, and makes one page of all that are finished: report.html, table.md, ablation.csv (every number),
+ablation.tex, generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache.
+Started again it continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n`
+shares the runs with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3
+seeds, about 50 minutes on 2 cores.
 """
 
 import sys

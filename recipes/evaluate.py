@@ -3,7 +3,7 @@
     python recipes/evaluate.py --scores results/probe/scores.parquet
     python recipes/evaluate.py --scores results/lora/scores.parquet --compare results/probe/scores.parquet
 
-Writes metrics.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
+Writes metrics.csv, controls.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
 comparison.csv, for scores with class logits also attribution.csv, confusion.csv and a figure of each view, and
 prints the headline table. No model is loaded: the scores of any other detector serve as well, as Parquet or CSV
 with the columns path, generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about

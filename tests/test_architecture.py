@@ -58,15 +58,17 @@ ORDER = [
     {"adapt.data.audit"},
     {"adapt.evaluation.metrics"},
     {"adapt.evaluation.attribution"},
-    {"adapt.evaluation.tables"},
+    {"adapt.evaluation.read_back", "adapt.evaluation.tables"},
     {"adapt.evaluation.side_by_side"},
     {"adapt.evaluation.leaderboard", "adapt.evaluation.targets"},
     {"adapt.evaluation.latex"},
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
-    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.reproduction", "adapt.tuning", "adapt.variants"},
-    {"adapt.shots"},
+    {"adapt.frontier", "adapt.holes", "adapt.reproduction", "adapt.tuning", "adapt.variants"},
+    {"adapt.ablation_page", "adapt.shots"},
+    {"adapt.ablation_html"},
+    {"adapt.ablation"},
 ]
 
 

@@ -1,6 +1,7 @@
 """Attribution to classes: against sklearn, scipy and resamples that are really built; page, files and figures."""
 
 import csv
+import dataclasses
 import io
 import re
 import warnings
@@ -18,6 +19,7 @@ from adapt.evaluation import figures
 from adapt.evaluation.attribution import OPEN_SET, attribute, classes_of
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.metrics import evaluate
+from adapt.evaluation.read_back import read_run
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import markdown, write_tables
 
@@ -313,6 +315,8 @@ def test_page_and_files_say_the_same(tmp_path, scores, found):
     assert [(r["true"], int(r["count"]), float(r["share"])) for r in cells] == [
         (c.true, c.count, c.share) for c in found.counts
     ]
+    again = read_run(tmp_path, [], found.column).attribution
+    assert again == dataclasses.replace(found, rates=tuple(dataclasses.replace(r, skipped=0) for r in found.rates))
     page = (tmp_path / "table.md").read_text(encoding="utf-8").split("## Attribution")[1].split("\n## ")[0]
     at = {(r["view"], r["class"], r["metric"]): r for r in rows}
     names = {"macro F1": ("all", "macro_f1"), "open set, energy": ("all", "auroc_energy"), "gan": ("gan", "recall")}

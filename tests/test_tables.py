@@ -15,6 +15,7 @@ from PIL import Image
 from adapt.errors import Refusal
 from adapt.evaluation import figures
 from adapt.evaluation.metrics import compare, controls, evaluate
+from adapt.evaluation.read_back import read_rows, read_run
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import escape, grid, headline, markdown, text, write_tables
 
@@ -350,7 +351,7 @@ def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, reci
     assert capsys.readouterr().out.startswith(text(evaluate(scores, 30)))
     recipe.main(cfg)
     assert contents(run) == first
-    expected = {"metrics.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
+    expected = {"metrics.csv", "controls.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
     assert {name for name in first if not name.startswith("figures")} == expected
     assert sum(name.startswith("figures") for name in first) == 5
     page = first["table.md"].decode()
@@ -384,3 +385,20 @@ def test_recipe_refuses_a_comparison_of_other_images_before_writing(tmp_path, re
             recipe.Config(tmp_path / "scores.csv", tmp_path / "fewer.csv", output_dir=tmp_path / "out", resamples=5)
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_files_give_the_page_again(tmp_path):
+    given = simulate(names={"flux": 'a "b", c'}, broken=4)
+    given = given.select(given["generator"] != "sdxl")  # selection only: no file says so
+    found, other = evaluate(given, 20), given.select(np.arange(len(given)))
+    checks, differences = controls(given, resamples=20), compare(given, other, 20)
+    write_tables(found, tmp_path, {"a": 1}, checks, differences)
+    again = read_run(tmp_path, ["gan"])
+    assert (len(again.cells), len(again.controls)) == (len(found), len(checks)) and again.controls
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == markdown(
+        again.cells, {"a": 1}, again.controls, again.differences, (), again.attribution
+    )
+    assert read_rows(tmp_path / "none.csv", type(checks[0])) == []
+    (tmp_path / "controls.csv").write_text("name,view,odd\n")
+    with pytest.raises(Refusal, match="columns name, view, odd, expected name, view, value"):
+        read_run(tmp_path, ["gan"])

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from adapt.evaluation.attribution import ABSENT, EDIT, OPEN_SET, Attribution, Rate
@@ -83,10 +84,13 @@ def write_tables(
 ) -> None:
     """Write metrics.csv and table.md into `folder`.
 
-    With `differences` also comparison.csv, with `attribution` attribution.csv and confusion.csv.
+    With `controls` also controls.csv, with `differences` comparison.csv, with `attribution` attribution.csv and
+    confusion.csv. `read_back.py` reads them.
     """
     folder = Path(folder)
     _write_csv(folder / "metrics.csv", COLUMNS, cells)
+    if controls:
+        _write_csv(folder / "controls.csv", [field.name for field in fields(Control)], controls)
     if differences:
         _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
     if attribution is not None:
