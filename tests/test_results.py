@@ -190,7 +190,7 @@ def test_the_summary_repeats_the_pages() -> None:
 def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
     for folder in RUNS:
         (tmp_path / folder.name).mkdir()
-        for name in ("table.md", "metrics.csv", "provenance.json"):
+        for name in ("table.md", "metrics.csv", "ablation.csv", "provenance.json"):
             if (folder / name).is_file():
                 (tmp_path / folder.name / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())
