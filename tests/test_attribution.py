@@ -15,9 +15,10 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_sc
 
 from adapt.errors import Refusal
 from adapt.evaluation import figures
-from adapt.evaluation.attribution import OPEN_SET, attribute, classes_of
+from adapt.evaluation.attribution import attribute
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.metrics import evaluate
+from adapt.evaluation.open_set import OPEN_SET, classes_of
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import markdown, write_tables
 
