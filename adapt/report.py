@@ -21,7 +21,7 @@ from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.figures import write_figures
 from adapt.evaluation.metrics import Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
-from adapt.evaluation.promises import ERROR_RATE, keep, promises_section
+from adapt.evaluation.promises import keep, promises_section
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import text, write_tables
 from adapt.evaluation.thresholds import pick_threshold
@@ -114,7 +114,7 @@ def report(
         )
         scores.write(folder / "scores.parquet")
         cells = evaluate(scores, resamples, config.seed)
-        cells += keep(scores, detector.decision, detector.threshold, ERROR_RATE, resamples, config.seed)
+        cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=config.seed)
         metadata = _metadata_scores(rows, scores)
         metadata.write(folder / "metadata.parquet")
         checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)

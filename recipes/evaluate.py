@@ -5,10 +5,11 @@
 
 Writes metrics.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
 comparison.csv, for scores with class logits also attribution.csv, confusion.csv and a figure of each view, and
-prints the headline table. No model is loaded: the scores of any other detector serve as well, as Parquet or CSV
-with the columns path, generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about
-12 s on one core for 1,700 test images x 4 views x 7 generators with 1,000 resamples. Expected: the numbers that
-the run itself reported, to the last digit; two calls write the same bytes.
+prints the headline table. Threshold, calibration and the verdicts at --error_rate are fitted on validation rows.
+No model is loaded: the scores of any other detector serve as well, as Parquet or CSV with the columns path,
+generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about 12 s on one core for 1,700
+test images x 4 views x 7 generators with 1,000 resamples. Expected: the numbers that the run itself reported, to the
+last digit; two calls write the same bytes.
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ class Config:
     classes: Literal["family", "generator"] | None = None  # what columns logit_<class> name; default: found out
     resamples: int = 1000  # bootstrap resamples over groups
     seed: int = 0  # of the bootstrap
+
+    def __post_init__(self) -> None:
+        if not 0 < self.error_rate < 1:
+            raise Refusal(f"--error_rate {self.error_rate:g}: give a rate between 0 and 1, such as 0.05")
 
 
 def main(cfg: Config) -> None:

@@ -268,7 +268,7 @@ def test_damage_is_refused(tmp_path) -> None:
             damage(tmp_path / "d")
             with pytest.raises(Refusal, match=message):
                 read_decision(tmp_path / "d")
-    for name, value in (("familiarity", "luck"), ("groups", 3), ("thresholds", None)):
+    for name, value in (("familiarity", "luck"), ("groups", 3), ("thresholds", None), ("thresholds", {"x": 1.0})):
         saved(tmp_path / "d", decision, **{name: value})
         with pytest.raises(Refusal):
             read_decision(tmp_path / "d")

@@ -270,9 +270,9 @@ def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypat
     asked = []
     passed_on = library.predict
 
-    def watched(detector, inputs, numbers, workers):
+    def watched(detector, inputs, numbers, *others):
         asked.extend(numbers)
-        return passed_on(detector, inputs, numbers, workers)
+        return passed_on(detector, inputs, numbers, *others)
 
     monkeypatch.setattr(library, "predict", watched)
     predict.main(config)

@@ -80,7 +80,7 @@ def _cross_validated(logit: np.ndarray, fake: np.ndarray, weight: np.ndarray, gr
         for kind, fit in FITS.items():
             p = _apply(kind, fit(logit[train], fake[train], weight[train]), logit[rest]).clip(1e-12, 1 - 1e-12)
             total[kind] -= float(weight[rest] @ np.log(np.where(fake[rest], p, 1 - p)))
-    return {kind: loss / weight.sum() for kind, loss in total.items()}
+    return {kind: float(loss / weight.sum()) for kind, loss in total.items()}
 
 
 def _temperature(logit: np.ndarray, fake: np.ndarray, weight: np.ndarray) -> np.ndarray:

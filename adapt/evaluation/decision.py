@@ -181,6 +181,9 @@ def read_decision(folder: str | Path) -> tuple[float, Decision]:
 def _wrong(found: Decision) -> Iterator[str]:
     """What of these numbers cannot be meant."""
     shapes = {"temperature": (1,), "sigmoid": (2,)}
+    for name, threshold in found.thresholds.items():
+        if quality_of(name) is None or not np.isfinite(threshold):
+            yield f"a threshold {threshold} for {name!r}"
     for name, table in found.tables.items():
         if table.ndim != 1 or not np.isfinite(table).all() or (np.diff(table) < 0).any():
             yield f"in {name!r} what is no ascending list of numbers"
