@@ -124,7 +124,7 @@ def _row(
         return row
     logit, standard = _rounded(logit), header is not None and header.jpeg_tables == "standard"
     cuts = rules.at(header.jpeg_quality if standard else None)
-    p_fake, verdict = rules.calibration(logit, rules.kind), str(cuts.verdicts(np.float64(logit)))
+    p_fake, verdict = rules.calibration(logit), str(cuts.verdicts(np.float64(logit)))
     row |= {"logit": logit, "p_fake": _rounded(float(p_fake)), "verdict": verdict}
     if verdict == "fake" and class_logits is not None:
         row |= _family(classes, class_logits, rules, cuts)

@@ -222,7 +222,7 @@ def test_an_older_detector_has_its_threshold_and_the_logistic_function(tmp_path)
     threshold, decision = read_decision(tmp_path)
     rules = decision.rules(threshold)
     assert list(rules.at(40).verdicts(np.array([0.2, 0.25]))) == ["real", "fake"]
-    assert rules.calibration(1.0, rules.kind) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert rules.calibration(1.0) == pytest.approx(1 / (1 + math.exp(-1)))
     for stated, message in (
         ({"error_rate": 0.05}, "--error_rate 0.05 takes 19 validation groups with fakes, this detector has 0"),
         ({"max_false_positive_rate": 0.01}, "takes 99 validation groups with photographs, this detector has 0"),

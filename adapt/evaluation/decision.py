@@ -14,7 +14,7 @@ not allow: the page shows what test rows say of every promise.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,8 +56,7 @@ class Rules:
     """What the user asked for, ready for images."""
 
     cuts: dict[str, Cuts]  # of `every`, and with a threshold for each quality of `qf40`...
-    calibration: Calibration
-    kind: Kind  # of its maps
+    calibration: Calibration  # of the kind that was asked for
     familiarity: str  # one of OPEN_SET
 
     def at(self, quality: int | None) -> Cuts:
@@ -109,7 +108,8 @@ class Decision:
         for name in names:
             own = threshold if name == EVERY else self.thresholds[name]
             cuts[name] = self._cuts(name, own, error_rate, max_false_positive_rate, 1 - known_recall)
-        return Rules(cuts, self.calibration, calibration or self.calibration.kind, self.familiarity)
+        chosen = replace(self.calibration, kind=calibration or self.calibration.kind)
+        return Rules(cuts, chosen, self.familiarity)
 
     def _cuts(self, name: str, threshold: float, both: float | None, alarms: float | None, lost: float) -> Cuts:
         """Of one name, at these rates: of both errors, of false alarms, of known families that are lost."""
@@ -123,14 +123,12 @@ class Decision:
             found["threshold"] = -np.inf if both is None else threshold  # alone it is the only cut
         elif both is not None:
             found["not_real"] = promised(real, both, "--error_rate", f"photographs{where}")
-        if lost * (len(known) + 1) >= 1:
+        if lost * (len(known) + 1) >= 1 - 1e-9:
             found["known"] = -promised(known, lost, "--known_recall", "fakes of trained classes")
         return Cuts(**found)
 
     def describe(self) -> dict[str, Any]:
-        """For detector.json: what is no table, and how many groups stand behind each; the least rate that so many can
-        promise is 1 / (1 + groups).
-        """
+        """For detector.json: what is no table, and the groups of each; a rate of 1 / (1 + groups) can be promised."""
         return {
             "thresholds": self.thresholds,
             "calibration": self.calibration.kind,
@@ -157,7 +155,7 @@ def read_decision(folder: str | Path) -> tuple[float, Decision]:
     folder = Path(folder)
     try:
         record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-        threshold, known = record["threshold"], record.get("decision")
+        threshold, known = float(record["threshold"]), record.get("decision")
         if known is None:
             return threshold, Decision()
         tensors = load_file(folder / FILE) if known["groups"] or known["calibration"] != "none" else {}
