@@ -147,16 +147,22 @@ def test_verdict_by_the_threshold_as_written() -> None:
     assert lost["status"] == "not-finite" and lost["logit"] is None and lost["verdict"] is None
 
 
-def fitted(folder: Path, like: Path) -> Path:
+def fitted(folder: Path, like: Path, photos: Path) -> Path:
     """The detector of families with a decision from made-up validation scores, spread like its own logits."""
     detector = load_detector(like)
+    files = [photos / "deep/er" / f"{i:02d}.jpg" for i in range(1, 80, 3)]
+    with torch.no_grad():
+        features = detector.backbone(torch.stack([detector.backbone.preprocess(read_image(file)) for file in files]))
+        spread, own = detector.head(features).std().item(), detector.head.class_logits(features).numpy()
     rng, n = np.random.default_rng(0), 40
     columns = {"path": [str(i) for i in range(3 * n)] * 3, "group": [f"g{i // 3}" for i in range(3 * n)] * 3}
     columns |= {"generator": ["real", "gan", "diffusion"] * 3 * n, "family": ["real", "gan", "diffusion"] * 3 * n}
     columns |= {"split": ["val"] * 9 * n, "view": np.repeat(["none", "qf40", "qf80"], 3 * n)}
-    columns["logit"] = detector.threshold + rng.normal(size=9 * n) + np.tile([-0.5, 0.5, 0.5], 3 * n)
-    columns["logit"] += np.repeat([0, 0.5, -0.5], 3 * n)
-    columns |= {f"logit_{name}": rng.normal(size=9 * n) for name in FAMILIES}
+    noise = rng.normal(size=9 * n) + np.tile([-0.4, 0.4, 0.4], 3 * n) + np.repeat([0, 0.5, -0.5], 3 * n)
+    columns["logit"] = detector.threshold + 0.7 * spread * noise
+    drawn = own[rng.integers(len(own), size=9 * n)]
+    drawn += 0.1 * spread * rng.normal(size=drawn.shape)  # no image stands exactly on a cut
+    columns |= {f"logit_{name}": drawn[:, i] for i, name in enumerate(FAMILIES)}
     detector.decision = fit_decision(Scores(columns))
     detector.save(folder, {})
     return folder
@@ -165,7 +171,7 @@ def fitted(folder: Path, like: Path) -> Path:
 @pytest.mark.parametrize("thresholds", ["global", "quality"])
 def test_verdicts_at_a_stated_rate(detectors, photos, tmp_path, thresholds) -> None:
     """The quality in the header chooses the cuts, p_fake is the calibrated one, and families may be unknown."""
-    folder = fitted(tmp_path / "fitted", detectors["families"])
+    folder = fitted(tmp_path / "fitted", detectors["families"], photos)
     config = predict.Config(folder, (str(photos),), tmp_path / "x.csv", num_workers=0, error_rate=0.2,
                             thresholds=thresholds, known_recall=0.6)  # fmt: skip
     predict.main(config)
