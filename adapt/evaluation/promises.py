@@ -112,10 +112,8 @@ def _facts(logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, arms: dict[s
     facts[:, 0] = 1
     facts[np.arange(len(logit)), 1 + np.minimum((p_fake * BINS).astype(np.int64), BINS - 1)] = p_fake - fake
     for i, cuts in enumerate(arms.values()):
-        called = cuts.verdicts(logit)
-        facts[:, 1 + BINS + 3 * i :][:, :3] = np.stack(
-            [called == "fake", called == "real", logit >= cuts.threshold], axis=1
-        )
+        called, first = cuts.verdicts(logit), 1 + BINS + 3 * i
+        facts[:, first : first + 3] = np.stack([called == "fake", called == "real", logit >= cuts.threshold], axis=1)
     return facts
 
 
