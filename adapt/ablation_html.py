@@ -13,13 +13,14 @@ from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.evaluation import leaderboard
-from adapt.evaluation.attribution import Attribution, Count, attribute, classes_of
+from adapt.evaluation.attribution import Attribution, Count, attribute
 from adapt.evaluation.bootstrap import ALL, distinct
 from adapt.evaluation.figures import confusion, png, reliabilities
-from adapt.evaluation.metrics import pick_threshold
+from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, Row
 from adapt.evaluation.tables import EMBEDDED
+from adapt.evaluation.thresholds import pick_threshold
 from adapt.html import Cell, Commands, Facts, Gallery, Heading, Part, Picture, Table, Text, plain
 from adapt.html import page as html_page
 from adapt.thumbnails import placeholder, thumbnail

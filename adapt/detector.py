@@ -1,4 +1,4 @@
-"""What a user deploys: backbone, adapter, head and threshold in one directory."""
+"""What a user deploys: backbone, adapter, head, threshold and rules of verdicts in one directory."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from adapt.data.families import read_families
 from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
+from adapt.evaluation.decision import FILE, Decision, read_decision
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic, sha256, write_text
 from adapt.models.backbones import Backbone, load_backbone
@@ -49,17 +50,28 @@ an image resembles the training fakes. It is no proof, and it holds for the kind
 
 
 class Detector(nn.Module):
-    """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32."""
+    """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32.
 
-    def __init__(self, backbone: Backbone, head: LinearHead | Probe, threshold: float = 0.0) -> None:
+    `threshold` is the logit from which an image is called that; `decision` has what else validation says of verdicts.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: LinearHead | Probe,
+        threshold: float = 0.0,
+        decision: Decision | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
+        self.decision = decision or Decision()
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.backbone(pixels))
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md.
+        """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
+        decision.safetensors where anything but the threshold was fitted on validation scores.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
@@ -69,6 +81,7 @@ class Detector(nn.Module):
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
             save_file({name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}, temporary)
+        self.decision.save(folder)
         record = {
             "format": FORMAT,
             "adapt": adapt.__version__,
@@ -77,6 +90,7 @@ class Detector(nn.Module):
             "adapter": adapted,
             "head": self.head.describe(),
             "threshold": self.threshold,
+            "decision": self.decision.describe(),
             "facts": facts,
         }
         write_text(folder / "README.md", _card(record))
@@ -116,7 +130,7 @@ def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
     if have != want:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
     head.load_state_dict(head_tensors)
-    return Detector(base, head, record["threshold"]).eval()
+    return Detector(base, head, *read_decision(folder)).eval()
 
 
 def detector_digest(folder: str | Path) -> str:
@@ -124,7 +138,8 @@ def detector_digest(folder: str | Path) -> str:
     folder = Path(folder)
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
-    files = [folder / "detector.json", folder / "head.safetensors", *sorted((folder / "adapter").glob("adapter_*"))]
+    files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
+    files += sorted((folder / "adapter").glob("adapter_*"))
     found = [(path.name, sha256(path)) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

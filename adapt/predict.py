@@ -1,6 +1,7 @@
 """A detector on unknown files: one row each, kept as soon as it is known, the same bytes however the work is cut."""
 
 import csv
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,12 +23,15 @@ from adapt.data.jpeg import Header, read_header
 from adapt.data.preprocess import Preprocess
 from adapt.detector import Detector
 from adapt.errors import Refusal
+from adapt.evaluation.decision import Cuts, Rules
+from adapt.evaluation.open_set import familiarity
 from adapt.files import atomic, writing
 
 # On a CPU the last bits of a feature depend on the images beside it in the batch. So batches are fixed: the inputs in
 # their order, this many at a time, unreadable ones as blanks. Shards, processes and resumes share out whole batches.
 BATCH = 32
 DIGITS = 6  # significant ones of what is written
+UNKNOWN = "unknown"  # family of a fake that looks like none of the training
 COLUMNS = {"path": str, "status": str}
 COLUMNS |= {"format": str, "width": int, "height": int}
 COLUMNS |= {"jpeg_quality": int, "jpeg_tables": str, "table_distance": int, "subsampling": str}
@@ -41,10 +46,18 @@ def batches(count: int) -> int:
 
 @torch.no_grad()
 def predict(
-    detector: Detector, inputs: Sequence[Input], numbers: Sequence[int], workers: int = 0
+    detector: Detector,
+    inputs: Sequence[Input],
+    numbers: Sequence[int],
+    workers: int = 0,
+    rules: Rules | None = None,
 ) -> Iterator[tuple[int, list[Row]]]:
-    """(number, rows) of each of these batches. `inputs` are all inputs: they decide what a batch is."""
+    """(number, rows) of each of these batches. `inputs` are all inputs: they decide what a batch is.
+
+    Without `rules` those of the detector that no flag of recipes/predict.py changes.
+    """
     detector.eval()
+    rules = written(rules or detector.decision.rules(detector.threshold))
     device = detector.backbone.mean.device
     loader = DataLoader(
         _Files(inputs, detector.backbone.preprocess),
@@ -57,14 +70,14 @@ def predict(
     for number, items in zip(numbers, loader, strict=True):
         features = detector.backbone(torch.stack([pixels for _, pixels, _ in items]).to(device))
         logits = detector.head(features).tolist()
-        shares = [None] * len(items)
+        of_classes = [None] * len(items)
         if len(classes) > 2:
-            shares = detector.head.class_logits(features).double().softmax(dim=1).tolist()
+            of_classes = detector.head.class_logits(features).double()
         first = number * BATCH
         yield (
             number,
             [
-                _row(inputs[first + i].path, header, reason, logits[i], detector.threshold, classes, shares[i])
+                _row(inputs[first + i].path, header, reason, logits[i], rules, classes, of_classes[i])
                 for i, (header, _, reason) in enumerate(items)
             ],
         )
@@ -99,9 +112,9 @@ def _row(
     header: Header | None,
     reason: str,
     logit: float,
-    threshold: float,
+    rules: Rules,
     classes: Sequence[str],
-    shares: Sequence[float] | None,
+    class_logits: torch.Tensor | None,
 ) -> Row:
     if not reason and not math.isfinite(logit):
         reason = "not-finite"
@@ -109,22 +122,39 @@ def _row(
     row |= header._asdict() if header else {}
     if reason:
         return row
-    logit = _rounded(logit)
-    # compared as written: whoever reads the table comes to the same verdict
-    fake = logit >= _rounded(threshold)
-    row |= {"logit": logit, "p_fake": _rounded(_logistic(logit)), "verdict": "fake" if fake else "real"}
-    if fake and shares:
-        best = max(range(1, len(classes)), key=shares.__getitem__)  # 0 is real
-        row |= {"family": classes[best], "family_probability": _rounded(shares[best])}
+    logit, standard = _rounded(logit), header is not None and header.jpeg_tables == "standard"
+    cuts = rules.at(header.jpeg_quality if standard else None)
+    p_fake, verdict = rules.calibration(logit), str(cuts.verdicts(np.float64(logit)))
+    row |= {"logit": logit, "p_fake": _rounded(float(p_fake)), "verdict": verdict}
+    if verdict == "fake" and class_logits is not None:
+        row |= _family(classes, class_logits, rules, cuts)
     return row
+
+
+def _family(classes: Sequence[str], class_logits: torch.Tensor, rules: Rules, cuts: Cuts) -> Row:
+    """The most probable class but `real` and its share of all; `unknown` where the image is too unfamiliar."""
+    if familiarity(class_logits[None].numpy(force=True))[rules.familiarity][0] < cuts.known:
+        return {"family": UNKNOWN}
+    shares = class_logits.softmax(dim=0).tolist()
+    best = max(range(1, len(classes)), key=shares.__getitem__)
+    return {"family": classes[best], "family_probability": _rounded(shares[best])}
+
+
+def written(rules: Rules) -> Rules:
+    """With cuts of as many digits as logits are written with: whoever reads the table comes to the same verdicts.
+
+    Rounding keeps the order, so what is surely no photograph or no fake here is none with all digits.
+    """
+    names = ("threshold", "not_real", "not_fake")
+    rounded = {
+        key: dataclasses.replace(cuts, **{name: _rounded(getattr(cuts, name)) for name in names})
+        for key, cuts in rules.cuts.items()
+    }
+    return dataclasses.replace(rules, cuts=rounded)
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
-
-
-def _logistic(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
 class Journal:

@@ -5,17 +5,20 @@
     python recipes/predict.py ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
 
 One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
-says of format, size and JPEG compression, logit, p_fake, verdict by the detector's one frozen threshold, and for heads
-with classes the most probable one of what was called fake. Finished rows are kept whatever happens (OUTPUT.parts): the
-same command continues. However the work is cut, shuffled or interrupted, the table has the same bytes, on the same
-machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores that others used, too.
+says of format, size and JPEG compression, logit, calibrated p_fake, verdict, and for heads with classes the most
+probable one of what was called fake, or `unknown`. Verdicts are by the detector's one frozen threshold, or by what you
+state: --error_rate 0.05 says `unsure` rather than err more often, --max_false_positive_rate 0.01 keeps false alarms
+rare, --thresholds quality goes by the JPEG quality of each file. Finished rows are kept whatever happens
+(OUTPUT.parts): the same command continues. However the work is cut, shuffled or interrupted, the table has the same
+bytes, on the same machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores that
+others used, too.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from adapt.data.inputs import Input
     from adapt.predict import Row
 
+RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "known_recall")  # of verdicts
+
 
 @dataclass(frozen=True)
 class Config:
@@ -32,6 +37,11 @@ class Config:
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
     backbone: str | None = None  # the detector's base weights at another place
+    error_rate: float | None = None  # of photographs and of fakes; rather than err more often: `unsure`. None: never
+    max_false_positive_rate: float | None = None  # share of photographs that may be called fake
+    thresholds: Literal["global", "quality"] = "global"  # one, or that of the JPEG quality nearest to the file's
+    calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
+    known_recall: float = 0.95  # share of fakes of trained families that keep theirs; the rest is `unknown`; 1: all
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many parts there are
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
@@ -47,6 +57,7 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest
     from adapt.detector import detector_digest, load_detector
+    from adapt.evaluation.decision import read_decision
     from adapt.predict import BATCH, COLUMNS, Journal, batches, kept, predict
     from adapt.processes import Processes
     from adapt.progress import bar
@@ -54,7 +65,10 @@ def main(cfg: Config) -> None:
     processes = Processes()
     root, inputs = inputs_of(cfg)
     what = {"detector": detector_digest(cfg.detector), "inputs": inputs_digest(inputs)}
-    what |= {"batch": BATCH, "columns": [*COLUMNS]}
+    stated = {name: getattr(cfg, name) for name in RULES}
+    threshold, decision = read_decision(cfg.detector)
+    rules = decision.rules(threshold, **stated)
+    what |= {"rules": stated, "batch": BATCH, "columns": [*COLUMNS]}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):
@@ -71,7 +85,7 @@ def main(cfg: Config) -> None:
     with Journal(parts, name, what) as journal:
         if todo:
             detector = load_detector(cfg.detector, cfg.backbone).to(processes.device)
-            found = predict(detector, inputs, todo, processes.workers(cfg.num_workers))
+            found = predict(detector, inputs, todo, processes.workers(cfg.num_workers), rules)
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
             )

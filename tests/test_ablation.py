@@ -41,9 +41,10 @@ from adapt.evaluation import leaderboard
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.latex import escape, table
 from adapt.evaluation.leaderboard import Entry, Table
-from adapt.evaluation.metrics import compare_means, pick_threshold
+from adapt.evaluation.metrics import compare_means
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, WORST, SideBySide, rank, read_numbers, write_numbers
+from adapt.evaluation.thresholds import pick_threshold
 from adapt.thumbnails import placeholder
 
 VIEWS = ("none", "qf65")

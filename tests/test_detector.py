@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapt.data.manifest import Manifest
-from adapt.detector import Detector, load_detector, score
+from adapt.detector import Detector, detector_digest, load_detector, score
 from adapt.errors import Refusal
+from adapt.evaluation.decision import fit_decision
+from adapt.evaluation.scores import Scores
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead, balanced_bce
 from adapt.models.lora import add_adapter
@@ -49,6 +51,35 @@ def test_loaded_equals_saved(detector, folder) -> None:
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     adapter = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert found == {"detector.json", "head.safetensors", "README.md"} | adapter
+
+
+def test_what_validation_says_of_verdicts_travels_along(detector, tmp_path) -> None:
+    rng, n = np.random.default_rng(0), 30
+    columns = {"path": [str(i) for i in range(2 * n)], "group": [f"g{i // 2}" for i in range(2 * n)]}
+    columns |= {"generator": ["real", "gan"] * n, "split": ["val"] * 2 * n, "view": ["qf40"] * 2 * n}
+    decision = fit_decision(Scores(columns | {"logit": rng.normal(size=2 * n) + np.tile([-1, 1], n)}))
+    Detector(detector.backbone, detector.head, 0.25, decision).save(tmp_path / "new", {})
+    loaded, logits = load_detector(tmp_path / "new"), rng.normal(size=100)
+    for stated in ({"error_rate": 0.1}, {"max_false_positive_rate": 0.05, "thresholds": "quality"}):
+        one, other = (found.rules(0.25, **stated) for found in (decision, loaded.decision))
+        assert one.cuts == other.cuts
+        np.testing.assert_array_equal(one.calibration(logits), other.calibration(logits))
+    before = detector_digest(tmp_path / "new")
+    tensors = load_file(tmp_path / "new" / "decision.safetensors")
+    save_file(tensors | {"real/every": tensors["real/every"] + 1}, tmp_path / "new" / "decision.safetensors")
+    assert detector_digest(tmp_path / "new") != before
+    (tmp_path / "new" / "decision.safetensors").unlink()
+    with pytest.raises(Refusal, match="not a complete detector directory"):
+        load_detector(tmp_path / "new")
+
+
+def test_an_older_detector_loads_with_its_threshold(detector, folder) -> None:
+    record = json.loads((folder / "detector.json").read_text())
+    assert record["format"] == 2 and record.pop("decision")["calibration"] == "none"
+    (folder / "detector.json").write_text(json.dumps(record))
+    loaded = load_detector(folder)
+    assert torch.equal(loaded(pixels()), detector(pixels())) and loaded.threshold == 0.25
+    assert list(loaded.decision.rules(0.25).at(40).verdicts(np.array([0.24, 0.25]))) == ["real", "fake"]
 
 
 def test_same_weights_from_another_place(detector, folder, tmp_path) -> None:

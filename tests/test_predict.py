@@ -23,6 +23,9 @@ from adapt.data.inputs import find_inputs
 from adapt.data.manifest import Manifest, read_table
 from adapt.detector import Detector, load_detector, score
 from adapt.errors import Refusal
+from adapt.evaluation.decision import Decision, fit_decision, read_decision
+from adapt.evaluation.open_set import familiarity
+from adapt.evaluation.scores import Scores
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.probes import Probe
@@ -136,12 +139,65 @@ def test_a_linear_head_names_no_family(detectors, photos, tmp_path) -> None:
 
 def test_verdict_by_the_threshold_as_written() -> None:
     def verdict(logit: float, threshold: float) -> str:
-        return library._row("a", None, "", logit, threshold, (), None)["verdict"]
+        return library._row("a", None, "", logit, library.written(Decision().rules(threshold)), (), None)["verdict"]
 
     assert verdict(0.25, 0.25) == "fake" and verdict(math.nextafter(0.25, 0), 0.25) == "fake"
     assert verdict(0.249999, 0.25) == "real" and verdict(30.0, math.inf) == "real" and verdict(-800.0, 0) == "real"
-    lost = library._row("a", None, "", math.nan, 0.0, (), None)
+    lost = library._row("a", None, "", math.nan, Decision().rules(0.0), (), None)
     assert lost["status"] == "not-finite" and lost["logit"] is None and lost["verdict"] is None
+
+
+def fitted(folder: Path, like: Path, photos: Path) -> Path:
+    """The detector of families with a decision from made-up validation scores, spread like its own logits."""
+    detector = load_detector(like)
+    files = [photos / "deep/er" / f"{i:02d}.jpg" for i in range(1, 80, 3)]
+    with torch.no_grad():
+        features = detector.backbone(torch.stack([detector.backbone.preprocess(read_image(file)) for file in files]))
+        spread, own = detector.head(features).std().item(), detector.head.class_logits(features).numpy()
+    rng, n = np.random.default_rng(0), 40
+    columns = {"path": [str(i) for i in range(3 * n)] * 3, "group": [f"g{i // 3}" for i in range(3 * n)] * 3}
+    columns |= {"generator": ["real", "gan", "diffusion"] * 3 * n, "family": ["real", "gan", "diffusion"] * 3 * n}
+    columns |= {"split": ["val"] * 9 * n, "view": np.repeat(["none", "qf40", "qf80"], 3 * n)}
+    noise = rng.normal(size=9 * n) + np.tile([-0.4, 0.4, 0.4], 3 * n) + np.repeat([0, 0.5, -0.5], 3 * n)
+    columns["logit"] = detector.threshold + 0.7 * spread * noise
+    drawn = own[rng.integers(len(own), size=9 * n)]
+    drawn += 0.1 * spread * rng.normal(size=drawn.shape)  # no image stands exactly on a cut
+    columns |= {f"logit_{name}": drawn[:, i] for i, name in enumerate(FAMILIES)}
+    detector.decision = fit_decision(Scores(columns))
+    detector.save(folder, {})
+    return folder
+
+
+@pytest.mark.parametrize("thresholds", ["global", "quality"])
+def test_verdicts_at_a_stated_rate(detectors, photos, tmp_path, thresholds) -> None:
+    """The quality in the header chooses the cuts, p_fake is the calibrated one, and families may be unknown."""
+    folder = fitted(tmp_path / "fitted", detectors["families"], photos)
+    config = predict.Config(folder, (str(photos),), tmp_path / "x.csv", num_workers=0, error_rate=0.2,
+                            thresholds=thresholds, known_recall=0.6)  # fmt: skip
+    predict.main(config)
+    threshold, decision = read_decision(folder)
+    detector, rows = load_detector(folder), [row for row in rows_of(config.output) if row["status"] == "ok"]
+    rules = decision.rules(threshold, 0.2, thresholds=thresholds, known_recall=0.6)
+    names = {True: "qf40", False: "qf80"} if thresholds == "quality" else dict.fromkeys((True, False), "every")
+    seen = set()
+    for row in rows:
+        logit, cuts = float(row["logit"]), rules.cuts[names[int(row["jpeg_quality"]) <= 60]]
+        assert row["verdict"] == str(cuts.verdicts(np.float64(logit)))
+        expected = float(decision.calibration(logit))
+        assert float(row["p_fake"]) == pytest.approx(expected, rel=1e-5) and row["p_fake"] != str(logit)
+        family = ""
+        if row["verdict"] == "fake":
+            image = detector.backbone.preprocess(library.decode((photos / row["path"]).read_bytes()))[None]
+            with torch.no_grad():
+                logits = detector.head.class_logits(detector.backbone(image)).double().numpy()
+            family = FAMILIES[1 + logits[0, 1:].argmax()]
+            if familiarity(logits)[decision.familiarity][0] < cuts.known:
+                family = "unknown"
+        assert row["family"] == family and (row["family_probability"] == "") == (family in ("", "unknown"))
+        seen |= {row["verdict"], family}
+    assert {"real", "fake", "unsure", "unknown"} <= seen and decision.calibration.kind != "none"
+    with pytest.raises(Refusal, match="rows of another rules"):
+        predict.main(dataclasses.replace(config, error_rate=0.25))
 
 
 def test_every_file_of_the_zoo_is_one_row_with_its_reason(detectors, tmp_path) -> None:
@@ -220,9 +276,9 @@ def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypat
     asked = []
     passed_on = library.predict
 
-    def watched(detector, inputs, numbers, workers):
+    def watched(detector, inputs, numbers, *others):
         asked.extend(numbers)
-        return passed_on(detector, inputs, numbers, workers)
+        return passed_on(detector, inputs, numbers, *others)
 
     monkeypatch.setattr(library, "predict", watched)
     predict.main(config)
@@ -422,6 +478,8 @@ def test_what_changed_is_refused(config, detectors, photos, tmp_path) -> None:
         ({"input": ("absent",)}, "no input 'absent'"),
         ({"input": ("EMPTY",)}, "no file in '.*empty': name a folder that holds images"),
         ({"detector": Path("absent")}, "absent is not a complete detector directory"),
+        ({"error_rate": 0.05}, "--error_rate 0.05 takes 19 validation groups with fakes, this detector has 0"),
+        ({"thresholds": "quality"}, "this detector has no threshold of a JPEG quality"),
         ({"output": Path("/proc/x.csv")}, "cannot write /proc/x.parts"),
         ({"output": Path("EXISTS.csv")}, "exists, without the .*EXISTS.parts it was made from"),
         ({"output": Path("FOLDER.csv")}, "is a folder or an input"),

@@ -14,10 +14,13 @@ from PIL import Image
 
 from adapt.errors import Refusal
 from adapt.evaluation import figures
+from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import compare, controls, evaluate
+from adapt.evaluation.promises import keep
 from adapt.evaluation.read_back import read_rows, read_run
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import escape, grid, headline, markdown, text, write_tables
+from adapt.evaluation.thresholds import pick_threshold
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "evaluate.py"
 SHIFT = {"real": 0.0, "gan": 2.0, "flux": 0.7, "sdxl": 1.0}
@@ -370,7 +373,8 @@ def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, reci
 def test_recipe_reproduces_what_a_run_wrote_and_leaves_the_scores_alone(tmp_path, recipe, scores, cells):
     scores.write(tmp_path / "scores.csv")
     before = (tmp_path / "scores.csv").read_bytes()
-    write_tables(cells, tmp_path / "run")
+    kept = keep(scores, fit_decision(scores), pick_threshold(scores), resamples=40)
+    write_tables([*cells, *kept], tmp_path / "run")
     recipe.main(recipe.Config(tmp_path / "scores.csv", output_dir=tmp_path / "again", resamples=40))
     assert (tmp_path / "again" / "metrics.csv").read_bytes() == (tmp_path / "run" / "metrics.csv").read_bytes()
     assert (tmp_path / "scores.csv").read_bytes() == before
