@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import adapt
+from adapt.data.crops import Crops, Kind
 from adapt.data.families import read_families
 from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
@@ -57,6 +58,14 @@ class Detector(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.backbone(pixels))
+
+    def features(self, crops: Tensor, counts: Sequence[int], most: int) -> Tensor:
+        """Features (n, d) of n images: each the mean over its crops, `counts` of them side by side in `crops`.
+
+        The tower gets at most `most` crops at a time.
+        """
+        found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
+        return torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md.
@@ -141,17 +150,17 @@ def score(
     share: tuple[int, int] = (0, 1),
     gather: Callable[[list], list] = list,
     progress: str | None = None,
+    crops: Kind = "1",
 ) -> Scores:
     """Score the given rows of the manifest under every view; an unreadable file is a row that says why.
 
-    An image is decoded once for all its views. `share` (rank, world) splits the rows over processes and `gather`
-    joins their lists; results are placed by row number, so neither padding nor order can move a score. The whole
-    manifest is asked where each generator was met in training.
+    An image is decoded once for all its views; `crops` says what is looked at of each (adapt/data/crops.py). `share`
+    (rank, world) splits the rows over processes and `gather` joins their lists; results are placed by row number, so
+    neither padding nor order can move a score. The whole manifest is asked where each generator was met in training.
     """
     detector.eval()
     views = tuple(dict.fromkeys(views))
-    device = detector.backbone.mean.device
-    images = Images(manifest, rows[share[0] :: share[1]], detector.backbone.preprocess, views)
+    images = Images(manifest, rows[share[0] :: share[1]], Crops(detector.backbone.preprocess, crops), views)
     loader = DataLoader(
         images,
         batch_size=max(1, batch_size // len(views)),
@@ -163,7 +172,10 @@ def score(
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
     for items in loader:
-        logits = detector(torch.cat([item.pixels for item in items]).to(device)).view(len(items), len(views))
+        counts = [count for item in items for count in item.crops]
+        pixels = torch.cat([item.pixels for item in items])
+        features = detector.features(pixels, counts, max(batch_size, len(views)))
+        logits = detector.head(features).view(len(items), len(views))
         found += [(item.row, line, item.reasons) for item, line in zip(items, logits.tolist(), strict=True)]
         progress_bar.update(len(items))
     progress_bar.close()

@@ -3,19 +3,22 @@
     python recipes/predict.py --detector results/lora/detector --input photos/ --output predictions.csv
     accelerate launch recipes/predict.py --detector results/lora/detector --input list.csv shard.tar --output x.parquet
     python recipes/predict.py ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
+    python recipes/predict.py ... --detector A B C --crops native    (mean of three, each on tiles of the own pixels)
 
 One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
 says of format, size and JPEG compression, logit, p_fake, verdict by the detector's one frozen threshold, and for heads
-with classes the most probable one of what was called fake. Finished rows are kept whatever happens (OUTPUT.parts): the
-same command continues. However the work is cut, shuffled or interrupted, the table has the same bytes, on the same
-machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores that others used, too.
+with classes the most probable one of what was called fake. Beside the table stands a page, OUTPUT with the suffix
+.html: counts, the most and the least certain images, what could not be read. Finished rows are kept whatever happens
+(OUTPUT.parts): the same command continues. However the work is cut, shuffled or interrupted, table and page have the
+same bytes, on the same machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores
+that others used, too; --crops 5 and native cost as many encoder passes as the last line but two says.
 """
 
 import sys
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
@@ -23,21 +26,25 @@ from adapt.errors import Refusal
 
 if TYPE_CHECKING:
     from adapt.data.inputs import Input
-    from adapt.predict import Row
 
 
 @dataclass(frozen=True)
 class Config:
-    detector: Path  # folder of a saved detector
+    detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several: their mean
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
-    backbone: str | None = None  # the detector's base weights at another place
+    crops: Literal["1", "5", "native"] = "1"  # 5: corners and centre; native: tiles of the image's own pixels
+    gallery: int = 24  # images that OUTPUT.html shows from either end of a verdict; 0: no page
+    backbone: str | None = None  # the detectors' base weights at another place
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many parts there are
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_shards")
+        at_least(0, self, "gallery")
+        if not self.detector:
+            raise Refusal("--detector: name the folder of a saved detector")
         if not 0 <= self.shard < self.num_shards:
             raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
         if self.output.suffix not in (".csv", ".parquet", ".jsonl"):
@@ -47,21 +54,24 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest
     from adapt.detector import detector_digest, load_detector
-    from adapt.predict import BATCH, COLUMNS, Journal, batches, kept, predict
+    from adapt.gallery import finish
+    from adapt.journal import Journal, kept
+    from adapt.predict import BATCH, COLUMNS, batches, predict
     from adapt.processes import Processes
     from adapt.progress import bar
 
     processes = Processes()
     root, inputs = inputs_of(cfg)
-    what = {"detector": detector_digest(cfg.detector), "inputs": inputs_digest(inputs)}
-    what |= {"batch": BATCH, "columns": [*COLUMNS]}
+    what = {"detector": [detector_digest(name) for name in cfg.detector], "inputs": inputs_digest(inputs)}
+    what |= {"crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS]}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):
         raise Refusal("the inputs changed while they were listed: start again when they stand still")
     done = set(seen[0][1])
-    if cfg.output.exists() and not done:
-        raise Refusal(f"--output {cfg.output} exists, without the {parts} it was made from: delete it or name another")
+    for path in outputs(cfg):
+        if path.exists() and not done:
+            raise Refusal(f"--output {path} exists, without the {parts} it was made from: delete it or name another")
 
     rank, world = processes.share_of_rows
     shard = range(cfg.shard, total, cfg.num_shards)
@@ -70,28 +80,34 @@ def main(cfg: Config) -> None:
     name = f"{cfg.shard}-of-{cfg.num_shards}.{rank}-of-{world}"
     with Journal(parts, name, what) as journal:
         if todo:
-            detector = load_detector(cfg.detector, cfg.backbone).to(processes.device)
-            found = predict(detector, inputs, todo, processes.workers(cfg.num_workers))
+            detectors = [load_detector(name, cfg.backbone).to(processes.device) for name in cfg.detector]
+            found = predict(detectors, inputs, todo, processes.workers(cfg.num_workers), cfg.crops)
+            start, spent = time.monotonic(), 0
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
             )
             try:
-                for number, rows in found:
+                for number, rows, passes in found:
                     journal.add(number, rows)
                     progress.update()
+                    spent += passes
             except KeyboardInterrupt:
                 progress.close()
                 processes.say(f"stopped: {len(kept(parts, what))} of {total} x {BATCH} files are kept in {parts}; "
                               "the same command continues")  # fmt: skip
                 sys.exit(130)
             progress.close()
+            files = min(len(todo) * BATCH, len(inputs))
+            rate = files / (time.monotonic() - start)
+            processes.say(f"{spent / files:.2f} encoder passes a file, {rate:.1f} files/s in this process")
         processes.accelerator.wait_for_everyone()  # all journals of this launch are complete
     if processes.main:
         rows_of = kept(parts, what)
         if len(rows_of) < total:
             processes.say(f"{len(rows_of)} of {total} x {BATCH} files done: the last shard writes {cfg.output}")
         else:
-            processes.say(finish(cfg.output, root, inputs, [row for n in range(total) for row in rows_of[n]]))
+            facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops}
+            processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts))
     processes.leave()
 
 
@@ -103,12 +119,14 @@ def inputs_of(cfg: Config) -> "tuple[str, list[Input]]":
 
     root, inputs = find_inputs(cfg.input)
     folder = os.path.realpath(cfg.output.parent)
-    ours = os.path.join(folder, cfg.output.name)  # noqa: PTH118
+    ours = [os.path.join(folder, path.name) for path in outputs(cfg)]  # noqa: PTH118
     named = {os.path.realpath(name) for name in cfg.input}
-    if cfg.output.is_dir() or os.path.realpath(ours) in named:
-        raise Refusal(f"--output {cfg.output} is a folder or an input: name a file of its own")
-    made = (os.path.join(folder, f"{cfg.output.stem}.parts", ""), os.path.join(folder, f".{cfg.output.name}."))  # noqa: PTH118
-    inputs = [item for item in inputs if item.file != ours and not item.file.startswith(made)]
+    for path, file in zip(outputs(cfg), ours, strict=True):
+        if path.is_dir() or os.path.realpath(file) in named:
+            raise Refusal(f"--output {path} is a folder or an input: name a file of its own")
+    made = [os.path.join(folder, f"{cfg.output.stem}.parts", "")]  # noqa: PTH118
+    made += [os.path.join(folder, f".{path.name}.") for path in outputs(cfg)]  # noqa: PTH118
+    inputs = [item for item in inputs if item.file not in ours and not item.file.startswith(tuple(made))]
     if not inputs:
         raise Refusal(f"no file in {', '.join(cfg.input)} but this recipe's own: name a folder that holds images")
     if cfg.output.suffix == ".parquet":
@@ -118,12 +136,9 @@ def inputs_of(cfg: Config) -> "tuple[str, list[Input]]":
     return root, inputs
 
 
-def finish(output: Path, root: str, inputs: "Sequence[Input]", rows: "Sequence[Row]") -> str:
-    """Write what the finished rows, one for each input, make; returns what to tell the user."""
-    from adapt.predict import summary, write_predictions
-
-    write_predictions(rows, output)
-    return f"{summary(rows)}\n{output}: the table; its paths are relative to {root}"
+def outputs(cfg: Config) -> list[Path]:
+    """The table, and the page where one is wanted."""
+    return [cfg.output, cfg.output.with_suffix(".html")] if cfg.gallery else [cfg.output]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ ORDER = [
     {"adapt.data.sources.hub", "adapt.data.sources.listing"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
+    {"adapt.data.crops"},
     {
         "adapt.data.align",
         "adapt.data.duplicates",
@@ -54,6 +55,8 @@ ORDER = [
     {"adapt.evaluation.scores"},
     {"adapt.detector"},
     {"adapt.predict"},
+    {"adapt.journal"},
+    {"adapt.gallery"},
     {"adapt.evaluation.bootstrap"},
     {"adapt.data.audit"},
     {"adapt.evaluation.metrics"},
