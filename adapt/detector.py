@@ -22,7 +22,8 @@ from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic, sha256, write_text
-from adapt.models.backbones import Backbone, load_backbone
+from adapt.hub import detector_folder
+from adapt.models.backbones import Backbone, Precision, load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import load_adapter, save_adapter
 from adapt.models.probes import Probe
@@ -92,13 +93,14 @@ class Detector(nn.Module):
         write_text(folder / "detector.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
-    """The detector saved in `folder`, on the CPU and in evaluation mode.
+def load_detector(folder: str | Path, backbone: str | None = None, precision: Precision | None = None) -> Detector:
+    """The detector saved in `folder`, or at `hf-hub:OWNER/NAME[@REVISION]`, on the CPU and in evaluation mode.
 
-    `backbone` names the same weights at another place (a local copy, say). A base whose weights, layer or
-    preprocessing are not those of the training is refused, as are missing, additional and misshapen tensors.
+    `backbone` names the same weights at another place (a local copy, say), `precision` another one than that of the
+    training. A base whose weights, layer or preprocessing are not those of the training is refused, as are missing,
+    additional and misshapen tensors.
     """
-    folder = Path(folder)
+    folder = detector_folder(folder)
     try:
         record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
         head_tensors = load_file(folder / "head.safetensors")
@@ -114,7 +116,7 @@ def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
                 f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
             )
-    base.to_precision("bf16" if record["precision"] == "bfloat16" else "fp32")
+    base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
         load_adapter(base, folder / "adapter")
     settings = dict(record.get("head", {"type": "linear"}))
@@ -130,7 +132,7 @@ def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
 
 def detector_digest(folder: str | Path) -> str:
     """SHA-256 (hex) over the files of a saved detector, its card aside: the same wherever the folder lies."""
-    folder = Path(folder)
+    folder = detector_folder(folder)
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
     files = [folder / "detector.json", folder / "head.safetensors", *sorted((folder / "adapter").glob("adapter_*"))]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from rooms to its left (or its own), never to its right.
 ORDER = [
     {"adapt", "adapt.errors"},
-    {"adapt.files", "adapt.html", "adapt.provenance", "adapt.progress"},
+    {"adapt.files", "adapt.html", "adapt.hub", "adapt.provenance", "adapt.progress"},
     {"adapt.cli"},
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images", "adapt.data.inputs", "adapt.data.download_state"},
@@ -54,7 +54,7 @@ ORDER = [
     {"adapt.run"},
     {"adapt.evaluation.scores"},
     {"adapt.detector"},
-    {"adapt.predict"},
+    {"adapt.export", "adapt.predict"},
     {"adapt.journal"},
     {"adapt.gallery"},
     {"adapt.evaluation.bootstrap"},
@@ -66,6 +66,7 @@ ORDER = [
     {"adapt.evaluation.leaderboard"},
     {"adapt.evaluation.latex"},
     {"adapt.evaluation.figures"},
+    {"adapt.card"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
     {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
