@@ -29,8 +29,8 @@ def complete_card(folder: Path, cells: Sequence[Cell], checks: Sequence[Control]
     card = (folder / "README.md").read_text(encoding="utf-8").rstrip("\n")
     embedded = [EMBEDDED] if any(cell.set == "embedded" for cell in cells) else []
     licence_words = (
-        f"Base weights: {plain(base_licence)}. Adapter and head hold no part of them, but work only with them; the "
-        "training images keep their own terms."
+        f"Base weights: {plain(base_licence)}. Adapter and head were derived from them and work only with them.\n"
+        "The training images keep their own terms."
     )
     parts = [card, USE, "## Measured", *embedded, READ, grid(headline(cells)), *_limits(cells, checks)]
     write_text(folder / "README.md", "\n\n".join([*parts, "## Licence", licence_words]) + "\n")
@@ -39,16 +39,14 @@ def complete_card(folder: Path, cells: Sequence[Cell], checks: Sequence[Control]
 def _limits(cells: Sequence[Cell], checks: Sequence[Control]) -> list[str]:
     """What a reader must not expect, from the numbers themselves."""
     at, lines = index(cells), []
-    for view in views_of(cells):
-        unseen, alarms = at.get((ALL, view, "mean:unseen", "auc")), at.get((ALL, view, "real", "false_alarm"))
-        known = "no unseen generator was tested" if show(unseen) == "n/a" else f"unseen generators: AUC {show(unseen)}"
-        lines.append(f"- Under `{plain(view)}`, {known}; false alarms on unedited reals: {show(alarms)}.")
+    views = ", ".join(f"`{plain(view)}`" for view in views_of(cells))
+    if all(show(at.get((ALL, view, "mean:unseen", "auc"))) == "n/a" for view in views_of(cells)):
+        lines.append("- No generator was tested that training had not met: what it does on a new one is not known.")
     for cell in weakest(cells, WEAK):
         lines.append(f"- Among the weakest: {plain(cell.generator)} under `{plain(cell.view)}`, AUC {show(cell)}.")
     for check in checks:
         if check.verdict == "FAILED":
             lines.append(f"- Control FAILED: {plain(check.name)} under `{plain(check.view)}`, {show(check)}.")
-    views = ", ".join(f"`{plain(view)}`" for view in views_of(cells))
     lines.append(f"- Other processing than {views}, and generators that are not in the table, were not measured.")
     return ["## Limits", "\n".join(lines)]
 

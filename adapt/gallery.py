@@ -80,7 +80,7 @@ def _verdicts(verdicts: Counter[str], known: Sequence[str], unread: int) -> Tabl
     total = verdicts.total() + unread
     counted = {verdict: verdicts[verdict] for verdict in known} | {"not judged": unread, "all files": total}
     rows = [[name, f"{count:,}", f"{100 * count / total:.1f} %"] for name, count in counted.items()]
-    return Table(("verdict", "files", "share"), rows)
+    return Table(("verdict", "files", "share"), rows[:-1], controls=rows[-1:])
 
 
 def _compression(counted: Counter[tuple[str, str]], known: Sequence[str]) -> list[Table]:
