@@ -30,6 +30,8 @@ from adapt.models.probes import Probe
 from adapt.progress import bar
 
 FORMAT = 2
+NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
+NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
 HEADS = {"linear": LinearHead, "probe": Probe}
 CARD = """---
 library_name: peft
@@ -101,13 +103,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     additional and misshapen tensors.
     """
     folder = detector_folder(folder)
-    try:
-        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-        head_tensors = load_file(folder / "head.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
-    if record.get("format") != FORMAT:
-        raise Refusal(f"{folder}: detector format {record.get('format')!r}, this version reads {FORMAT}")
+    record, head_tensors = _read(folder)
     wanted = record["backbone"]
     base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
     for key in ("weights", "preprocess", "activation", "layer"):
@@ -122,12 +118,36 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     settings = dict(record.get("head", {"type": "linear"}))
     if (kind := settings.pop("type", None)) not in HEADS:
         raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
-    head = HEADS[kind](base.dim, **settings)
+    try:
+        head = HEADS[kind](base.dim, **settings)
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
     have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
     if have != want:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
     head.load_state_dict(head_tensors)
     return Detector(base, head, record["threshold"]).eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """detector.json with everything that loading asks for, and the tensors of the head."""
+    try:
+        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "head.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise Refusal(f"{folder}: detector format {found!r}, this version reads {FORMAT}")
+    for place in NEEDED:
+        found = record
+        for key in place:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
+            raise Refusal(f"{folder / 'detector.json'} lacks {'.'.join(place)}: copy the whole detector again")
+    if not isinstance(record["threshold"], int | float) or not isinstance(record.get("head", {}), dict):
+        raise Refusal(f"{folder / 'detector.json'}: threshold must be a number and head an object")
+    return record, tensors
 
 
 def detector_digest(folder: str | Path) -> str:
