@@ -34,7 +34,8 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
-    if not (Path(folder) / "detector.json").is_file():
+    folder = detector_folder(folder)
+    if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
     with _reaching(repo, ""):
         api = HfApi()

@@ -11,7 +11,7 @@ with classes the most probable one of what was called fake. Beside the table sta
 .html: counts, the most and the least certain images, what could not be read. Finished rows are kept whatever happens
 (OUTPUT.parts): the same command continues. However the work is cut, shuffled or interrupted, table and page have the
 same bytes, on the same machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores
-that others used, too; --crops 5 and native cost as many encoder passes as the last line but two says.
+that others used, too; --crops 5 and native cost as many encoder passes a file as a line at the end says.
 """
 
 import sys
