@@ -75,7 +75,7 @@ def _card(library: str, model: str) -> Path | str | None:
         from open_clip import get_pretrained_cfg
 
         architecture, _, tag = model.partition("@")
-        return get_pretrained_cfg(architecture, tag).get("hf_hub", "").strip("/") or None
+        return "/".join(get_pretrained_cfg(architecture, tag).get("hf_hub", "").split("/")[:2]) or None
     return Path(model) / "README.md" if Path(model).is_dir() else model
 
 

@@ -82,7 +82,7 @@ def main(cfg: Config) -> None:
         if todo:
             detectors = [load_detector(name, cfg.backbone).to(processes.device) for name in cfg.detector]
             found = predict(detectors, inputs, todo, processes.workers(cfg.num_workers), cfg.crops)
-            start, spent = time.monotonic(), 0
+            start, files, spent = time.monotonic(), 0, 0
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
             )
@@ -90,14 +90,13 @@ def main(cfg: Config) -> None:
                 for number, rows, passes in found:
                     journal.add(number, rows)
                     progress.update()
-                    spent += passes
+                    files, spent = files + len(rows), spent + passes
             except KeyboardInterrupt:
                 progress.close()
                 processes.say(f"stopped: {len(kept(parts, what))} of {total} x {BATCH} files are kept in {parts}; "
                               "the same command continues")  # fmt: skip
                 sys.exit(130)
             progress.close()
-            files = min(len(todo) * BATCH, len(inputs))
             rate = files / (time.monotonic() - start)
             processes.say(f"{spent / files:.2f} encoder passes a file, {rate:.1f} files/s in this process")
         processes.accelerator.wait_for_everyone()  # all journals of this launch are complete

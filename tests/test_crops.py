@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import crops as recipe
 import numpy as np
 import predict
 import pytest
@@ -21,6 +22,7 @@ from adapt.data.preprocess import Preprocess
 from adapt.data.views import parse_view
 from adapt.detector import Detector, load_detector, score
 from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.probes import Probe
@@ -180,3 +182,25 @@ def test_several_detectors_judge_by_the_mean_of_what_is_left_above_their_thresho
         assert verdicts == {"real", "fake"}
     with pytest.raises(Refusal, match="--detector: name the folder"):
         predict.Config((), (str(photos),))
+
+
+def test_the_recipe_compares_crops_on_the_same_rows(detectors, planted, tmp_path, one_thread) -> None:
+    config = recipe.Config(
+        detectors[2],
+        (str(planted),),
+        tmp_path,
+        crops=("1", "native"),
+        test_views=("none",),
+        resamples=20,
+        num_workers=0,
+    )
+    recipe.main(config)
+    page = (tmp_path / "table.md").read_text()
+    assert "## native minus 1" in page and "| 1 | 1.00 |" in page and "| native | 4.00 |" in page
+    rows = Manifest.read(planted)
+    held, detector = np.flatnonzero(rows["split"] != "train"), load_detector(detectors[2])
+    for kind in ("1", "native"):
+        kept = Scores.read(tmp_path / f"scores-{kind}.parquet")
+        again = score(detector, rows, held[:9], ("none",), crops=kind)
+        np.testing.assert_allclose(kept["logit"][:9], again["logit"], atol=1e-4)
+        assert len(kept) == len(held)
