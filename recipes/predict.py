@@ -18,14 +18,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-
-if TYPE_CHECKING:
-    from adapt.data.inputs import Input
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    from adapt.data.inputs import inputs_digest
+    from adapt.data.inputs import inputs_digest, inputs_for
     from adapt.detector import detector_digest, load_detector
     from adapt.gallery import finish
     from adapt.journal import Journal, kept
@@ -61,7 +58,7 @@ def main(cfg: Config) -> None:
     from adapt.progress import bar
 
     processes = Processes()
-    root, inputs = inputs_of(cfg)
+    root, inputs = inputs_for(cfg.input, outputs(cfg))
     what = {"detector": [detector_digest(name) for name in cfg.detector], "inputs": inputs_digest(inputs)}
     what |= {"crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS]}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
@@ -108,31 +105,6 @@ def main(cfg: Config) -> None:
             facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops}
             processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts))
     processes.leave()
-
-
-def inputs_of(cfg: Config) -> "tuple[str, list[Input]]":
-    """What is to be judged; refuses an output that could not be written, or that would overwrite an input."""
-    import os
-
-    from adapt.data.inputs import find_inputs
-
-    root, inputs = find_inputs(cfg.input)
-    folder = os.path.realpath(cfg.output.parent)
-    ours = [os.path.join(folder, path.name) for path in outputs(cfg)]  # noqa: PTH118
-    named = {os.path.realpath(name) for name in cfg.input}
-    for path, file in zip(outputs(cfg), ours, strict=True):
-        if path.is_dir() or os.path.realpath(file) in named:
-            raise Refusal(f"--output {path} is a folder or an input: name a file of its own")
-    made = [os.path.join(folder, f"{cfg.output.stem}.parts", "")]  # noqa: PTH118
-    made += [os.path.join(folder, f".{path.name}.") for path in outputs(cfg)]  # noqa: PTH118
-    inputs = [item for item in inputs if item.file not in ours and not item.file.startswith(tuple(made))]
-    if not inputs:
-        raise Refusal(f"no file in {', '.join(cfg.input)} but this recipe's own: name a folder that holds images")
-    if cfg.output.suffix == ".parquet":
-        for item in inputs:
-            if any("\ud800" <= letter <= "\udfff" for letter in item.path):
-                raise Refusal(f"{item.path!r} is not UTF-8, which Parquet needs: name a .csv or .jsonl as --output")
-    return root, inputs
 
 
 def outputs(cfg: Config) -> list[Path]:
