@@ -110,7 +110,8 @@ def _ends(verdict: str, shown: dict, inputs: Sequence[Input]) -> list[Gallery]:
 def _tile(row: Row, item: Input) -> Picture:
     lines = [row["path"], f"logit {row['logit']:.2f}, p {row['p_fake']:.3f}"]
     if row["family"]:
-        lines.append(f"{row['family']} ({row['family_probability']:.2f})")
+        share = row["family_probability"]
+        lines.append(row["family"] if share is None else f"{row['family']} ({share:.2f})")
     kind = quality(row)
     lines.append(", ".join(filter(None, (f"quality {kind}" if kind.isdigit() else kind, row["subsampling"]))))
     try:

@@ -100,6 +100,7 @@ def test_counts_add_up_and_reasons_name_files(image) -> None:
         ["custom tables", "1", "0", "1"],
     ):
         assert expected in cells
+    assert "<div>unknown</div>" in page_of([judged("u", 2.0, "fake", family="unknown")], image, 2)
     assert "gan (0.75)" in page and "quality 90, 4:2:0" in page
     named = "&#x27;cut0&#x27;, &#x27;cut1&#x27;, &#x27;cut2&#x27;, &#x27;cut3&#x27;, &#x27;cut4&#x27; and 2 more"
     assert named in page and "&#x27;&lt;b&gt;&#x27;" in page
