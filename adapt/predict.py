@@ -1,14 +1,13 @@
-"""A detector on unknown files: one row each, kept as soon as it is known, the same bytes however the work is cut."""
+"""Detectors on unknown files: one row each, in fixed batches; the table and what it counts."""
 
 import csv
 import dataclasses
-import fcntl
 import hashlib
+import itertools
 import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,26 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from adapt.data.crops import Crops, Kind
 from adapt.data.groups import heed_main_process
 from adapt.data.images import Unreadable, decode, read_bytes
 from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
-from adapt.data.preprocess import Preprocess
 from adapt.detector import Detector
 from adapt.errors import Refusal
-from adapt.evaluation.decision import Cuts, Rules
+from adapt.evaluation.calibration import Calibration
+from adapt.evaluation.decision import EVERY, Cuts, Rules, read_decision
 from adapt.evaluation.open_set import familiarity
-from adapt.files import atomic, writing
+from adapt.files import atomic
+from adapt.hub import detector_folder
 
 # On a CPU the last bits of a feature depend on the images beside it in the batch. So batches are fixed: the inputs in
 # their order, this many at a time, unreadable ones as blanks. Shards, processes and resumes share out whole batches.
 BATCH = 32
+ROW_GROUP = 2**15  # rows that are turned into Parquet at once
 DIGITS = 6  # significant ones of what is written
+NOTHING_STATED = {"error_rate": None, "max_false_positive_rate": None, "thresholds": "global", "calibration": None}
+NOTHING_STATED |= {"known_recall": 0.95}  # the flags of recipes/predict.py that say nothing
 UNKNOWN = "unknown"  # family of a fake that looks like none of the training
 COLUMNS = {"path": str, "status": str}
 COLUMNS |= {"format": str, "width": int, "height": int}
@@ -46,55 +50,111 @@ def batches(count: int) -> int:
 
 @torch.no_grad()
 def predict(
-    detector: Detector,
+    detectors: Sequence[Detector],
     inputs: Sequence[Input],
     numbers: Sequence[int],
     workers: int = 0,
+    crops: Kind = "1",
     rules: Rules | None = None,
-) -> Iterator[tuple[int, list[Row]]]:
-    """(number, rows) of each of these batches. `inputs` are all inputs: they decide what a batch is.
+) -> Iterator[tuple[int, list[Row], int]]:
+    """(number, rows, encoder passes) of each of these batches. `inputs` are all inputs: they decide what a batch is.
 
+    Several detectors judge as one: by the mean of their calibrated logits, and by the mean share of each class where
+    all of them have the same classes. An image is decoded once for all.
     Without `rules` those of the detector that no flag of recipes/predict.py changes.
     """
-    detector.eval()
-    rules = written(rules or detector.decision.rules(detector.threshold))
-    device = detector.backbone.mean.device
+    rules, classes = written(rules or rules_of(detectors)), _common_classes(detectors)
     loader = DataLoader(
-        _Files(inputs, detector.backbone.preprocess),
+        _Files(inputs, [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]),
         batch_sampler=[range(n * BATCH, min((n + 1) * BATCH, len(inputs))) for n in numbers],
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=heed_main_process,
     )
-    classes = getattr(detector.head, "classes", ())
     for number, items in zip(numbers, loader, strict=True):
-        features = detector.backbone(torch.stack([pixels for _, pixels, _ in items]).to(device))
-        logits = detector.head(features).tolist()
-        of_classes = [None] * len(items)
-        if len(classes) > 2:
-            of_classes = detector.head.class_logits(features).double()
+        passes, logits, class_logits = 0, [], []
+        for d, detector in enumerate(detectors):
+            counts = [len(pixels[d]) for _, pixels, _ in items]
+            features = detector.features(torch.cat([pixels[d] for _, pixels, _ in items]), counts, BATCH)
+            logits.append(detector.head(features).tolist())
+            if classes:
+                class_logits.append(detector.head.class_logits(features).double())
+            passes += sum(counts)
+        of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
         first = number * BATCH
-        yield (
-            number,
-            [
-                _row(inputs[first + i].path, header, reason, logits[i], rules, classes, of_classes[i])
-                for i, (header, _, reason) in enumerate(items)
-            ],
+        rows = [
+            _row(inputs[first + i].path, header, reason, joint(of_image, detectors), rules, classes, of_classes[i])
+            for i, ((header, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
+        ]
+        yield number, rows, passes
+
+
+def joint(logits: Sequence[float], detectors: Sequence[Detector]) -> float:
+    """One logit of several detectors on one image: the mean of the calibrated ones; of one detector its own."""
+    if len(detectors) == 1:
+        return logits[0]
+    return sum(calibrated_logit(*pair) for pair in zip(detectors, logits, strict=True)) / len(detectors)
+
+
+def calibrated_logit(detector: Detector, logit: float) -> float:
+    """A logit that means the same for every detector: the log odds of its calibrated p_fake.
+
+    Of a detector without calibration the logit less the threshold.
+    """
+    calibration = detector.decision.calibration
+    if calibration.kind == "none":
+        return logit - detector.threshold
+    p = min(max(float(calibration(np.float64(logit))), 1e-12), 1 - 1e-12)
+    return math.log(p / (1 - p))
+
+
+def rules_stated(folders: Sequence[str | Path], stated: dict[str, Any]) -> Rules | None:
+    """What a detector's validation promises at stated rates; several detectors promise nothing together."""
+    if len(folders) == 1:
+        threshold, decision = read_decision(detector_folder(folders[0]))
+        return decision.rules(threshold, **stated)
+    if stated != NOTHING_STATED:
+        raise Refusal(
+            f"{', '.join(name for name in stated if stated[name] != NOTHING_STATED[name])}: nothing was measured of "
+            "several detectors together; name one --detector, or leave such flags out"
         )
+    return None
+
+
+def rules_of(detectors: Sequence[Detector]) -> Rules:
+    """Of one detector its own; of several the mean of the calibrated thresholds, without promises."""
+    if len(detectors) == 1:
+        return detectors[0].decision.rules(detectors[0].threshold)
+    threshold = joint([detector.threshold for detector in detectors], detectors)
+    return Rules({EVERY: Cuts(threshold)}, Calibration(), "energy")
+
+
+def _mean_classes(class_logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Class logits (n, classes) of one detector as they are; of several the log of the mean shares."""
+    if len(class_logits) == 1:
+        return class_logits[0]
+    return torch.stack([logits.softmax(dim=1) for logits in class_logits]).mean(dim=0).log()
+
+
+def _common_classes(detectors: Sequence[Detector]) -> tuple[str, ...]:
+    """The classes that all heads name, real first; none where they differ or are only real and fake."""
+    first, *others = (tuple(getattr(detector.head, "classes", ())) for detector in detectors)
+    return first if len(first) > 2 and all(classes == first for classes in others) else ()
 
 
 class _Files(Dataset):
-    """Item i: header (None if there is none), pixels (3, size, size) and reason ("" where there are pixels)."""
+    """Item i: header (None if there is none), for each of `looks` uint8 crops (n, 3, size, size), and reason ("" where
+    they show the image)."""
 
-    def __init__(self, inputs: Sequence[Input], preprocess: Preprocess) -> None:
-        self.inputs, self.preprocess = inputs, preprocess
+    def __init__(self, inputs: Sequence[Input], looks: Sequence[Crops]) -> None:
+        self.inputs, self.looks = inputs, looks
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, i: int) -> tuple[Header | None, torch.Tensor, str]:
+    def __getitem__(self, i: int) -> tuple[Header | None, list[torch.Tensor], str]:
         _, file, sha256, reason = self.inputs[i]
-        header, blank = None, torch.zeros(self.preprocess.shape, dtype=self.preprocess.dtype)
+        header, blanks = None, [torch.zeros(look.shape, dtype=look.dtype) for look in self.looks]
         try:
             if reason:
                 raise Unreadable(reason)
@@ -102,9 +162,10 @@ class _Files(Dataset):
             if sha256 and hashlib.sha256(data).hexdigest() != sha256:
                 raise Unreadable("sha256-mismatch")
             header = read_header(data)
-            return header, self.preprocess(decode(data)), ""
+            image = decode(data)
         except Unreadable as problem:
-            return header, blank, problem.reason
+            return header, blanks, problem.reason
+        return header, [look(image) for look in self.looks], ""
 
 
 def _row(
@@ -157,89 +218,11 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-class Journal:
-    """Finished batches of one process, append-only, in a folder that all jobs and processes share.
-
-    `what` is what the rows depend on; rows that were made of something else are refused.
-    """
-
-    def __init__(self, folder: Path, name: str, what: dict[str, Any]) -> None:
-        self.path = folder / f"{name}.jsonl"
-        with writing(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise Refusal(f"another process is working at {self.path}: wait for it, or stop it") from error
-        entries, whole = _entries(self.path)
-        self._file.truncate(whole if len(entries) > 1 else 0)  # else the next entry would continue a torn line
-        if len(entries) < 2:
-            self._append({"what": what})
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-    def add(self, number: int, rows: Sequence[Row]) -> None:
-        """Keep a batch: after a kill all of it is there, or nothing."""
-        self._append({"batch": number, "rows": [list(row.values()) for row in rows]})
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        with writing(self.path):
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-
-def kept(folder: Path, what: dict[str, Any]) -> dict[int, list[Row]]:
-    """The finished batches of all journals of a folder; refuses those that were made of something else."""
-    found = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        entries, _ = _entries(path)
-        if len(entries) < 2:
-            continue
-        if (before := entries[0].get("what")) != what:
-            before = before if isinstance(before, dict) else {}
-            changed = ", ".join(name for name in what if before.get(name) != what[name])
-            raise Refusal(
-                f"{folder} holds rows of another {changed} (a file came, went or changed, or the detector did): "
-                f"choose another --output, or delete {folder} to begin anew"
-            )
-        for entry in entries[1:]:
-            found[entry["batch"]] = [dict(zip(COLUMNS, row, strict=True)) for row in entry["rows"]]
-    return found
-
-
-def _entries(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Entries of a journal and the bytes they take; a torn line and what follows was never committed."""
-    entries, whole = [], 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or not isinstance(entry, dict):
-                break
-            entries.append(entry)
-            whole += len(line)
-    return entries, whole
-
-
-def write_predictions(rows: Sequence[Row], output: Path) -> None:
+def write_predictions(rows: Iterable[Row], output: Path) -> None:
     """Write .csv (undecodable names as their bytes), .parquet or .jsonl, atomically and always the same bytes."""
     with atomic(output) as temporary:
         if output.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            types = {str: pa.string(), int: pa.int32(), float: pa.float64()}
-            columns = {name: pa.array([row[name] for row in rows], types[kind]) for name, kind in COLUMNS.items()}
-            pq.write_table(pa.table(columns), temporary)
+            _write_parquet(iter(rows), temporary)
             return
         with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             if output.suffix == ".jsonl":
@@ -250,24 +233,52 @@ def write_predictions(rows: Sequence[Row], output: Path) -> None:
                 out.writerows(rows)
 
 
-def summary(rows: Sequence[Row]) -> str:
+def _write_parquet(rows: Iterator[Row], file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {str: pa.string(), int: pa.int32(), float: pa.float64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    with pq.ParquetWriter(file, schema) as out:
+        while group := list(itertools.islice(rows, ROW_GROUP)):
+            out.write_table(pa.Table.from_pylist(group, schema))
+
+
+def tally(rows: Iterable[Row]) -> dict[str, Counter[str]]:
+    """How many files there are of what."""
+    titles = ("files", "verdict", "not judged", "family", "JPEG quality", "subsampling", "other formats")
+    counted = {title: Counter() for title in titles}
+    for row in rows:
+        found = {
+            "files": "files",
+            "verdict": row["verdict"],
+            "not judged": row["status"] if row["status"] != "ok" else None,
+            "family": row["family"],
+            "JPEG quality": quality(row) if row["jpeg_quality"] else None,
+            "subsampling": row["subsampling"],
+            "other formats": row["format"] if row["format"] != "JPEG" else None,
+        }
+        for title, name in found.items():
+            if name:
+                counted[title][name] += 1
+    return counted
+
+
+def quality(row: Row) -> str:
+    """What a reader is told of a file's compression: its JPEG quality, or its format; nothing where no header is."""
+    if row["jpeg_quality"] is None:
+        return row["format"] or ""
+    return str(row["jpeg_quality"]) if row["jpeg_tables"] == "standard" else "custom tables"
+
+
+def summary(counted: dict[str, Counter[str]]) -> str:
     """Counts of what was found, a line each."""
-    counted = {
-        "verdict": Counter(row["verdict"] for row in rows if row["verdict"]),
-        "not judged": Counter(row["status"] for row in rows if row["status"] != "ok"),
-        "family": Counter(row["family"] for row in rows if row["family"]),
-        "JPEG quality": Counter(
-            str(row["jpeg_quality"]) if row["jpeg_tables"] == "standard" else "custom tables"
-            for row in rows
-            if row["jpeg_quality"]
-        ),
-        "subsampling": Counter(row["subsampling"] for row in rows if row["subsampling"]),
-        "other formats": Counter(row["format"] for row in rows if row["format"] not in (None, "JPEG")),
-    }
-    lines = [f"{len(rows)} files"]
+    lines = [f"{counted['files'].total()} files"]
     for title, counts in counted.items():
+        if not counts or title == "files":
+            continue
         common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         rest = sum(count for _, count in common[12:])
         text = ", ".join(f"{name}: {count}" for name, count in common[:12]) + (f", others: {rest}" if rest else "")
-        lines += [f"{title:14} {text}"] if counts else []
+        lines.append(f"{title:14} {text}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.card import complete_card, licence
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.metadata import metadata_logits
@@ -123,6 +124,7 @@ def report(
         if classes_of(scores):
             attributed = attribute(scores, resamples, config.seed, config.classes, detector.decision)
         write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
+        complete_card(folder / "detector", cells, checks, licence(detector.backbone.name))
         write_figures(scores, cells, folder / "figures", attributed)
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
             run.track.writer.add_figure(f"test/{name}", figure, run.step_number)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import from rooms to its left (or its own), never to its right.
 ORDER = [
     {"adapt", "adapt.errors"},
-    {"adapt.files", "adapt.html", "adapt.provenance", "adapt.progress"},
+    {"adapt.files", "adapt.html", "adapt.hub", "adapt.provenance", "adapt.progress"},
     {"adapt.cli"},
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images", "adapt.data.inputs", "adapt.data.download_state"},
@@ -23,6 +23,7 @@ ORDER = [
     {"adapt.data.sources.hub", "adapt.data.sources.listing"},
     {"adapt.data.sources"},  # one file a source
     {"adapt.data.metadata", "adapt.data.preprocess"},
+    {"adapt.data.crops"},
     {
         "adapt.data.align",
         "adapt.data.duplicates",
@@ -56,7 +57,9 @@ ORDER = [
     {"adapt.evaluation.calibration"},
     {"adapt.evaluation.decision"},
     {"adapt.detector"},
-    {"adapt.predict"},
+    {"adapt.export", "adapt.predict"},
+    {"adapt.journal"},
+    {"adapt.gallery"},
     {"adapt.evaluation.bootstrap"},
     {"adapt.data.audit"},
     {"adapt.evaluation.metrics"},
@@ -67,6 +70,7 @@ ORDER = [
     {"adapt.evaluation.leaderboard", "adapt.evaluation.targets"},
     {"adapt.evaluation.latex"},
     {"adapt.evaluation.figures"},
+    {"adapt.card"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
     {"adapt.frontier", "adapt.holes", "adapt.reproduction", "adapt.tuning", "adapt.variants"},

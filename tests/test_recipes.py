@@ -69,6 +69,9 @@ def test_lora_leaves_what_it_promises(trained, config) -> None:
         "figures/roc.png",
     ):
         assert (trained / name).stat().st_size > 0, name
+    card, page = ((trained / name).read_text() for name in ("detector/README.md", "table.md"))
+    headline = [line for line in page.split("## Headline")[1].splitlines() if line.startswith("|")][:4]
+    assert "## Limits" in card and headline[2].startswith("| none ") and all(line in card for line in headline)
     record = json.loads((trained / "provenance.json").read_text())
     scores = Scores.read(trained / "scores.parquet")
     assert record["epoch"] in range(1, config.epochs + 1) and record["seed"] == 0

@@ -35,15 +35,20 @@ class Preprocess:
     dtype = torch.uint8
 
     def __call__(self, image: Image.Image, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-        resample = FILTERS[self.interpolation]
-        if self.geometry == "squash":
-            image = image.resize((self.size, self.size), resample)
-        else:
-            if self.geometry == "resize" and min(image.size) != self.shortest:
-                # the short side exactly, the long side rounded down: torchvision's rule, which open_clip uses
-                short, long = min(image.size), max(image.size)
-                other = int(self.shortest * long / short)
-                wide = image.width >= image.height
-                image = image.resize((other, self.shortest) if wide else (self.shortest, other), resample)
+        image = self.scaled(image)
+        if self.geometry != "squash":
             image = parse_view(f"crop{self.size}")(image, at)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def scaled(self, image: Image.Image) -> Image.Image:
+        """The image at the scale at which it is cropped."""
+        resample = FILTERS[self.interpolation]
+        if self.geometry == "squash":
+            return image.resize((self.size, self.size), resample)
+        if self.geometry == "native" or min(image.size) == self.shortest:
+            return image
+        # the short side exactly, the long side rounded down: torchvision's rule, which open_clip uses
+        short, long = min(image.size), max(image.size)
+        other = int(self.shortest * long / short)
+        wide = image.width >= image.height
+        return image.resize((other, self.shortest) if wide else (self.shortest, other), resample)
