@@ -5,10 +5,10 @@
 
 Fits one head on each of: colour statistics that survive JPEG (adapt/models/color.py), the backbone's features, both
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
-JPEG destroys (ablation). `--features spectra` are low-level traces alone: radial profile and peaks of the noise
-residual's spectrum (adapt/data/spectra.py; images of 64 px or more). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
+JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 4 minutes on
-2 cores, most of it features. Results to expect: results/README.md.
+2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
+traces alone: radial profile and peaks of the noise residual's spectrum (adapt/data/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass

@@ -159,7 +159,12 @@ def psnr(clean: Tensor, other: Tensor) -> float:
 
 
 def ssim(clean: Tensor, other: Tensor) -> float:
-    """Structural similarity of two images (3, h, w) uint8: Wang et al. 2004, equation 13, mean over pixels of luma.
+    """Structural similarity of two images (3, h, w) uint8: the mean of `ssim_map`."""
+    return float(ssim_map(clean, other).mean())
+
+
+def ssim_map(clean: Tensor, other: Tensor) -> np.ndarray:
+    """Structural similarity at each pixel (h, w) of luma: Wang et al. 2004, equation 13.
 
     Gaussian window of 11 px, sigma 1.5; K1 = 0.01, K2 = 0.03.
     """
@@ -173,7 +178,7 @@ def ssim(clean: Tensor, other: Tensor) -> float:
     var_x, var_y, both = local(x * x) - mean_x**2, local(y * y) - mean_y**2, local(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return float((light * (2 * both + c2) / (var_x + var_y + c2)).mean())
+    return light * (2 * both + c2) / (var_x + var_y + c2)
 
 
 def seen_by(detector: Detector, pixels: Tensor, source: Detector) -> Tensor:

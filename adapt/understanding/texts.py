@@ -77,10 +77,10 @@ def correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray
 def head_direction(head: LinearHead | Probe) -> np.ndarray | None:
     """The direction (d,) in which a linear head's logit rises, in the space of its features; None of another head."""
     if isinstance(head, LinearHead):
-        return head.linear.weight[0].double().cpu().numpy()
+        return head.linear.weight[0].detach().double().cpu().numpy()
     if head.kind == "mlp" or len(head.classes) != 2:
         return None
-    return (head.net.weight[0] / head.deviation * head.scale).double().cpu().numpy()
+    return (head.net.weight[0] / head.deviation * head.scale).detach().double().cpu().numpy()
 
 
 def pulled_back(layer: np.ndarray, proj: np.ndarray, directions: np.ndarray) -> np.ndarray | None:
