@@ -196,10 +196,11 @@ def _gallery(subject: Subject, title: str, places: np.ndarray, logit: np.ndarray
 
 
 def overlay(pixels: Tensor, found: Tensor) -> Image.Image:
-    """A map (s, s) in red (for fake) and blue over the grey image (3, s, s); its own largest value is full colour."""
+    """A map (s, s) in red (for fake) and blue over the grey image (3, s, s); its own 99th percentile is full colour."""
     grey = pixels.float().mean(dim=0).numpy() / 255
-    scale = float(np.quantile(np.abs(found), 0.99)) or 1.0
-    colour = colormaps["RdBu_r"](np.clip(found.numpy() / scale, -1, 1) / 2 + 0.5)[..., :3]
+    values = found.numpy()
+    scale = float(np.quantile(np.abs(values), 0.99)) or 1.0
+    colour = colormaps["RdBu_r"](np.clip(values / scale, -1, 1) / 2 + 0.5)[..., :3]
     return Image.fromarray(np.rint(255 * (0.35 * grey[..., None] + 0.65 * colour)).astype(np.uint8))
 
 
