@@ -14,13 +14,14 @@ larger inputs prefix the content views with the detector's own geometry: `--view
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
-ITEMS = ("content", "spectra", "layers", "variance", "texts", "maps", "adversarial")
+Item = Literal["content", "spectra", "layers", "variance", "texts", "maps", "adversarial"]
+ITEMS = get_args(Item)
 STEP = 0.25  # of PGD, in eps
 THEMES = {  # a name, and prompts whose mean it is; the vocabulary of tiny knows most of these words
     "real": ("a photo", "a real photo", "a photograph taken with a camera"),
@@ -43,10 +44,9 @@ class Config:
     detector: Path  # folder of a saved detector
     manifest: tuple[str, ...] = ("embedded",)  # the one of its training: it says which generators are seen
     output_dir: Path = Path("results/runs/understand")
-    items: tuple[Literal["content", "spectra", "layers", "variance", "texts", "maps", "adversarial"], ...] = ()
-    #                         none named: all that this detector and manifest allow
+    items: tuple[Item, ...] = ()  # none named: all that this detector and manifest allow
     backbone: str | None = None  # the base's weights at another place than the detector remembers
-    groups: int = 40  # test groups that everything is measured on
+    groups: int = 30  # test groups that everything is measured on
     views: tuple[str, ...] = (
         *("shuffle32", "shuffle16", "shuffle8", "spot32", "plain32", "crop48", "grey", "hue90", "hue180"),
         *("lowpass0.25", "lowpass0.125", "lowpass0.0625", "highpass0.0625", "highpass0.125", "highpass0.25"),
@@ -55,7 +55,7 @@ class Config:
     spectra_views: tuple[str, ...] = ("none", "qf90", "qf40")
     train_groups: int = 80  # of layers: training groups of its probes, and validation groups
     probe_view: str = "none"  # of layers
-    mapped: int = 48  # of maps: images of the deletion test
+    mapped: int = 32  # of maps: images of the deletion test
     eps: tuple[int, ...] = (1, 2, 4, 8)  # of adversarial, levels of 255
     steps: int = 10  # of PGD
     qualities: tuple[int, ...] = (90, 65, 40)  # JPEG after the attack

@@ -396,7 +396,7 @@ def test_a_detector_transfers_to_its_own_copy_as_to_itself(done):
     found = table(done, "adversarial")
     for direction in ("real to fake", "fake to real"):
         values = [
-            found["Transfer", f"{source}, {direction}", judge]["value"]
+            found["Transfer", f"{source}, {direction}, eps 4", judge]["value"]
             for source in ("this detector", "two")
             for judge in ("this detector", "two")
         ]

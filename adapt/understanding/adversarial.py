@@ -33,8 +33,9 @@ pixels in random order, of equal norm, as control. PSNR (dB) and SSIM (Wang et a
 images against the untouched ones, at 8 bits. {images} images: per group one photograph, and one of its fakes drawn at
 random.
 
-Transfer: images attacked on the detector of the row, eps {largest:g} / 255, judged by the detector of the column at
-its own threshold, among the images that it calls rightly untouched; on the diagonal stands the attack on itself."""
+Transfer: images attacked on the detector of the row, judged by the detector of the column at its own threshold, among
+the images that it calls rightly untouched; on the diagonal stands the attack on itself. One of another input size sees
+the picture of the attacked size through its own preprocessing."""
 
 
 def adversarial(
@@ -48,12 +49,13 @@ def adversarial(
 ) -> Item:
     """Success of PGD at each `eps` (levels of 255) in both directions, its control, after JPEG, and its transfer.
 
-    `others` (by name) are attacked at the largest `eps` too; every detector judges every attack.
+    `others` (by name) are attacked at the smallest and the largest `eps` too; every detector judges every attack.
     """
     places = {name: _one_a_group(subject, fake) for name, fake in DIRECTIONS.items()}
     cells: dict[tuple[str, str], Value | str] = {}
     strips: list[Picture] = []
-    hostile: dict[str, Tensor] = {}
+    hostile: dict[tuple[str, float], Tensor] = {}
+    ends = sorted({min(eps), max(eps)})
     for direction, at in places.items():
         clean = subject.pixels[torch.from_numpy(at)]
         weights, fake = subject.weights[:, at], DIRECTIONS[direction]
@@ -61,16 +63,17 @@ def adversarial(
             found = pgd(subject.detector, clean, fake, e, steps, max(1.0, step_share * e), subject.seed)
             judged = _judged(subject.detector, clean, found, fake, weights, qualities, subject.seed)
             cells |= {(f"{direction}, eps {e:g}", column): value for column, value in judged.items()}
+            if e in ends:
+                hostile[direction, e] = found
             if e == max(eps):
-                hostile[direction] = found
                 strips += _examples(subject, at, found, examples, e)
     numbers = [Numbers("Attacks", "direction, eps of 255", cells)]
-    rows = [f"{direction}, eps {e:g}" for direction in DIRECTIONS for e in sorted({min(eps), max(eps)})]
+    rows = [f"{direction}, eps {e:g}" for direction in DIRECTIONS for e in ends]
     headline = [(f"{row}: {column}", cells[row, column]) for row in rows for column in (ROUNDED, CONTROL)]
     if others:
-        numbers.append(_transfer(subject, others, places, hostile, max(eps), steps, step_share))
+        numbers.append(_transfer(subject, others, places, hostile, steps, step_share))
     images = sum(map(len, places.values()))
-    about = ABOUT.format(steps=steps, share=step_share, images=images, largest=max(eps))
+    about = ABOUT.format(steps=steps, share=step_share, images=images)
     figures = {"success": _figure(cells, eps, qualities)}
     gallery = Gallery(strips, f"Untouched, attacked (eps {max(eps):g}), and the change, enlarged to the full scale")
     return Item("adversarial", "Adversarial examples", about, numbers, figures, [gallery], headline)
@@ -205,24 +208,24 @@ def _transfer(
     subject: Subject,
     others: Mapping[str, Detector],
     places: Mapping[str, np.ndarray],
-    hostile: Mapping[str, Tensor],
-    e: float,
+    hostile: Mapping[tuple[str, float], Tensor],
     steps: int,
     step_share: float,
 ) -> Numbers:
     detectors = {"this detector": subject.detector, **others}
     cells: dict[tuple[str, str], Value | str] = {}
     for name, source in detectors.items():
-        for direction, at in places.items():
-            fake, weights = DIRECTIONS[direction], subject.weights[:, at]
+        for (direction, e), own in hostile.items():
+            at, fake = places[direction], DIRECTIONS[direction]
             clean = seen_by(source, subject.pixels[torch.from_numpy(at)], subject.detector)
-            found = hostile[direction] if source is subject.detector else pgd(
-                source, clean, fake, e, steps, max(1.0, step_share * e), subject.seed
-            )  # fmt: skip
+            found = own
+            if source is not subject.detector:
+                found = pgd(source, clean, fake, e, steps, max(1.0, step_share * e), subject.seed)
             for judge_name, judge in detectors.items():
                 pair = (seen_by(judge, pixels, source) for pixels in (clean, found))
-                cells[f"{name}, {direction}", judge_name] = success(judge, *pair, fake, weights)
-    return Numbers("Transfer", f"attacked on, eps {e:g}", cells)
+                row = f"{name}, {direction}, eps {e:g}"
+                cells[row, judge_name] = success(judge, *pair, fake, subject.weights[:, at])
+    return Numbers("Transfer", "attacked on", cells)
 
 
 def _examples(subject: Subject, at: np.ndarray, found: Tensor, count: int, eps: float) -> list[Picture]:

@@ -57,14 +57,15 @@ def content(subject: Subject, views: Sequence[str], examples: int) -> Item:
         cells[view, "unreadable"] = str(lost)
     numbers = [Numbers("Views", "view", cells)]
     headline = [("AUC, seen generators", cells["none", "AUC seen"])]
-    surest = [(cells[view, "change of AUC"], view) for view in views[1:]]
-    known = [(change, view) for change, view in surest if change.value == change.value]
-    if known:
-        change, view = min(known, key=lambda pair: pair[0].value)
-        headline.append((f"AUC under {view} less AUC as it is (the largest loss)", change))
+    kinds = {view.rstrip("0123456789."): view for view in reversed(views[1:])}  # the first view of each operation
+    headline += [(f"change of AUC, {view}", cells[view, "change of AUC"]) for view in views if view in kinds.values()]
     galleries = [_view_gallery(subject, views)]
     about, (fakes, reals) = ABOUT, subject.pairs
-    if len(fakes):
+    if not len(fakes):
+        about += (
+            "\n\nNo group holds a photograph and a fake of its own: phase and amplitude have no partner to swap with."
+        )
+    else:
         swap, pictures = _swap(subject, fakes, reals, examples)
         numbers.append(swap)
         about += "\n\n" + ABOUT_SWAP.strip()

@@ -19,8 +19,9 @@ from adapt.files import atomic, write_text
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
 fakes are one group), unless an item says else. All numbers are of unedited test images of {groups} groups ({real}
-real, {fake} fake), drawn by seed {seed}; the detector and its threshold are as they were saved, and nothing was chosen
-on these images. An interval that holds the value of chance, or of no effect, says nothing against it."""
+real, {fake} fake), drawn by seed {seed}; the detector and its threshold are as they were saved. Where the summary says
+most, highest or lowest, that one was picked among several on these very images. An interval that holds the value of
+chance, or of no effect, says nothing against it."""
 
 
 class Value(NamedTuple):

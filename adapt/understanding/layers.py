@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from adapt.evaluation.bootstrap import ALL, replicate
 from adapt.evaluation.figures import COLOURS, LINES, heat_map
@@ -112,6 +113,7 @@ def _figure(cells: dict, names: Sequence[str], towers: Sequence[str]) -> Figure:
                 axes.plot(depth, [v.value for v in found], label=label, **style)
                 axes.fill_between(depth, [v.low for v in found], [v.high for v in found], color=COLOURS[i], alpha=0.1)
         axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(kind, fontsize=10)
         axes.grid(color="0.92")
     figure.supxlabel("after how many blocks; bands: 95 % intervals", fontsize=10)

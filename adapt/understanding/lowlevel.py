@@ -19,7 +19,7 @@ made to sum to 1. Strongest peak: found in the mean spectrum of half of the grou
 half, as log2 of the power there over the median of the 9 x 9 bins around; beside it the height at the same place in
 the photographs of these groups. A peak that the photographs have as well is the camera's, the codec's or the
 content's. Fine detail: log2 of the share of power above 0.25 cycles a pixel, a fake's less that of its own
-photograph, mean over groups (0: as much as a photograph)."""
+photograph, mean over groups (0: as much as a photograph). Images of less than {TILE} px have no spectrum."""
 HIGH = np.hypot(*np.meshgrid(np.fft.fftfreq(TILE), np.fft.fftfreq(TILE))) > 0.25
 
 
@@ -45,6 +45,7 @@ def spectra(subject: Subject, views: Sequence[str]) -> Item:
                 continue
             means[generator, view] = power[mine & known].mean(axis=0)
             row = f"{generator}, {view}"
+            cells[row, "images"] = str(int((mine & known).sum()))
             if (mine & known & first_half).any() and (mine & known & ~first_half).any():
                 place = strongest(power[mine & known & first_half].mean(axis=0))[0]
                 cells[row, "strongest peak"] = peak_name(place)
@@ -57,7 +58,7 @@ def spectra(subject: Subject, views: Sequence[str]) -> Item:
                 cells[row, "fine detail"] = mean(fine[fakes[of]] - fine[reals[of]], subject.weights[:, fakes[of]])
                 profiles[generator, view] = np.nanmean(rings[fakes[of]] - rings[reals[of]], axis=0) / np.log(2)
         headline += _headline(cells, generators, view)
-    figures = {"mean_spectra": _spectra_figure(means, generators, views)}
+    figures = {"mean_spectra": _spectra_figure(means, generators, views)} if means else {}
     if profiles:
         figures["radial_profiles"] = _profile_figure(profiles, views)
     return Item(
@@ -91,7 +92,7 @@ def _headline(cells: dict, generators: Sequence[str], view: str) -> list[tuple[s
     if not found:
         return []
     height, _, generator, peak = max(found, key=lambda each: each[0].low - each[1].high)
-    return [(f"{view}: height of the peak of {generator} at {peak}, log2", height)]
+    return [(f"{view}: most outstanding peak, of {generator} at {peak}, log2", height)]
 
 
 def _spectra_figure(means: dict, generators: Sequence[str], views: Sequence[str]) -> Figure:

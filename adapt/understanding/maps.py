@@ -196,7 +196,7 @@ def _gallery(subject: Subject, title: str, places: np.ndarray, logit: np.ndarray
 
 
 def overlay(pixels: Tensor, found: Tensor) -> Image.Image:
-    """A map (s, s) in red (for fake) and blue over the grey image (3, s, s); its own 99th percentile is full colour."""
+    """A map (s, s), red for fake and blue, over the grey image (3, s, s); full colour: its own 99th percentile."""
     grey = pixels.float().mean(dim=0).numpy() / 255
     values = found.numpy()
     scale = float(np.quantile(np.abs(values), 0.99)) or 1.0
@@ -215,5 +215,5 @@ def _figure(cells: dict) -> Figure:
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"fall of the verdict's logit when {SHARE:.0%} of the pixels are deleted, 95 % intervals")
+    axes.set_xlabel(f"{FALL}, {SHARE:.0%} of the pixels deleted")
     return figure

@@ -59,7 +59,8 @@ def texts(subject: Subject, prompts: Mapping[str, Sequence[str]]) -> Item:
     tower = "adapted tower" if hasattr(backbone.tower, "peft_config") else "tower"
     column = "within groups" if matched else "correlation"
     ranked = sorted(prompts, key=lambda theme: cells[theme, column].value)
-    headline = [(f"{column}: {theme}", cells[theme, column]) for theme in (ranked[-1], ranked[0])]
+    ends = {"highest": ranked[-1], "lowest": ranked[0]}
+    headline = [(f"{column}, {end} of {len(ranked)}: {theme}", cells[theme, column]) for end, theme in ends.items()]
     numbers = [Numbers("Themes", "theme", cells)]
     figures = {"themes": _figure(cells, ranked, matched)}
     return Item("texts", "Text directions", ABOUT.format(tower=tower, missing=missing), numbers, figures, (), headline)
