@@ -392,6 +392,15 @@ def test_content_is_the_detectors_own_score(done, config, subject):
     assert table(done, "content")["Views", "shuffle64", "AUC seen"]["value"] == "n/a"
 
 
+def test_the_planted_period_is_named_and_is_not_in_the_photographs(done):
+    found = table(done, "spectra")
+    peak, height, photographs = (
+        found["Peaks and fine detail", "transposed, none", column]["value"]
+        for column in ("strongest peak", "its height", "in photographs")
+    )
+    assert "4 px" in peak and float(height) > float(photographs) + 1  # a transposed convolution of stride 4
+
+
 def test_a_detector_transfers_to_its_own_copy_as_to_itself(done):
     found = table(done, "adversarial")
     for direction in ("real to fake", "fake to real"):

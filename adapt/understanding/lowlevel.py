@@ -26,50 +26,47 @@ HIGH = np.hypot(*np.meshgrid(np.fft.fftfreq(TILE), np.fft.fftfreq(TILE))) > 0.25
 def spectra(subject: Subject, views: Sequence[str]) -> Item:
     """Mean spectra, radial profiles and named peaks of every generator under every view."""
     views = tuple(dict.fromkeys(parse_view(view).name for view in views))
-    rows, generators = subject.sample, ["real", *distinct(subject.sample["generator"][subject.sample.fake])]
-    names = distinct(rows["group"])
-    first_half = np.isin(rows["group"], names[::2])
+    generator, (fakes, reals) = subject.sample["generator"], subject.pairs
+    generators = ["real", *distinct(generator[subject.sample.fake])]
     cells: dict[tuple[str, str], Value | str] = {}
     means, profiles, headline = {}, {}, []
     for view in views:
         power, known = _powers(subject, view)
-        weights = subject.weights * known
-        fine = np.log2(np.where(known, power[:, HIGH].sum(axis=1), np.nan))
-        rings = np.array(
-            [radial_profile(each) if ok else np.full(TILE // 2, np.nan) for each, ok in zip(power, known, strict=True)]
-        )
-        fakes, reals = subject.pairs
-        for generator in generators:
-            mine = rows["generator"] == generator
-            if not (mine & known).any():
+        fine = np.log2(power[:, HIGH].sum(axis=1), where=known, out=np.zeros(len(known)))
+        for name in generators:
+            mine, row = (generator == name) & known, f"{name}, {view}"
+            if not mine.any():
                 continue
-            means[generator, view] = power[mine & known].mean(axis=0)
-            row = f"{generator}, {view}"
-            cells[row, "images"] = str(int((mine & known).sum()))
-            if (mine & known & first_half).any() and (mine & known & ~first_half).any():
-                place = strongest(power[mine & known & first_half].mean(axis=0))[0]
-                cells[row, "strongest peak"] = peak_name(place)
-                for title, which in (("its height", mine), ("in photographs", rows["generator"] == "real")):
-                    used = which & ~first_half & known
-                    height = mean_excess(power[used], place, weights[:, used]) / np.log(2)
-                    cells[row, title] = of_resamples(height, used.sum())
-            of = mine[fakes]
+            means[name, view] = power[mine].mean(axis=0)
+            cells[row, "images"] = str(int(mine.sum()))
+            photographs = (generator == "real") & known
+            cells |= {(row, column): cell for column, cell in _peak(subject, power, mine, photographs).items()}
+            of = mine[fakes] & known[reals]
             if of.any():
-                cells[row, "fine detail"] = mean(fine[fakes[of]] - fine[reals[of]], subject.weights[:, fakes[of]])
-                profiles[generator, view] = np.nanmean(rings[fakes[of]] - rings[reals[of]], axis=0) / np.log(2)
+                fake, real = fakes[of], reals[of]
+                cells[row, "fine detail"] = mean(fine[fake] - fine[real], subject.weights[:, fake])
+                each = [radial_profile(power[f]) - radial_profile(power[r]) for f, r in zip(fake, real, strict=True)]
+                profiles[name, view] = np.mean(each, axis=0) / np.log(2)
         headline += _headline(cells, generators, view)
     figures = {"mean_spectra": _spectra_figure(means, generators, views)} if means else {}
-    if profiles:
-        figures["radial_profiles"] = _profile_figure(profiles, views)
-    return Item(
-        "spectra",
-        "Low-level evidence",
-        ABOUT,
-        [Numbers("Peaks and fine detail", "generator, view", cells)],
-        figures,
-        (),
-        headline,
-    )
+    figures |= {"radial_profiles": _profile_figure(profiles, views)} if profiles else {}
+    numbers = Numbers("Peaks and fine detail", "generator, view", cells)
+    return Item("spectra", "Low-level evidence", ABOUT, [numbers], figures, (), headline)
+
+
+def _peak(subject: Subject, power: np.ndarray, mine: np.ndarray, real: np.ndarray) -> dict[str, Value | str]:
+    """The strongest peak of the images `mine` (n,), found on every other group and measured on the rest."""
+    groups = subject.sample["group"]
+    finding = np.isin(groups, distinct(groups)[::2])
+    if not (mine & finding).any() or not (mine & ~finding).any():
+        return {}
+    place = strongest(power[mine & finding].mean(axis=0))[0]
+    found: dict[str, Value | str] = {"strongest peak": peak_name(place)}
+    for title, which in (("its height", mine & ~finding), ("in photographs", real & ~finding)):
+        if which.any():
+            height = mean_excess(power[which], place, subject.weights[:, which]) / np.log(2)
+            found[title] = of_resamples(height, which.sum())
+    return found
 
 
 def _powers(subject: Subject, view: str) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +75,7 @@ def _powers(subject: Subject, view: str) -> tuple[np.ndarray, np.ndarray]:
     change = parse_view(view)
     for i, file in enumerate(subject.sample["file"]):
         try:
-            power[i] = power_spectrum(change(read_image(file)))
+            power[i] = power_spectrum(change(read_image(file, subject.sample["sha256"][i])))
             known[i] = True
         except Unreadable:
             continue
@@ -87,12 +84,13 @@ def _powers(subject: Subject, view: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _headline(cells: dict, generators: Sequence[str], view: str) -> list[tuple[str, Value]]:
     """The generator whose peak is most surely above that of the photographs."""
-    found = [(cells[row, "its height"], cells[row, "in photographs"], generator, cells[row, "strongest peak"])
-             for generator in generators[1:] if ((row := f"{generator}, {view}"), "its height") in cells]  # fmt: skip
+    rows = {f"{generator}, {view}": generator for generator in generators[1:]}
+    found = [row for row in rows if (row, "its height") in cells and (row, "in photographs") in cells]
     if not found:
         return []
-    height, _, generator, peak = max(found, key=lambda each: each[0].low - each[1].high)
-    return [(f"{view}: most outstanding peak, of {generator} at {peak}, log2", height)]
+    row = max(found, key=lambda row: cells[row, "its height"].low - cells[row, "in photographs"].high)
+    what = f"{view}: most outstanding peak, of {rows[row]} at {cells[row, 'strongest peak']}, log2"
+    return [(what, cells[row, "its height"])]
 
 
 def _spectra_figure(means: dict, generators: Sequence[str], views: Sequence[str]) -> Figure:
