@@ -84,7 +84,7 @@ def main(cfg: Config) -> None:
     from adapt.run import Run
     from adapt.understanding.adversarial import adversarial
     from adapt.understanding.content import content
-    from adapt.understanding.item import HOW_TO_READ, write_page
+    from adapt.understanding.item import HOW_TO_READ, write_item, write_page
     from adapt.understanding.layers import layers
     from adapt.understanding.lowlevel import spectra
     from adapt.understanding.maps import maps
@@ -123,7 +123,7 @@ def main(cfg: Config) -> None:
     found = []
     for name in ITEMS:
         if name in (cfg.items or ITEMS) and name not in left_out:
-            found.append(menu[name]())
+            found.append(write_item(run.folder, menu[name]()))
             run.say(f"{name}: done after {run.elapsed():.0f} s")
     sample = subject.sample
     counts = {"groups": len(set(sample["group"])), "real": (~sample.fake).sum(), "fake": sample.fake.sum()}

@@ -245,15 +245,14 @@ def _to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _figure(cells: dict, eps: Sequence[float], qualities: Sequence[int]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure, places = Figure(figsize=(9, 3.6), layout="constrained"), range(len(eps))
     for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
         for i, column in enumerate((ROUNDED, *(f"JPEG {quality}" for quality in qualities), CONTROL)):
             found = [cells[f"{direction}, eps {e:g}", column] for e in eps]
             style = {"color": COLOURS[i % 7], "linestyle": LINES[i % 4], "marker": MARKERS[i % 7]}
-            axes.plot(eps, [v.value for v in found], label=column, **style)
-            axes.fill_between(eps, [v.low for v in found], [v.high for v in found], color=COLOURS[i % 7], alpha=0.1)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(eps, [f"{e:g}" for e in eps])
+            axes.plot(places, [v.value for v in found], label=column, **style)
+            axes.fill_between(places, [v.low for v in found], [v.high for v in found], color=COLOURS[i % 7], alpha=0.1)
+        axes.set_xticks(places, [f"{e:g}" for e in eps])
         axes.set(ylim=(-0.03, 1.03))
         axes.set_title(direction, fontsize=10)
         axes.grid(color="0.92")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from adapt import html
 from adapt.evaluation.bootstrap import distinct, interval
 from adapt.evaluation.figures import save_png
-from adapt.evaluation.tables import EMBEDDED, facts_list, grid, plain, show
+from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid, plain, show
 from adapt.files import atomic, write_text
 
 HOW_TO_READ = """\
@@ -89,31 +89,41 @@ class Item:
     headline: Sequence[tuple[str, Value]] = ()
 
 
+def write_item(folder: Path, item: Item) -> Item:
+    """Write NAME.csv and the figures, as soon as they are measured; returns the item."""
+    for name, figure in item.figures.items():
+        save_png(figure, _figure_path(folder, item, name))
+    write_csv(folder / f"{item.name}.csv", item.numbers)
+    return item
+
+
+def _figure_path(folder: Path, item: Item, name: str) -> Path:
+    return folder / "figures" / f"{item.name}_{name}.png"
+
+
 def write_page(
     folder: Path, items: Sequence[Item], about: str, left_out: Mapping[str, str], record: Mapping[str, Any], own: bool
 ) -> str:
-    """Write report.html, table.md, NAME.csv and figures/; returns the summary table. `own`: of the embedded world."""
+    """Write report.html and table.md of written items; returns the summary table. `own`: of the embedded world."""
     summary = [["item", "what", "value", "images"]]
     summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
     said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
-    page = ["# Understanding a detector", *([EMBEDDED] if own else []), about, grid(summary), *said]
+    page = ["# Understanding a detector", *([EMBEDDED] if own else []), about, grid(summary), *map(escape, said)]
     parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
     parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
     parts += [html.Text(line) for line in said]
     for item in items:
-        page += [f"## {item.title}", item.about]
+        page += [f"## {item.title}", "\n".join(map(escape, item.about.splitlines()))]
         parts += [html.Heading(item.title), html.Text(item.about)]
         for numbers in item.numbers:
             table = numbers.table()
             page += [f"{numbers.caption}:", grid(table)]
             parts.append(html.Table(table[0], table[1:], caption=numbers.caption))
-        for name, figure in item.figures.items():
-            path = folder / "figures" / f"{item.name}_{name}.png"
-            save_png(figure, path)
+        for name in item.figures:
+            path = _figure_path(folder, item, name)
             page.append(f"![{item.name}, {name}](figures/{path.name})")
             parts.append(html.Picture(path.read_bytes(), f"{item.title}: {name}"))
         parts += item.galleries
-        write_csv(folder / f"{item.name}.csv", item.numbers)
     page += ["## Provenance", facts_list(record)]
     write_text(folder / "table.md", "\n\n".join(page) + "\n")
     parts += [html.Heading("Provenance"), html.Facts(json.loads(json.dumps(record, default=str)))]
