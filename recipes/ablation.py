@@ -31,6 +31,7 @@ METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world
     ("probe-logistic-family", "linear_probe", {"head": "logistic", "classes": "family"}, 0.5),
     ("probe-mlp-family", "linear_probe", {"head": "mlp", "classes": "family"}, 0.5),
     ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
+    ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.5),
     ("tip-adapter-f", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",)}, 0.5),

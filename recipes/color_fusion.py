@@ -7,7 +7,8 @@ Fits one head on each of: colour statistics that survive JPEG (adapt/models/colo
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 4 minutes on
-2 cores, most of it features. Results to expect: results/README.md.
+2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
+traces alone: radial profile and peaks of the noise residual's spectrum (adapt/data/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
-Source = Literal["colour", "backbone", "both", "grey", "fragile"]
+Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.data.jpeg import with_sample_views
+    from adapt.data.spectra import Spectra
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.features import Joined, extract
@@ -84,6 +86,8 @@ def main(cfg: Config) -> None:
     if "grey" in asked:
         without = {(backbone.layer, view): clip.spaces[backbone.layer, name] for view, name in grey.items()}
         sources["grey"] = dataclasses.replace(clip, spaces=without), True
+    if "spectra" in asked:
+        sources["spectra"] = extract(Spectra(), rows, views, **encoding), False
     if "fragile" in asked:
         sources["fragile"] = extract(Colours("fragile"), rows, views, **encoding), False
     run.begin(data=rows.digest, base=backbone.fingerprint)

@@ -16,7 +16,7 @@ ORDER = [
     {"adapt.cli"},
     {"adapt.data.manifest"},
     {"adapt.data.families", "adapt.data.images", "adapt.data.inputs", "adapt.data.download_state"},
-    {"adapt.data.download"},
+    {"adapt.data.dissection", "adapt.data.download"},
     {"adapt.data.parts", "adapt.data.verdict", "adapt.data.views", "adapt.thumbnails"},
     {"adapt.data.pack"},
     {"adapt.data.sources.output"},
@@ -36,7 +36,9 @@ ORDER = [
     {"adapt.embedded"},
     {
         "adapt.models.attention",
+        "adapt.data.spectra",
         "adapt.models.color",
+        "adapt.models.descriptor",
         "adapt.models.heads",
         "adapt.models.losses",
         "adapt.models.probes",
@@ -77,6 +79,11 @@ ORDER = [
     {"adapt.ablation_page", "adapt.shots"},
     {"adapt.ablation_html"},
     {"adapt.ablation"},
+    {"adapt.understanding.item", "adapt.understanding.subject"},
+    {"adapt.understanding.content"},
+    {"adapt.understanding.layers", "adapt.understanding.lowlevel", "adapt.understanding.variance"},
+    {"adapt.understanding.adversarial", "adapt.understanding.maps", "adapt.understanding.texts"},
+    {"adapt.understanding.menu"},
 ]
 
 
@@ -123,7 +130,7 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", LIBRARY, ids=module_name)
 def test_every_module_has_its_room(path: Path) -> None:
     name = module_name(path)
-    packages = {"adapt.data", "adapt.models", "adapt.evaluation"}
+    packages = {"adapt.data", "adapt.models", "adapt.evaluation", "adapt.understanding"}
     assert (
         name in packages or name.startswith(("adapt.embedded", "adapt.data.sources.")) or name in set().union(*ORDER)
     )

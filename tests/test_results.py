@@ -28,6 +28,7 @@ FILES = {  # of recipes whose page compares many scores, or none
     "recipes/pair.py": ("metrics.csv", "config.yaml"),
     "recipes/onboard.py": ("metrics.csv", "config.yaml", "figures/recovery.png"),
     "recipes/head_scaling.py": ("metrics.csv", "config.yaml"),
+    "recipes/understand.py": ("report.html", "config.yaml"),
     "recipes/jpeg_matrix.py": ("metrics.csv", "config.yaml", "figures/svm_binary_seen.png"),
     "recipes/tip_adapter.py": ("metrics.csv", "config.yaml", "figures/shots.png"),
     "recipes/color_fusion.py": ("metrics.csv", "config.yaml"),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from adapt.data.dissection import MIDDLE, bands, plainest_place, random_place, shuffled, to_8_bits, turned
 from adapt.data.images import Unreadable
 from adapt.errors import Refusal
 
@@ -74,6 +75,33 @@ def _grey(image: Image.Image, number: None, at: At) -> Image.Image:
     return image.convert("L").convert("RGB")
 
 
+def _shuffle(image: Image.Image, side: float, at: At) -> Image.Image:
+    return Image.fromarray(shuffled(np.asarray(image), int(side)))
+
+
+def _spot(image: Image.Image, side: float, at: At) -> Image.Image:
+    """A crop at a place drawn from the pixels, whatever `at` says."""
+    return _crop(image, side, random_place(np.asarray(image)))
+
+
+def _plain(image: Image.Image, side: float, at: At) -> Image.Image:
+    """The crop with the least gradient, whatever `at` says."""
+    return _crop(image, side, plainest_place(np.asarray(image), int(side)))
+
+
+def _hue(image: Image.Image, degrees: float, at: At) -> Image.Image:
+    return Image.fromarray(turned(np.asarray(image), degrees))
+
+
+def _lowpass(image: Image.Image, cutoff: float, at: At) -> Image.Image:
+    return Image.fromarray(to_8_bits(bands(np.asarray(image), cutoff)[0]))
+
+
+def _highpass(image: Image.Image, cutoff: float, at: At) -> Image.Image:
+    """About mid-grey; what swings further than 8 bits allow is clipped."""
+    return Image.fromarray(to_8_bits(bands(np.asarray(image), cutoff)[1] + MIDDLE))
+
+
 class _Op(NamedTuple):
     apply: Callable[[Image.Image, float | None, At], Image.Image]
     low: float | None  # None: the operation takes no number
@@ -89,6 +117,12 @@ OPS = {
     "crop": _Op(_crop, 16, 2048, True, "side, px"),
     "blur": _Op(_blur, 0.1, 64, False, "sigma, px"),
     "grey": _Op(_grey, None, None, False, "no chroma"),
+    "shuffle": _Op(_shuffle, 2, 1024, True, "side of the patches, px"),
+    "spot": _Op(_spot, 16, 2048, True, "side of a random crop, px"),
+    "plain": _Op(_plain, 16, 2048, True, "side of the plainest crop, px"),
+    "hue": _Op(_hue, 1, 359, True, "turn, degrees"),
+    "lowpass": _Op(_lowpass, 0.005, 0.5, False, "cutoff, cycles/px"),
+    "highpass": _Op(_highpass, 0.005, 0.5, False, "cutoff, cycles/px"),
 }
 
 
@@ -115,8 +149,10 @@ def parse_view(name: str) -> View:
     """View of a name: `none`, or steps (most an operation and its number) joined by `+`, applied left to right.
 
     `qf40` JPEG quality; `webp80` lossy WebP quality; `resize256` shortest side; `crop224` native crop;
-    `blur1.5` Gaussian sigma; `grey`, without a number, removes the chroma. The view's own name is canonical
-    (`qf040` -> `qf40`). Refuses all else.
+    `blur1.5` Gaussian sigma; `grey`, without a number, removes the chroma. To part content from trace: `shuffle32`
+    patches in another order; `spot32` crop at a random place, `plain32` crop with the least gradient; `hue90` chroma
+    turned; `lowpass0.25`, `highpass0.25` bands below and above a frequency (adapt/data/dissection.py). The view's own
+    name is canonical (`qf040` -> `qf40`). Refuses all else.
     """
     if name == "none":
         return View("none", ())

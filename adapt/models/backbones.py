@@ -92,6 +92,29 @@ class Backbone(nn.Module):
             for layer, found in parts.items()
         }
 
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Patch tokens (n, p, dim) float32 at the backbone's layer, in the space of its features; row by row.
+
+        Refuses a layer of several parts and `proj`, and a tower whose feature has another width than its patches.
+        """
+        part = self._part(self.layer, self.layer) if "+" not in self.layer else None
+        if part is None or part["proj"] or part["how"] == "both":
+            raise Refusal(f"layer {self.layer!r} has no patch tokens of its own: only last, blockK and their _mean do")
+        blocks = {int(part["block"])} if part["block"] else set()
+        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        states, end = self._walk(self.tower, normalised.to(self.dtype), blocks, not blocks)
+        tokens = (states[int(part["block"])].patches if part["block"] else end.patches).float()
+        if tokens.shape[-1] != self.dim:
+            raise Refusal(f"{self.name}: patch tokens of width {tokens.shape[-1]}, features of {self.dim}")
+        return tokens
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a block has a class token beside its patches."""
+        blank = torch.zeros(1, 3, self.preprocess.size, self.preprocess.size, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            return self._walk(self.tower, blank, {1}, False)[0][1].cls is not None
+
     def _part(self, part: str, layer: str) -> re.Match[str]:
         match = PART.fullmatch(part)
         known = match and (match["proj"] is None or self._has_proj) and int(match["block"] or 1) <= self.depth
