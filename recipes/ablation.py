@@ -21,7 +21,8 @@ from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
-TIP = {"layer": "proj", "shots": (512,), "draws": 1}  # texts are met in proj; shots: images a class
+SHOTS = {"shots": (512,), "draws": 1}  # images a class
+TIP = {"layer": "proj", **SHOTS}  # where texts are met
 METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
     ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.5),
     ("probe-svm", "linear_probe", {"head": "svm"}, 0.5),
@@ -36,7 +37,7 @@ METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.5),
     ("tip-adapter-f", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",)}, 0.5),
     ("tip-adapter-f-family", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "classes": "family"}, 0.5),
-    ("tip-adapter-f-probe", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
+    ("tip-adapter-f-probe", "tip_adapter", {**SHOTS, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
     ("pair-head", "pair", {"tune": "head", "arms": ("matched",)}, 0.5),
     ("lora", "lora", {}, 3.0),
     ("lora-pair", "pair", {"tune": "lora", "arms": ("matched",)}, 3.0),

@@ -145,6 +145,11 @@ def test_it_continues_reports_what_fails_and_goes_on(config, done, capsys) -> No
     assert (root / "table.md").read_text().replace(page.partition("## Failed")[0], "").startswith("## Commands")
 
 
+def test_only_methods_with_texts_ask_for_the_projection() -> None:
+    """Other backbones have none, and a cell that fixes it would fail there."""
+    assert {name for name, _, flags, _ in DEFAULT["METHODS"] if flags.get("layer") == "proj"} == set(recipe.NEED_TEXTS)
+
+
 def sample_auc(scores: Scores, view: str, generator: str) -> float:
     rows = (scores["split"] == "test") & (scores["view"] == view) & (scores["edit"] == "")
     rows &= np.isin(scores["generator"], ["real", generator])
