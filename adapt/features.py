@@ -2,6 +2,7 @@
 
     CACHE/<space>/fingerprint.json        everything that made these features
     CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32
+    CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
 
 A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its
 bytes, so a cache serves every manifest that holds the image. Shards are only ever added, each whole under the
@@ -28,8 +29,9 @@ from safetensors.numpy import save
 from torch.utils.data import DataLoader
 
 from adapt import provenance
+from adapt.data.digests import Digests
 from adapt.data.groups import Images, heed_main_process
-from adapt.data.images import Unreadable, read_bytes
+from adapt.data.images import Unreadable
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
@@ -239,7 +241,7 @@ def extract(
     layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
     cache = feature_cache() if cache is None else Path(cache)
     folders = {(a, v): cache / _digest(fingerprint(encoder, a, v))[:32] for a in layers for v in views}
-    ids, missing = _identify(manifest, share, gather)
+    ids, missing = _identify(manifest, share, gather, cache / "files")
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
     first = np.unique(ids, return_index=True)[1]
@@ -341,18 +343,22 @@ def write_shard(folder: Path, ids: np.ndarray, features: np.ndarray, reasons: di
         temporary.write_bytes(data)
 
 
-def _identify(manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list]) -> tuple[np.ndarray, dict]:
+def _identify(
+    manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list], folder: Path
+) -> tuple[np.ndarray, dict]:
     """The SHA-256 of every row's bytes, (n,) 32 raw bytes, and why a file could not be opened, by row.
 
-    A digest in the manifest is believed here: reading checks it before an image is encoded.
+    A digest in the manifest is believed here: reading checks it before an image is encoded. So is one in `folder`.
     """
     found: list[tuple[int, bytes | str]] = []
+    known = Digests(folder)
     for row in range(share[0], len(manifest), share[1]):
         digest = manifest["sha256"][row]
         try:
-            found.append((row, bytes.fromhex(digest) or hashlib.sha256(read_bytes(manifest["file"][row])).digest()))
+            found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
         except Unreadable as problem:
             found.append((row, str(problem)))
+    known.close()
     ids, missing = np.zeros(len(manifest), "V32"), {}
     for row, value in gather(found):
         if isinstance(value, str):

@@ -206,6 +206,7 @@ class Images(Dataset):
     def __init__(self, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess, views: tuple[str, ...]) -> None:
         self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
         self.views = [parse_view(name) for name in views]
+        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares a copy to Pillow and back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,7 +221,7 @@ class Images(Dataset):
             return Views(row, pixels, [str(problem)] * len(self.views))
         for v, view in enumerate(self.views):
             try:
-                pixels[v] = self.preprocess(view(image))
+                pixels[v] = self.preprocess(view.pixels(image) if self.arrays else view(image))
             except Unreadable as problem:
                 reasons[v] = str(problem)
         return Views(row, pixels, reasons)
