@@ -43,7 +43,7 @@ class Preprocess:
         return {key: value for key, value in asdict(self).items() if (key, value) != ("resizer", "pillow")}
 
     def __call__(self, image: Image.Image | np.ndarray, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-        """`image` is RGB, or its array (h, w, 3) uint8."""
+        """`image` is RGB, or its writable array (h, w, 3) uint8."""
         if self.geometry == "squash":
             return _tensor(self._resized(image, self.size, self.size))
         width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
@@ -56,7 +56,8 @@ class Preprocess:
     def _resized(self, image: Image.Image | np.ndarray, width: int, height: int) -> Image.Image | np.ndarray:
         if self.resizer == "pillow":
             return _image(image).resize((width, height), FILTERS[self.interpolation])
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # channels last: torch's fast kernel
+        pixels = image if isinstance(image, np.ndarray) else np.array(image)
+        pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last: torch's fast kernel
         resized = F.interpolate(pixels, size=(height, width), mode=self.interpolation, antialias=True)
         return resized[0].permute(1, 2, 0).numpy()
 

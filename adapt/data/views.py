@@ -33,7 +33,7 @@ def _jpeg_pixels(image: Image.Image, quality: int) -> np.ndarray:
     """(h, w, 3) of `jpeg_bytes` decoded again, by OpenCV where that gives the same pixels in less time."""
     if _same_codec():
         return _through_opencv(image, quality)
-    return np.asarray(_decoded(jpeg_bytes(image, quality)))
+    return np.array(_decoded(jpeg_bytes(image, quality)))
 
 
 def _through_opencv(image: Image.Image, quality: int) -> np.ndarray:
@@ -140,10 +140,10 @@ class View:
         return image
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The same as an array (h, w, 3) uint8, with one copy less where JPEG comes last. Crops are centred."""
+        """The same as a writable array (h, w, 3) uint8, with one copy less where JPEG comes last. Crops are centred."""
         if self.steps and self.steps[-1][0] == "qf":
             return _jpeg_pixels(View("", self.steps[:-1])(image), int(self.steps[-1][1]))
-        return np.asarray(self(image))
+        return np.array(self(image))
 
 
 def parse_view(name: str) -> View:
