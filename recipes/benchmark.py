@@ -74,7 +74,9 @@ def main(cfg: Config) -> None:
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random tower
     ratios = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        settings = Settings(cfg.rounds, cfg.clock, cfg.device, cfg.small, Path(folder), cfg.backbones, photos)
+        settings = Settings(
+            cfg.rounds, cfg.clock, cfg.device, cfg.small, Path(folder), photos=photos, backbones=cfg.backbones
+        )
         for stage in cfg.stages:
             ratios += (found := importlib.import_module(STAGES[stage]).measure(settings))
             print(table(found) + "\n", flush=True)

@@ -140,7 +140,7 @@ class View:
         return image
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The same as a writable array (h, w, 3) uint8, with one copy less where JPEG comes last. Crops are centred."""
+        """The same as a writable array (h, w, 3) uint8: one copy less where JPEG comes last. Crops are centred."""
         if self.steps and self.steps[-1][0] == "qf":
             return _jpeg_pixels(View("", self.steps[:-1])(image), int(self.steps[-1][1]))
         return np.array(self(image))
