@@ -48,8 +48,9 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
     if record is not None:
         return Remembered(record, asked, layer, device)
     backbone = _load(asked, layer, device)
-    statuses = {str(file): digests.status(file) for file in weight_files(asked.backbone) or ()}
-    if weight_files(asked.backbone) is not None and None not in statuses.values():
+    files = weight_files(asked.backbone)
+    statuses = {str(file): digests.status(file) for file in files or ()}
+    if files is not None and None not in statuses.values():
         record = {
             "fingerprint": backbone.fingerprint,
             "identity": backbone.identity(layer),
@@ -142,7 +143,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """The record, if the files of the weights are still those."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        same = all(digests.status(file) == tuple(was) for file, was in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged: the network is loaded
         return None
-    same = all(was is not None and digests.status(file) == tuple(was) for file, was in record["files"].items())
     return record if same else None
