@@ -88,8 +88,7 @@ class Detector(nn.Module):
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        adapted = hasattr(self.backbone.tower, "peft_config")
-        if adapted:
+        if self.backbone.adapted:
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
             save_file({name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}, temporary)
@@ -99,7 +98,7 @@ class Detector(nn.Module):
             "adapt": adapt.__version__,
             "backbone": self.backbone.fingerprint,
             "precision": str(self.backbone.dtype).removeprefix("torch."),
-            "adapter": adapted,
+            "adapter": self.backbone.adapted,
             "head": self.head.describe(),
             "threshold": self.threshold,
             "decision": self.decision.describe(),
@@ -120,6 +119,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
     base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
+    base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
     for key in ("weights", "preprocess", "activation", "layer"):
         if base.fingerprint[key] != wanted[key]:
             raise Refusal(

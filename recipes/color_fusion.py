@@ -34,6 +34,7 @@ class Config:
     features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not; colour is computed either way
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
@@ -55,7 +56,7 @@ def main(cfg: Config) -> None:
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.features import Joined, extract
-    from adapt.models.backbones import load_backbone
+    from adapt.frozen import frozen_backbone
     from adapt.models.color import Colours
     from adapt.probing import fit_on_features, score_features
     from adapt.report import require_classes, show_finished
@@ -68,7 +69,7 @@ def main(cfg: Config) -> None:
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = frozen_backbone(cfg, run.device)
     views = tuple(dict.fromkeys(parse_view(view).name for view in (*cfg.train_views, *cfg.test_views)))
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from adapt.data.preprocess import Preprocess
+from adapt.data.preprocess import Preprocess, size_of
 from adapt.errors import Refusal
 
 Kind = Literal["1", "5", "native"]
@@ -47,7 +47,7 @@ class Crops:
             return self.preprocess(image)[None]
         crop = replace(self.preprocess, geometry="native")
         scaled = image if self.kind == "native" else self.preprocess.scaled(image)
-        return torch.stack([crop(scaled, at) for at in self.places(*scaled.size)])
+        return torch.stack([crop(scaled, at) for at in self.places(*size_of(scaled))])
 
     def places(self, width: int, height: int) -> list[tuple[float, float]]:
         """Relative positions (x, y) of the crops of a scaled image."""

@@ -210,6 +210,7 @@ class Images(Dataset):
     ) -> None:
         self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
         self.views = [parse_view(name) for name in views]
+        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares a copy to Pillow and back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -222,7 +223,7 @@ class Images(Dataset):
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
             for v, view in enumerate(self.views):
                 try:
-                    made[v] = self.preprocess(view(image))
+                    made[v] = self.preprocess(view.pixels(image) if self.arrays else view(image))
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:
