@@ -38,6 +38,7 @@ ORDER = [
         "adapt.models.color",
         "adapt.models.heads",
         "adapt.models.losses",
+        "adapt.models.low_rank",
         "adapt.models.probes",
         "adapt.models.residual",
         "adapt.models.tip_adapter",

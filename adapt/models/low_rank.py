@@ -1,0 +1,61 @@
+"""The forward and backward pass of a LoRA on a linear layer, in the precision of its frozen weight.
+
+    y = x W^T + b + s (x' A^T) B^T      x' is x after dropout, s is alpha / rank
+
+peft's own layer widens x to fp32 for A and B, adds in fp32 and narrows the sum: beside bf16 weights those copies cost
+more than the products. Here A and B are rounded to the precision of W for the products (s B first in fp32), W gets no
+gradient, and for the backward pass x is kept once, in its own precision, with the (n, rank) product. A and B and their
+gradients stay in fp32. In fp32 this is peft's arithmetic in another order.
+"""
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class LowRankLinear(Linear):
+    """peft's LoRA layer, with the passes of this file while it is trained; everything else, as merging, is peft's."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        name, base = self.active_adapters[0], self.get_base_layer()
+        plain = self.active_adapters == [name] and name in self.lora_A and not (self.lora_variant or args or kwargs)
+        if not torch.is_grad_enabled() or not plain or self.disable_adapters or self.merged or self.lora_bias[name]:
+            return super().forward(x, *args, **kwargs)
+        dropped = self.lora_dropout[name](x)
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return _LowRank.apply(x, None if dropped is x else dropped, base.weight, base.bias, a, b, self.scaling[name])
+
+
+class _LowRank(torch.autograd.Function):
+    """x (..., in), x' or None for x itself, W (out, in), b (out,) or None, A (r, in), B (out, r), s -> (..., out)."""
+
+    @staticmethod
+    def forward(ctx, x, dropped, weight, bias, a, b, scale):
+        a, b = a.to(x.dtype), (b * scale).to(x.dtype)
+        rows = x.flatten(0, -2)
+        seen = rows if dropped is None else dropped.flatten(0, -2)
+        inner = seen @ a.T
+        out = F.linear(rows, weight, bias)
+        out.addmm_(inner, b.T)
+        ctx.save_for_backward(seen, inner, weight, a, b)
+        ctx.scale, ctx.dropout = scale, dropped is not None
+        return out.unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        seen, inner, weight, a, b = ctx.saved_tensors
+        shape = (*grad.shape[:-1], a.shape[1])
+        grad = grad.flatten(0, -2)
+        small = grad @ b
+        of_a, of_b = (small.T @ seen).float(), (grad.T @ inner).float() * ctx.scale
+        of_x = of_dropped = None
+        if ctx.needs_input_grad[0]:
+            of_x = grad @ weight
+            if not ctx.dropout:
+                of_x.addmm_(small, a)
+            of_x = of_x.view(shape)
+        if ctx.needs_input_grad[1]:
+            of_dropped = (small @ a).view(shape)
+        return of_x, of_dropped, None, None, of_a, of_b, None
