@@ -48,7 +48,7 @@ ORDER = [
     {"adapt.models.towers_timm", "adapt.models.towers_transformers"},
     {"adapt.models.towers_open_clip"},
     {"adapt.models.backbones"},
-    {"adapt.models.lora", "adapt.models.prompts"},
+    {"adapt.models.lora", "adapt.models.prompts", "adapt.models.trained_part"},
     {"adapt.features"},
     {"adapt.checkpoint", "adapt.tracking", "adapt.processes"},
     {"adapt.run"},
@@ -66,7 +66,15 @@ ORDER = [
     {"adapt.evaluation.figures"},
     {"adapt.report"},
     {"adapt.cells", "adapt.probing", "adapt.study"},
-    {"adapt.ablation", "adapt.frontier", "adapt.holes", "adapt.tuning", "adapt.variants"},
+    {
+        "adapt.ablation",
+        "adapt.frontier",
+        "adapt.holes",
+        "adapt.memory",
+        "adapt.prefix",
+        "adapt.tuning",
+        "adapt.variants",
+    },
     {"adapt.shots"},
     {"adapt.benchmark"},  # timing first, then one module a stage
 ]

@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
-from adapt.models import lora
+from adapt.memory import kept_bytes
+from adapt.models import lora, low_rank
 from adapt.models.backbones import Backbone, load_backbone
 from adapt.models.low_rank import LowRankLinear
 
@@ -36,6 +36,7 @@ def gradients(backbone: Backbone) -> tuple[torch.Tensor, dict[str, torch.Tensor]
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"update": "svd"}, {"last_blocks": 2}])
 def test_features_and_gradients_are_pefts(monkeypatch, options) -> None:
     """In fp32 every tensor to 1e-5 of its size; in bf16 all gradients together to 1 %, as far as each is from fp32."""
+    monkeypatch.setattr(low_rank, "drop", lambda x, share: (nn.functional.dropout(x, share), 1.0))  # peft's masks
     for precision, within in (("fp32", 1e-5), ("bf16", 0.01)):
         fast, plain = (adapted(monkeypatch, which, precision, **options) for which in (True, False))
         kinds = [{type(m) for m in backbone.modules() if isinstance(m, Linear)} for backbone in (fast, plain)]
@@ -66,22 +67,23 @@ def test_gradients_against_finite_differences() -> None:
     torch.testing.assert_close(value(*start), expected)
 
 
+def test_dropping() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(101, 1001, requires_grad=True)
+    for share, exact in ((0.25, 0.25), (0.1, round(0.1 * 65536) / 65536), (1e-6, 0)):
+        dropped, grown = low_rank.drop(x, share)
+        assert grown == pytest.approx(1 / (1 - exact), rel=1e-12) and set(dropped.unique().tolist()) <= {0.0, 1.0}
+        found, error = (dropped == 0).double().mean().item(), (exact * (1 - exact) / x.numel()) ** 0.5
+        assert abs(found - exact) <= 4 * error
+        (grad,) = torch.autograd.grad(dropped.sum(), x)
+        assert torch.equal(grad, dropped)
+    again = [low_rank.drop(x, 0.5)[0] for _ in range(2)]
+    together = (again[0] * again[1]).mean().item()
+    assert abs(together - 0.25) < 4 * (0.25 * 0.75 / x.numel()) ** 0.5  # draws are independent
+
+
 def kept(backbone: Backbone) -> int:
-    """Bytes that a forward pass keeps for the backward one, the weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        features = backbone(torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
-        total = sum(sizes.values())
-    assert features.requires_grad
-    return total
+    return kept_bytes(backbone, torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
 
 
 def test_less_is_kept_and_nothing_below_the_adapted_blocks(monkeypatch) -> None:

@@ -1,6 +1,6 @@
 """The forward and backward pass of a LoRA on a linear layer, in the precision of its frozen weight.
 
-    y = x W^T + b + s (x' A^T) B^T      x' is x after dropout, s is alpha / rank
+    y = x W^T + b + s (x' A^T) B^T      x' is x with some entries dropped, s is alpha / rank / (1 - share dropped)
 
 peft's own layer widens x to fp32 for A and B, adds in fp32 and narrows the sum: beside bf16 weights those copies cost
 more than the products. Here A and B are rounded to the precision of W for the products (s B first in fp32), W gets no
@@ -22,9 +22,23 @@ class LowRankLinear(Linear):
         plain = self.active_adapters == [name] and name in self.lora_A and not (self.lora_variant or args or kwargs)
         if not torch.is_grad_enabled() or not plain or self.disable_adapters or self.merged or self.lora_bias[name]:
             return super().forward(x, *args, **kwargs)
-        dropped = self.lora_dropout[name](x)
+        dropout = self.lora_dropout[name]
+        dropped, grown = drop(x, dropout.p) if dropout.training and getattr(dropout, "p", 0) else (None, 1.0)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _LowRank.apply(x, None if dropped is x else dropped, base.weight, base.bias, a, b, self.scaling[name])
+        return _LowRank.apply(x, dropped, base.weight, base.bias, a, b, self.scaling[name] * grown)
+
+
+def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
+    """x with a random share of its entries zero, and what makes the mean right: 1 / (1 - share).
+
+    On a CPU the share is a multiple of 2^-16: 16 random bits an entry are drawn ten times faster than torch's dropout
+    draws, which would take a seventh of a step.
+    """
+    if x.device.type != "cpu" or share > 0.99:
+        return F.dropout(x, share), 1.0
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    steps = round(share * 2**16)
+    return x * (bits[: x.numel()].view(x.shape) >= steps - 2**15), 1 / (1 - steps / 2**16)
 
 
 class _LowRank(torch.autograd.Function):
