@@ -33,7 +33,14 @@ from adapt.progress import bar
 from adapt.tracking import Track
 
 # free to change when a run is continued
-NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps", "cache", "cached_only"}
+NOT_IDENTITY = {
+    "output_dir",
+    "num_workers",
+    "checkpointing_steps",
+    "checkpoint_activations",
+    "cache",
+    "cached_only",
+}
 MAX_BAD_STEPS = 3
 
 

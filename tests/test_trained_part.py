@@ -222,7 +222,7 @@ def trained(config: lora.Config, kill_at: int = 0) -> tuple[list[float], dict[st
 
 
 def test_cached_prefix_gives_the_same_losses_and_resumes_exactly(config, tmp_path, capfd) -> None:
-    """Squashed images have no crop that could differ. Dropout is off: the last block draws for one token only."""
+    """Squashed images have no crop that could differ."""
     cached = dataclasses.replace(config, cache_prefix=True, output_dir=tmp_path / "cached")
     again = dataclasses.replace(cached, output_dir=tmp_path / "again", dropout=0.1)
     expected, found = trained(config)[0], trained(cached)[0]
