@@ -4,6 +4,7 @@ A step's groups, and so what is learnt, stay the same: with more micro-batches o
 """
 
 import gc
+import os
 
 import psutil
 import torch
@@ -48,7 +49,8 @@ def accumulation_that_fits(
 def _fits(model: nn.Module, example: Tensor, images: int) -> bool:
     """Whether a forward and a backward pass over so many images have room."""
     if example.device.type == "cpu":
-        return images * kept_bytes(model, example) < SHARE * psutil.virtual_memory().available
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this memory
+        return images * kept_bytes(model, example) < SHARE * psutil.virtual_memory().available / beside
     devices = [example.device] if example.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
