@@ -11,6 +11,7 @@ to do as much as one each, which holds for independent jobs with storage that ke
 Takes a second and computes nothing but these products.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
+PIPELINE = re.compile(r"(\S+), (\d+) photographs x (\d+) views")  # the work of a line of that stage
+
 
 @dataclass(frozen=True)
 class Config:
-    benchmark: Path | None = None  # benchmark.json; its stage `pipeline` has the rate
+    benchmark: Path | None = None  # benchmark.json; its stage `pipeline` gives the rate
     images_per_s: float | None = None  # images under all views, one device; None: from the benchmark
     backbone: str = "open_clip:ViT-L-14@datacomp_xl_s13b_b90k"  # what is planned; its architecture chooses the rate
     images: tuple[int, ...] = (1_000_000, 100_000_000, 5_000_000_000)  # of the set
@@ -41,22 +44,27 @@ class Config:
 def rate_of(cfg: Config) -> tuple[float, str]:
     """Images a second of one device under all views, and where that was measured."""
     import json
+    import statistics
 
     if cfg.images_per_s is not None:
         return cfg.images_per_s, "as given"
     if cfg.benchmark is None:
         raise Refusal("give --benchmark, a benchmark.json of the kind of machine that is meant, or --images_per_s")
     try:
-        found = json.loads(cfg.benchmark.read_text(encoding="utf-8"))
-        rows = [row for row in found["ratios"] if row["stage"] == "pipeline" and "images/s" in row["facts"]]
+        found = json.loads(cfg.benchmark.read_text(encoding="utf-8"))["ratios"]
+        rows = [(row, PIPELINE.match(row["case"])) for row in found if row["stage"] == "pipeline"]
+        rates = {
+            match[1]: int(match[2]) / statistics.median(row["costs"]) * int(match[3]) / len(cfg.views)
+            for row, match in rows
+            if match and row["ours"] == "extract"
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"--benchmark {cfg.benchmark} is no benchmark.json ({error!r})") from error
     architecture = cfg.backbone.partition(":")[2].partition("@")[0] or cfg.backbone
-    mine = [row for row in rows if architecture in row["case"]]
-    if not mine:
-        has = ", ".join(row["case"] for row in rows) or "none"
+    if architecture not in rates:
+        has = ", ".join(rates) or "none"
         raise Refusal(f"{cfg.benchmark} has no rate of {architecture} (it has: {has}): measure it, or --images_per_s")
-    return float(mine[0]["facts"]["images/s"]), f"{cfg.benchmark}: {mine[0]['case']}"
+    return rates[architecture], f"{cfg.benchmark.name}, stage pipeline"
 
 
 def lines(cfg: Config, rate: float) -> list[list[str]]:
