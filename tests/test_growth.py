@@ -33,15 +33,24 @@ def test_hours_and_disk() -> None:
     assert [plan.size(count) for count in (999, 1000, 2.5e12, 7e15)] == ["999 B", "1 kB", "2.5 TB", "7 PB"]
 
 
+def case(model: str) -> str:
+    return f"{model}, 30 photographs x 4 views"
+
+
 def test_rate_is_that_of_the_architecture(tmp_path, capsys) -> None:
     path = tmp_path / "benchmark.json"
     rows = [
-        ("encoder", "ViT-L-14", 9.0),
-        ("pipeline", "ViT-B-32, 40 photographs", 120.0),
-        ("pipeline", "ViT-L-14", 8.5),
+        ("encoder", "ViT-L-14, batch 8", "packed", [1.0]),
+        ("pipeline", case("ViT-B-32"), "extract", [1, 0.25, 0.2]),
     ]
-    path.write_text(json.dumps({"ratios": [{"stage": s, "case": c, "facts": {"images/s": r}} for s, c, r in rows]}))
-    assert plan.rate_of(plan.Config(benchmark=path))[0] == 8.5
+    rows += [
+        ("pipeline", case("ViT-L-14"), "extract", [2.0]),
+        ("pipeline", case("ViT-L-14"), "from the cache", [0.01]),
+    ]
+    keys = ("stage", "case", "ours", "costs")
+    path.write_text(json.dumps({"ratios": [dict(zip(keys, row, strict=True)) for row in rows]}))
+    assert plan.rate_of(plan.Config(benchmark=path))[0] == 15.0  # 30 photographs in 2 s
+    assert plan.rate_of(plan.Config(benchmark=path, views=("none", "qf40")))[0] == 30.0
     plan.main(plan.Config(benchmark=path, backbone="open_clip:ViT-B-32@openai"))
     said = capsys.readouterr().out
     assert said.startswith("120.0 images/s a device, each under 4 views") and "--num_shards 64" in said
