@@ -3,9 +3,9 @@
     y = x W^T + b + s (x' A^T) B^T      x' is x with some entries dropped, s is alpha / rank / (1 - share dropped)
 
 peft's own layer widens x to fp32 for A and B, one copy for each of q, k and v, and keeps the copies for the backward
-pass. Here A and B are rounded to the precision of W for the products (s B first in fp32), W gets no
-gradient, and for the backward pass x is kept once, in its own precision, with the (n, rank) product. A and B and their
-gradients stay in fp32. In fp32 this is peft's arithmetic in another order.
+pass. Here A and B are rounded to the precision of W for the products (s B is multiplied in fp32 first), W gets no
+gradient, and x' is kept in the precision of x, with the (n, rank) product. A, B and their gradients stay in fp32. In
+fp32 this is peft's arithmetic in another order.
 """
 
 import torch
