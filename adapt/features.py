@@ -1,7 +1,8 @@
 """Features of images, encoded once, ever: a cache on disk that every head reads.
 
     CACHE/<space>/fingerprint.json        everything that made these features
-    CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32
+    CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32, or the 16 bits (uint16)
+                                          of bfloat16 where the encoder hands that back
     CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
 
 A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its
@@ -113,7 +114,7 @@ class Space:
             if out is None:
                 out = np.empty((len(ids), features.shape[1]), np.float32)
             here = shard == number
-            out[here] = features[row[here]]
+            out[here] = _widened(features[row[here]])
         return out if out is not None else np.empty((0, 0), np.float32)
 
 
@@ -217,6 +218,11 @@ def fingerprint(encoder: Encoder, layer: str, view: str) -> dict[str, object]:
     }
 
 
+def space_folder(cache: Path, encoder: Encoder, layer: str, view: str) -> Path:
+    """Where the features of this encoder, layer and view lie."""
+    return cache / _digest(fingerprint(encoder, layer, view))[:32]
+
+
 def extract(
     encoder: Encoder,
     manifest: Manifest,
@@ -240,7 +246,7 @@ def extract(
     views = tuple(dict.fromkeys(parse_view(view).name for view in views))
     layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
     cache = feature_cache() if cache is None else Path(cache)
-    folders = {(a, v): cache / _digest(fingerprint(encoder, a, v))[:32] for a in layers for v in views}
+    folders = {(a, v): space_folder(cache, encoder, a, v) for a in layers for v in views}
     ids, missing = _identify(manifest, share, gather, cache / "files")
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
@@ -301,7 +307,7 @@ def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers
             lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
             found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
             for layer, values in found.items():
-                values = values.float().view(len(items), len(needed), -1).cpu().numpy()
+                values = _stored(values.view(len(items), len(needed), -1).cpu())
                 for v, view in enumerate(needed):
                     lacks = absent[layer, view][here[done : done + len(items)]]
                     kept = [i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE]
@@ -324,7 +330,7 @@ class Shard:
 
     def add(self, images: np.ndarray, features: np.ndarray, reasons: Sequence[str]) -> None:
         """Images (n,) of 32 raw bytes, features (n, d), and "" or why there are none, which become zeros."""
-        features = features.astype(np.float32)  # a copy
+        features = features.copy()
         for place, reason in enumerate(reasons):
             if reason:
                 features[place] = 0
@@ -341,8 +347,18 @@ class Shard:
         self.__init__(self.folder)
 
 
+def _stored(features: torch.Tensor) -> np.ndarray:
+    """float32, or the bits of bfloat16, which numpy does not know, as uint16."""
+    return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features.float()).numpy()
+
+
+def _widened(features: np.ndarray) -> np.ndarray:
+    """The inverse, in float32."""
+    return (features.astype(np.uint32) << 16).view(np.float32) if features.dtype == np.uint16 else features
+
+
 def write_shard(folder: Path, ids: np.ndarray, features: np.ndarray, reasons: dict[str, str] | None = None) -> None:
-    """Publish a shard: ids (n,) of 32 raw bytes, features (n, d) float32, and why images could not be read, by id."""
+    """Publish a shard: ids (n,) of 32 raw bytes, features (n, d), and why images could not be read, by id."""
     raw = np.frombuffer(ids.tobytes(), np.uint8).reshape(-1, 32)
     data = save({"ids": raw, "features": features}, {"reasons": json.dumps(reasons or {})})
     with atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors") as temporary:
@@ -391,7 +407,7 @@ def _header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
 
 def _mapped(path: Path, tensor: dict) -> np.ndarray:
     """A tensor of a safetensors file, mapped: pages are read when touched, nothing is copied."""
-    kind = {"F32": np.float32, "U8": np.uint8}[tensor["dtype"]]
+    kind = {"F32": np.float32, "U8": np.uint8, "U16": np.uint16}[tensor["dtype"]]
     return np.memmap(path, kind, "r", tensor["start"], tuple(tensor["shape"]))
 
 

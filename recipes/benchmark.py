@@ -19,19 +19,23 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
-Stage = Literal["encoder", "preprocessing", "pipeline", "store"]
+Stage = Literal["encoder", "preprocessing", "pipeline", "store", "training", "heads", "metrics", "growth"]
 STAGES = {  # module with a function `measure(settings) -> list[Ratio]`
     "encoder": "adapt.benchmark.encode",
     "preprocessing": "adapt.benchmark.preprocessing",
     "pipeline": "adapt.benchmark.pipeline",
     "store": "adapt.benchmark.store",
+    "training": "adapt.benchmark.training",
+    "heads": "adapt.benchmark.heads",
+    "metrics": "adapt.benchmark.metrics",
+    "growth": "adapt.benchmark.growth",
 }
 
 
 @dataclass(frozen=True)
 class Config:
     output_dir: Path = Path("results/runs/benchmark")  # benchmark.json, table.md
-    stages: tuple[Stage, ...] = ("encoder", "preprocessing", "pipeline", "store")
+    stages: tuple[Stage, ...] = tuple(STAGES)
     backbones: tuple[str, ...] = ("open_clip:ViT-B-32@random", "open_clip:ViT-L-14@random")  # of open_clip
     device: Literal["cpu", "cuda"] = "cpu"
     clock: Literal["wall", "cpu"] = "wall"  # cpu: time that cores spent, for a machine that others use too
