@@ -17,6 +17,7 @@ from adapt.evaluation.read_back import read_run
 from adapt.evaluation.side_by_side import read_numbers
 from adapt.evaluation.tables import grid, markdown
 from adapt.study import Study
+from adapt.understanding.item import Numbers, Value
 
 RESULTS = Path(__file__).parents[1] / "results"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/provenance.json"))
@@ -137,6 +138,8 @@ def test_every_table_comes_again_from_the_committed_numbers(folder: Path, tmp_pa
     page = (folder / "table.md").read_text(encoding="utf-8")
     if recipe == "ablation":
         return ablation_again(folder, record, page, tmp_path)
+    if recipe == "understand":
+        return understood_again(folder, page)
     committed, again = tables_of(page), tables_of(made_again(folder, recipe, record))
     assert committed
     for place, tables in committed.items():
@@ -158,6 +161,40 @@ def ablation_again(folder: Path, record: dict, page: str, tmp_path: Path) -> Non
     assert "| " + shown == "\n\n".join(sections)
     for name in ("ablation.tex", "generators.csv"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def understood_again(folder: Path, page: str) -> None:
+    """Every table of an item from its CSV file (six digits), and every number of the summary from one of them."""
+    made: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for caption in dict.fromkeys(row["table"] for row in rows):
+            cells = {(r["row"], r["column"]): cell_of(r) for r in rows if r["table"] == caption}
+            made.setdefault(caption, []).append(grid(Numbers(caption, "", cells).table()[1:]))
+    (summary, *tables) = re.findall(r"(?:\n\n([^\n|]+):)?\n\n(\|.*?)(?=\n\n)", page, flags=re.DOTALL)
+    assert len(tables) == sum(map(len, made.values()))
+    again = [words for texts in made.values() for text in texts for words in re.findall(r"[^|]+", text)]
+    for line in summary[1].splitlines()[2:]:
+        value = line.split(" | ")[2]
+        assert any(close(value, words.strip()) for words in again), line
+    for caption, table in tables:
+        shown = grid([line.strip("| ").split(" | ") for line in table.splitlines()[2:]])
+        assert any(close(text, shown) for text in made[caption]), caption
+
+
+def close(a: str, b: str) -> bool:
+    """The same words, and numbers that differ by no more than rounding of what was rounded to six digits before."""
+    number = r"-?\d+\.\d+"
+    return re.sub(number, "0", a) == re.sub(number, "0", b) and all(abs(x - y) < 0.0011 for x, y in differing(a, b))
+
+
+def cell_of(row: dict[str, str]) -> Value | str:
+    """A cell of understand.py's CSV: a text stands alone."""
+    if not row["n"]:
+        return row["value"]
+    value, low, high = (float("nan") if word in ("n/a", "") else float(word) for word in list(row.values())[3:6])
+    return Value(value, low, high, int(row["n"]))
 
 
 def test_the_exceptions_are_no_more_than_needed() -> None:
