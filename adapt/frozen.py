@@ -9,6 +9,7 @@ and this package's own code. The answer holds while the files of the weights hav
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -45,9 +46,10 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
     path = cache / "encoders" / f"{_question(asked, device)}.json"
     layer = layer or asked.layer
     record = _read(path)
-    if record is not None:
+    named = (re.sub("_(mean|both)$", "", part) for part in layer.split("+"))
+    if record is not None and set(named) <= set(record["layers"]):
         return Remembered(record, asked, layer, device)
-    backbone = _load(asked, layer, device)
+    backbone = _load(asked, layer, device)  # refuses a layer that it does not have
     files = weight_files(asked.backbone)
     statuses = {str(file): digests.status(file) for file in files or ()}
     if files is not None and None not in statuses.values():

@@ -47,14 +47,14 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dropped, weight, bias, a, b, scale):
         a, b = a.to(x.dtype), (b * scale).to(x.dtype)
-        rows = x.flatten(0, -2)
-        seen = rows if dropped is None else dropped.flatten(0, -2)
+        x = x.contiguous()
+        seen = (x if dropped is None else dropped).flatten(0, -2)
         inner = seen @ a.T
-        out = F.linear(rows, weight, bias)
-        out.addmm_(inner, b.T)
+        out = F.linear(x, weight, bias)  # no view: some towers add to it in place
+        out.flatten(0, -2).addmm_(inner, b.T)
         ctx.save_for_backward(seen, inner, weight, a, b)
         ctx.scale, ctx.dropout = scale, dropped is not None
-        return out.unflatten(0, x.shape[:-1])
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
