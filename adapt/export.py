@@ -1,5 +1,6 @@
 """A detector as one ONNX file, adapter merged and head included, checked against torch (extra `export`)."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,17 +41,19 @@ def export_onnx(detector: Detector, file: Path, pictures: Sequence[Tensor] = ())
     if hasattr(detector.backbone.tower, "peft_config"):
         merge_adapter(detector.backbone)
     with atomic(file) as temporary:
-        torch.onnx.export(
-            detector,
-            (batches[1],),
-            temporary,
-            input_names=["pixels"],
-            output_names=["logit"],
-            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.11's exporter warns of its own calls
+            torch.onnx.export(
+                detector,
+                (batches[1],),
+                temporary,
+                input_names=["pixels"],
+                output_names=["logit"],
+                dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         found = [torch.from_numpy(session.run(None, {"pixels": batch.numpy()})[0]) for batch in batches]
         worst = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))

@@ -6,6 +6,7 @@ stand in the order in which they are read. The rest of the tower is untouched, s
 It has no gradient. Layer scales and the factor of QuickGELU are folded into the weights in fp32, before rounding.
 """
 
+import inspect
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -46,6 +47,11 @@ CLIP, DINO = (
     _hugging("self_attn", "out_proj", "layer_norm", "none"),
     _hugging("attention", "o_proj", "norm", "layer_scale"),
 )
+DINO_BEFORE = _Names(  # up to transformers 5.17, at least
+    "norm1", tuple(f"attention.attention.{name}" for name in ("query", "key", "value")), "attention.output.dense",
+    attrgetter("attention.attention.attention_head_size"), "layer_scale1.lambda1", "norm2",
+    "mlp.fc1", "mlp.activation", "mlp.fc2", "layer_scale2.lambda1",
+)  # fmt: skip
 BLOCKS = {
     "ResidualAttentionBlock": _Names(
         "ln_1", ("attn.q_proj", "attn.k_proj", "attn.v_proj"), "attn.out_proj",
@@ -70,6 +76,8 @@ class PackedBlock(nn.Module):
     def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         names = BLOCKS[type(block).__name__]
+        if names is DINO and not hasattr(block.attention, "q_proj"):
+            names = DINO_BEFORE
         qkv = [_part(block, name) for name in names.qkv]
         out, up, down = (_part(block, name) for name in (names.out, names.up, names.down))
         self.act, self.algorithm, factor = _activation(_part(block, names.activation))
@@ -161,7 +169,8 @@ def _difference(block: nn.Module) -> float:
     packed = PackedBlock(block, torch.float32)
     width = len(packed.norms[0][0])
     tokens = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0)) * 0.1
-    expected = block(tokens, None)  # without a mask, which transformers wants to be told
+    masks = [None] * ("attention_mask" in inspect.signature(block.forward).parameters)  # some want to be told of none
+    expected = block(tokens, *masks)
     if not isinstance(expected, Tensor):
         raise TypeError("it returns more than its tokens")
     scale = (expected - tokens).norm() + 0.01 * expected.norm()  # a layer scale may make the addition tiny
