@@ -24,11 +24,12 @@ from adapt.files import atomic, sha256, write_text
 from adapt.models.backbones import Backbone, load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import load_adapter, save_adapter
+from adapt.models.maps import MapHead
 from adapt.models.probes import Probe
 from adapt.progress import bar
 
 FORMAT = 2
-HEADS = {"linear": LinearHead, "probe": Probe}
+HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead}
 CARD = """---
 library_name: peft
 tags: [ai-generated-image-detection]
@@ -51,7 +52,7 @@ an image resembles the training fakes. It is no proof, and it holds for the kind
 class Detector(nn.Module):
     """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32."""
 
-    def __init__(self, backbone: Backbone, head: LinearHead | Probe, threshold: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, head: LinearHead | Probe | MapHead, threshold: float = 0.0) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
 

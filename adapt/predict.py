@@ -11,17 +11,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from adapt.data.groups import heed_main_process
 from adapt.data.images import Unreadable, decode, read_bytes
 from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
+from adapt.data.masks import EXTENTS
 from adapt.data.preprocess import Preprocess
 from adapt.detector import Detector
 from adapt.errors import Refusal
 from adapt.files import atomic, writing
+from adapt.overlay import overlay
+from adapt.tiles import Localizer, locate, strips
 
 # On a CPU the last bits of a feature depend on the images beside it in the batch. So batches are fixed: the inputs in
 # their order, this many at a time, unreadable ones as blanks. Shards, processes and resumes share out whole batches.
@@ -31,6 +36,7 @@ COLUMNS = {"path": str, "status": str}
 COLUMNS |= {"format": str, "width": int, "height": int}
 COLUMNS |= {"jpeg_quality": int, "jpeg_tables": str, "table_distance": int, "subsampling": str}
 COLUMNS |= {"logit": float, "p_fake": float, "verdict": str, "family": str, "family_probability": float}
+COLUMNS |= {"extent": str, "tool": str, "changed": float, "map": str}  # of a localiser
 Row = dict[str, Any]  # a value for each of COLUMNS; None: not known, or not asked for
 
 
@@ -70,10 +76,54 @@ def predict(
         )
 
 
-class _Files(Dataset):
-    """Item i: header (None if there is none), pixels (3, size, size) and reason ("" where there are pixels)."""
+def predict_maps(
+    localizer: Localizer, inputs: Sequence[Input], numbers: Sequence[int], folder: Path | None, workers: int = 0
+) -> Iterator[tuple[int, list[Row]]]:
+    """`predict` of a localiser, which looks at whole images one by one; into `folder` goes an overlay of each.
 
-    def __init__(self, inputs: Sequence[Input], preprocess: Preprocess) -> None:
+    Beside the verdict on "by a generator": extent (real, generated or part), tool where it is not real, and the share
+    of pixels called changed.
+    """
+    wanted = [i for n in numbers for i in range(n * BATCH, min((n + 1) * BATCH, len(inputs)))]
+    files = DataLoader(
+        _Files(inputs, _Whole()), batch_size=None, sampler=wanted, num_workers=workers,
+        worker_init_fn=heed_main_process,
+    )  # fmt: skip
+    head, threshold, rows = localizer.eval().head, localizer.detector.threshold, []
+    for i, (header, pixels, reason) in zip(wanted, files, strict=True):
+        image = Image.fromarray(pixels.numpy())
+        found = None if reason else locate(localizer, localizer.tiling(image)[None])[0]
+        row = _row(inputs[i].path, header, reason, found.fake if found else 0.0, threshold, (), None)
+        if row["status"] == "ok":
+            cut, pieces = head.threshold.item(), strips(found.map, found.pitch, image.height, image.width)
+            area = sum(int((part >= cut).sum()) for _, part in pieces) / (image.width * image.height)
+            extent = EXTENTS[found.extent.argmax()]
+            # the best of the others where it is not real: extent and tool must not contradict each other
+            tool = "" if extent == "real" else head.tools[1 + found.tools[1:].argmax()]
+            row |= {"extent": extent, "tool": tool or None, "changed": _rounded(area)}
+            if folder is not None:
+                row["map"] = f"{i:08d}.jpg"
+                with atomic(folder / row["map"]) as temporary:
+                    overlay(image, found, cut).save(temporary, "JPEG", quality=90, subsampling=0)
+        rows.append(row)
+        if (i + 1) % BATCH == 0 or i + 1 == len(inputs):
+            yield i // BATCH, rows
+            rows = []
+
+
+class _Whole:
+    """An image as it is: uint8 (h, w, 3)."""
+
+    shape, dtype = (1, 1, 3), torch.uint8
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image))
+
+
+class _Files(Dataset):
+    """Item i: header (None if there is none), what `preprocess` makes of it, reason ("" where there are pixels)."""
+
+    def __init__(self, inputs: Sequence[Input], preprocess: Preprocess | _Whole) -> None:
         self.inputs, self.preprocess = inputs, preprocess
 
     def __len__(self) -> int:
@@ -226,6 +276,8 @@ def summary(rows: Sequence[Row]) -> str:
         "verdict": Counter(row["verdict"] for row in rows if row["verdict"]),
         "not judged": Counter(row["status"] for row in rows if row["status"] != "ok"),
         "family": Counter(row["family"] for row in rows if row["family"]),
+        "extent": Counter(row["extent"] for row in rows if row["extent"]),
+        "tool": Counter(row["tool"] for row in rows if row["tool"]),
         "JPEG quality": Counter(
             str(row["jpeg_quality"]) if row["jpeg_tables"] == "standard" else "custom tables"
             for row in rows

@@ -6,9 +6,11 @@
 
 One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
 says of format, size and JPEG compression, logit, p_fake, verdict by the detector's one frozen threshold, and for heads
-with classes the most probable one of what was called fake. Finished rows are kept whatever happens (OUTPUT.parts): the
-same command continues. However the work is cut, shuffled or interrupted, the table has the same bytes, on the same
-machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores that others used, too.
+with classes the most probable one of what was called fake. A localiser (recipes/localize.py) adds extent, tool and the
+share of the area that was changed, and with --maps FOLDER a picture of each image that shows where. Finished rows are
+kept whatever happens (OUTPUT.parts): the same command continues. However the work is cut, shuffled or interrupted, the
+table has the same bytes, on the same machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny`
+on two cores that others used, too.
 """
 
 import sys
@@ -31,6 +33,7 @@ class Config:
     detector: Path  # folder of a saved detector
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
+    maps: Path | None = None  # folder for a picture of each image that shows where; of a localiser (localize.py)
     backbone: str | None = None  # the detector's base weights at another place
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many parts there are
@@ -47,14 +50,16 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest
     from adapt.detector import detector_digest, load_detector
-    from adapt.predict import BATCH, COLUMNS, Journal, batches, kept, predict
+    from adapt.models.maps import MapHead
+    from adapt.predict import BATCH, COLUMNS, Journal, batches, kept, predict, predict_maps
     from adapt.processes import Processes
     from adapt.progress import bar
+    from adapt.tiles import Localizer
 
     processes = Processes()
     root, inputs = inputs_of(cfg)
     what = {"detector": detector_digest(cfg.detector), "inputs": inputs_digest(inputs)}
-    what |= {"batch": BATCH, "columns": [*COLUMNS]}
+    what |= {"batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):
@@ -71,7 +76,11 @@ def main(cfg: Config) -> None:
     with Journal(parts, name, what) as journal:
         if todo:
             detector = load_detector(cfg.detector, cfg.backbone).to(processes.device)
-            found = predict(detector, inputs, todo, processes.workers(cfg.num_workers))
+            workers = processes.workers(cfg.num_workers)
+            if cfg.maps or isinstance(detector.head, MapHead):
+                found = predict_maps(Localizer(detector), inputs, todo, cfg.maps, workers)
+            else:
+                found = predict(detector, inputs, todo, workers)
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
             )
@@ -108,6 +117,7 @@ def inputs_of(cfg: Config) -> "tuple[str, list[Input]]":
     if cfg.output.is_dir() or os.path.realpath(ours) in named:
         raise Refusal(f"--output {cfg.output} is a folder or an input: name a file of its own")
     made = (os.path.join(folder, f"{cfg.output.stem}.parts", ""), os.path.join(folder, f".{cfg.output.name}."))  # noqa: PTH118
+    made += (os.path.join(os.path.realpath(cfg.maps), ""),) if cfg.maps else ()  # noqa: PTH118
     inputs = [item for item in inputs if item.file != ours and not item.file.startswith(made)]
     if not inputs:
         raise Refusal(f"no file in {', '.join(cfg.input)} but this recipe's own: name a folder that holds images")

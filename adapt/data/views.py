@@ -58,8 +58,9 @@ def _crop(image: Image.Image, side: float, at: At) -> Image.Image:
     missing = [max(0, side - length) for length in image.size]
     if any(missing):
         (left, top), (x, y) = (length // 2 for length in missing), missing
-        margins = ((top, y - top), (left, x - left), (0, 0))
-        image = Image.fromarray(np.pad(np.asarray(image), margins, mode="reflect"))
+        pixels = np.asarray(image)
+        margins = ((top, y - top), (left, x - left), (0, 0))[: pixels.ndim]  # a mask has no channels
+        image = Image.fromarray(np.pad(pixels, margins, mode="reflect"))
     left, top = (round(place * (length - side)) for place, length in zip(at, image.size, strict=True))
     return image.crop((left, top, left + side, top + side))
 
@@ -90,6 +91,7 @@ OPS = {
     "blur": _Op(_blur, 0.1, 64, False, "sigma, px"),
     "grey": _Op(_grey, None, None, False, "no chroma"),
 }
+GEOMETRY = ("resize", "crop")  # these move pixels; the others change them in place
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,12 @@ class View:
         for op, number in self.steps:
             image = OPS[op].apply(image, number, at)
         return image
+
+    def follow(self, mask: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
+        """Grey mask of the image before the view -> of the image after it: only what moves pixels applies."""
+        for op, number in self.steps:
+            mask = OPS[op].apply(mask, number, at) if op in GEOMETRY else mask
+        return mask
 
 
 def parse_view(name: str) -> View:

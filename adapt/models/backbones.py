@@ -22,6 +22,7 @@ A layer is one string, of parts joined by `+` whose features are concatenated (2
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
@@ -81,16 +82,31 @@ class Backbone(nn.Module):
     def encode(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Features (n, d) float32 of any number of layers from one pass, which ends behind the last block needed."""
         parts = {layer: [self._part(part, layer) for part in layer.split("+")] for layer in layers}
-        every = [part for found in parts.values() for part in found]
-        blocks: Collection[int] = {int(part["block"]) for part in every if part["block"]}
-        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
-        states, end = self._walk(
-            self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in every)
-        )
+        states, end = self._tokens(pixels, [part for found in parts.values() for part in found])
         return {
             layer: torch.cat([self._feature(part, states, end).float() for part in found], dim=-1)
             for layer, found in parts.items()
         }
+
+    def patches(self, pixels: Tensor) -> list[Tensor]:
+        """Patch tokens in their places (n, d, s, s) float32, for each part of `layer`, whatever it pools.
+
+        Side s differs between the stages of a convolutional tower. Refuses `proj`, which has no places.
+        """
+        parts = [self._part(part, self.layer) for part in self.layer.split("+")]
+        if any(part["proj"] for part in parts):
+            raise Refusal(f"layer {self.layer!r}: a projection has no places; use last or block1 to block{self.depth}")
+        states, end = self._tokens(pixels, parts)
+        found = [states[int(part["block"])].patches if part["block"] else end.patches for part in parts]
+        sides = [math.isqrt(tokens.shape[1]) for tokens in found]
+        if any(side * side != tokens.shape[1] for side, tokens in zip(sides, found, strict=True)):
+            raise Refusal(f"layer {self.layer!r} of {self.name}: its tokens are no square grid; choose other blocks")
+        return [tokens.transpose(1, 2).unflatten(2, (s, s)).float() for s, tokens in zip(sides, found, strict=True)]
+
+    def _tokens(self, pixels: Tensor, parts: Sequence[re.Match[str]]) -> tuple[dict[int, Tokens], End | None]:
+        blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"]}
+        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
 
     def _part(self, part: str, layer: str) -> re.Match[str]:
         match = PART.fullmatch(part)
