@@ -63,14 +63,24 @@ def local_metrics(changed: np.ndarray, unchanged: np.ndarray) -> dict[str, np.nd
 
 
 def pick_bin(maps: Maps) -> int:
-    """The bin from which a pixel counts as changed: best mean F1 over the readable partly modified `val` rows.
+    """The bin from which a pixel counts as changed, chosen on the readable `val` rows; the threshold is `edge` of it.
 
-    The threshold is `edge` of it. Without such rows it is the middle, logit 0.
+    Best mean of two: the mean F1 over partly modified images, and the mean share of real images, processed ones too,
+    that is left alone. F1 alone would call everything changed where regions are hard to find.
     """
-    rows = (maps.scores["split"] == "val") & maps.scores.ok & (maps.extent == PART)
-    f1 = local_metrics(maps.changed[rows], maps.unchanged[rows])["f1"]
+    val = (maps.scores["split"] == "val") & maps.scores.ok
+    part, real = val & (maps.extent == PART), val & (maps.extent == REAL)
+    f1 = local_metrics(maps.changed[part], maps.unchanged[part])["f1"]
     f1 = f1[~np.isnan(f1).any(axis=1)]
-    return int(np.argmax(f1.mean(axis=0)[1:])) + 1 if len(f1) else BINS // 2
+    alone = 1 - _areas(maps.unchanged[real])
+    score = sum(each.mean(axis=0) if len(each) else np.zeros(BINS) for each in (f1, alone))
+    return int(np.argmax(score[1:])) + 1
+
+
+def _areas(counts: np.ndarray) -> np.ndarray:
+    """(n, BINS) counts -> share of each image's pixels in bin k or above (n, BINS); 0 of an image without pixels."""
+    above = np.cumsum(counts[:, ::-1].astype(np.float64), axis=1)[:, ::-1]
+    return above / np.maximum(above[:, :1], 1)
 
 
 def mean_pixel_auc(maps: Maps, rows: np.ndarray) -> float:
@@ -99,8 +109,7 @@ def evaluate_maps(maps: Maps, start: int, resamples: int = 1000, seed: int = 0) 
         found = local_metrics(maps.changed[rows], maps.unchanged[rows])
         values = {name: found[name] for name in ("pixel_auc", "auc_bin_error")}
         values |= {name: found[name][:, start] for name in ("f1", "iou")}
-        total = (maps.changed[rows] + maps.unchanged[rows]).astype(np.float64)
-        area = total[:, start:].sum(axis=1) / np.maximum(total.sum(axis=1), 1)
+        area = _areas(maps.changed[rows] + maps.unchanged[rows])[:, start]
         for label, chosen in _parts(maps, rows).items():
             picked = np.flatnonzero(chosen & ~np.isnan(values["pixel_auc"]))
             if not len(picked):
