@@ -63,11 +63,12 @@ def main(cfg: Config) -> None:
     from torch.nn import functional as F
 
     from adapt.data.jpeg import with_sample_views
+    from adapt.data.masked_groups import MaskedGroups
     from adapt.data.masks import require_masks, tools
     from adapt.detector import Detector
     from adapt.embedded import read_manifests
     from adapt.evaluation.maps import mean_pixel_auc
-    from adapt.localization import MaskedGroups, report_maps, score_maps, show_maps
+    from adapt.localization import report_maps, score_maps, show_maps
     from adapt.models.backbones import load_backbone
     from adapt.models.lora import add_adapter
     from adapt.models.maps import MapHead, is_ai

@@ -33,6 +33,7 @@ ORDER = [
         "adapt.data.onboarding",
         "adapt.data.pairing",
     },
+    {"adapt.data.masked_groups"},
     {"adapt.embedded"},
     {
         "adapt.models.attention",

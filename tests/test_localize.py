@@ -16,11 +16,11 @@ from safetensors.numpy import load_file
 from adapt.data.composites import Recipe, write_composites
 from adapt.data.groups import collate
 from adapt.data.manifest import Manifest
+from adapt.data.masked_groups import MaskedGroups
 from adapt.data.masks import GENERATED, PART, REAL
 from adapt.embedded.world import make_world
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.localization import MaskedGroups
 
 
 @pytest.fixture(scope="module")

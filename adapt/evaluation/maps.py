@@ -94,11 +94,12 @@ def evaluate_maps(maps: Maps, start: int, resamples: int = 1000, seed: int = 0) 
 
     Labels: `part` and what begins so are images in which a generator changed a part (`part:seen`, `part:unseen`: by
     training; `part:large`: at least a tenth of the area; `size:RANGE`; generators by name); `edits` and `edit:NAME`
-    those changed by ordinary tools. Of these: pixel_auc, the mean over images of the chance that a changed pixel
-    stands above an unchanged one of the same image; pixel_auc_pooled, the same over the pixels of all images; f1 and
-    iou, means over images at the frozen threshold; f1_best, at the best threshold of these very rows, an upper bound.
-    `untouched`, `processed` and `generated` are whole images: area, the share of their pixels called changed. Of
-    extents and tools: recall, and of `extents` and `tools` their mean, balanced_accuracy.
+    those changed by ordinary tools; `set:NAME`, where there are several sets, all parts in one. Of these: pixel_auc,
+    the mean over images of the chance that a changed pixel stands above an unchanged one of the same image;
+    pixel_auc_pooled, the same over the pixels of all images; f1 and iou, means over images at the frozen threshold;
+    f1_best, at the best threshold of these very rows, an upper bound. `untouched`, `processed` and `generated` are
+    whole images: area, the share of their pixels called changed. Of extents and tools: recall, and of `extents` and
+    `tools` their mean, balanced_accuracy.
     """
     test = np.flatnonzero((maps.scores["split"] == "test") & maps.scores.ok)
     counts, column = draw(maps.scores["set"][test], maps.scores["group"][test], resamples, seed)
@@ -121,9 +122,8 @@ def evaluate_maps(maps: Maps, start: int, resamples: int = 1000, seed: int = 0) 
             rates += [_rate(view, label, name, made[name], len(picked)) for name in LOCAL]
         for label, chosen in _whole(maps, rows).items():
             if chosen.any():
-                rates.append(
-                    _rate(view, label, "area", _mean(area[chosen], counts[:, group[chosen]]), int(chosen.sum()))
-                )
+                means = _mean(area[chosen], counts[:, group[chosen]])
+                rates.append(_rate(view, label, "area", means, int(chosen.sum())))
         rates += _recalls(view, maps, rows, counts[:, group])
     return rates
 

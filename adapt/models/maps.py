@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapt.data.masks import EXTENTS
 from adapt.errors import Refusal
-
-EXTENTS = 3  # real, generated, part
 
 
 class MapHead(nn.Module):
@@ -33,7 +32,7 @@ class MapHead(nn.Module):
         self.wide = nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2, padding_mode="replicate")
         self.cell = nn.Linear(hidden, 1)
         self.sharpness = nn.Parameter(torch.ones(()))
-        self.extent = nn.Linear(2 * hidden + 2, EXTENTS)
+        self.extent = nn.Linear(2 * hidden + 2, len(EXTENTS))
         self.tool = nn.Linear(2 * hidden + 2, len(self.tools))
         self.register_buffer("threshold", torch.zeros(()))
 
