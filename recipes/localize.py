@@ -36,6 +36,7 @@ class Config:
     members: int = 6  # images that a group shows in an epoch, untouched, generated and edited ones in turn
     decisions: float = 0.3  # weight of the losses over the image (extent, tool) beside that over the cells
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
+    val_views: tuple[str, ...] = ("qf90", "qf40")  # that select the epoch; thresholds come from all test views
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     epochs: int = 5  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
@@ -125,12 +126,12 @@ def main(cfg: Config) -> None:
         loss = (batch.weight * (where + cfg.decisions * what)).sum() / run.share
         run.step(loss, cfg.max_grad_norm)
         if run.epoch_ended:
-            found = score_maps(localizer, rows, val, cfg.train_views, progress="validation", **scoring)
+            found = score_maps(localizer, rows, val, cfg.val_views, progress="validation", **scoring)
             log_validation(run, found.scores)
             pixels = mean_pixel_auc(found, found.scores.fake)  # composites of generators: nothing else has both kinds
             run.log({"val/pixel_auc": pixels})
             run.say(f"step {run.step_number}: validation {pixels:.4f} (pixel AUC)")
-            show_maps(run, localizer, rows, val, cfg.train_views[-1])
+            show_maps(run, localizer, rows, val, cfg.val_views[0])
             run.select((validation_score(found.scores) + pixels) / 2)
 
     picked = run.use_selected()

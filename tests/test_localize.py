@@ -38,6 +38,7 @@ def config(manifests, tmp_path_factory) -> localize.Config:
         output_dir=tmp_path_factory.mktemp("localize") / "run",
         layer="block1",
         train_views=("none",),
+        val_views=("none",),
         test_views=("none",),
         epochs=3,
         groups=4,

@@ -92,9 +92,7 @@ class Source(Listing):
         given |= {name: value for name, value in LAYOUTS.get(self.layout, {}).items() if not given[name]}
         parts, masks = given["part"], given["mask"]
         if not parts or len(parts) != len(masks):
-            raise Refusal(
-                f"{len(parts)} --part and {len(masks)} --mask: give a --layout, or as many of one as of other"
-            )
+            raise Refusal(f"{len(parts)} --part, {len(masks)} --mask: give a --layout, or one --mask for each --part")
         if given["kind"] not in ("ai", "ordinary"):
             raise Refusal("--kind: say ai where generators changed the parts, ordinary where common edits did")
         for pattern in (*parts, *self.generated):
