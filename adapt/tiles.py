@@ -44,14 +44,17 @@ class Tiling:
         return self.size // self.side
 
     def pitch(self, height: int, width: int) -> int:
-        """Pixels that a cell of an image of this size is wide and high."""
-        merged = (k for k in range(1, self.side + 1) if self.side % k == 0)
-        fits = (k for k in merged if height * width <= CELLS * (self.fine * k) ** 2)
-        return self.fine * next(fits, self.side)
+        """Pixels that a cell of an image of this size is wide and high; the same once the image is continued."""
+        pitches = [self.fine * k for k in range(1, self.side + 1) if self.side % k == 0]
+        fits = (p for p in pitches if self._whole(height, p) * self._whole(width, p) <= CELLS * p**2)
+        return next(fits, self.size)
+
+    def _whole(self, length: int, pitch: int) -> int:
+        return max(self.size, -(-length // pitch) * pitch)
 
     def __call__(self, image: Image.Image) -> Tensor:
         pixels, pitch = np.asarray(image), self.pitch(image.height, image.width)
-        more = [max(self.size, -(-length // pitch) * pitch) - length for length in pixels.shape[:2]]
+        more = [self._whole(length, pitch) - length for length in pixels.shape[:2]]
         if any(more):
             pixels = np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="symmetric")
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)

@@ -233,6 +233,9 @@ def test_what_cannot_be_composited_is_listed(tmp_path) -> None:
     assert "other-size" in lost and "not-an-image" in lost and lost.count("\n") == 3
     with pytest.raises(Refusal, match="none of 1 groups"):
         write_composites(manifest, tmp_path / "none" / "c.csv", Recipe(edits=()))
+    Image.new("RGB", SIZE).save(tmp_path / "in" / "0-0.png")  # black stays black
+    with pytest.raises(Refusal, match="because of no-change"):
+        write_composites(manifest.select([0, 3]), tmp_path / "dark" / "c.csv", Recipe(edits=("local-brightness",)))
 
 
 @pytest.mark.parametrize(

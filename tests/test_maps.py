@@ -236,6 +236,12 @@ def test_a_huge_image_gets_a_coarser_map_of_bounded_size(monkeypatch) -> None:
     with torch.no_grad():
         found = locate(model, model.tiling(noise(256, 256))[None])[0]
     assert found.pitch == 32 and found.map.shape == (8, 8)
+    for width in range(60, 400, 7):
+        picture = model.tiling(noise(width, 90))
+        pitch = model.tiling.pitch(90, width)
+        assert model.tiling.pitch(*picture.shape[1:]) == pitch
+        assert picture.shape[1] % pitch == picture.shape[2] % pitch == 0
+        assert picture.shape[1] * picture.shape[2] <= 100 * pitch**2
 
 
 def test_a_map_is_spread_as_torch_spreads_it(monkeypatch) -> None:

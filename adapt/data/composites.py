@@ -8,7 +8,7 @@ photograph, bit for bit: copies are PNG, and compression is a view that comes af
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -105,10 +105,10 @@ def write_composites(manifest: Manifest, output: Path, recipe: Recipe = Recipe()
             found = list(bar(iterable=made, total=len(jobs), unit="group", desc="composite"))
     else:
         found = [_write_group(job) for job in bar(iterable=jobs, unit="group", desc="composite")]
-    rows = [row for made, _ in found for row in made]
+    rows, lost = ([row for pair in found for row in pair[kind]] for kind in (0, 1))
     if not rows:
-        raise Refusal(f"none of {len(jobs)} groups could be composited: {found[0][1][0]['reason']}")
-    _write_lost([row for _, lost in found for row in lost], output.with_suffix(".lost.csv"))
+        raise Refusal(f"none of {len(jobs)} groups could be composited, for one because of {lost[0]['reason']}")
+    _write_lost(lost, output.with_suffix(".lost.csv"))
     Manifest.of({name: [row[name] for row in rows] for name in COLUMNS}, output.parent).write(output)
     return output
 
@@ -124,7 +124,7 @@ class _Job:
     donor: str
 
 
-def _jobs(manifest: Manifest, folder: Path, recipe: Recipe):
+def _jobs(manifest: Manifest, folder: Path, recipe: Recipe) -> Iterator[_Job]:
     """A job for each group with a photograph; photographs of one split lend each other regions in a circle."""
     whole = manifest["mask"] == ""
     plain = whole & ~manifest.fake & (manifest["edit"] == "")
@@ -162,7 +162,8 @@ def _write_group(job: _Job) -> tuple[list[dict[str, str]], list[dict[str, str]]]
             continue
         for part in range(recipe.parts):
             draw = _draw(recipe.seed, fake["group"], fake["generator"], part)
-            rows += _place(job, f"{number}-{part}", photo, image, fake, draw)
+            made = _place(job, f"{number}-{part}", photo, image, fake, draw)
+            (rows if made else lost).append(made or _lost(fake, "no-change"))
     for number, edit in enumerate(recipe.edits):
         draw, row = _draw(recipe.seed, job.photo["group"], f"edit:{edit}", 0), job.photo | {"edit": edit}
         try:
@@ -170,14 +171,15 @@ def _write_group(job: _Job) -> tuple[list[dict[str, str]], list[dict[str, str]]]
         except Unreadable as problem:
             lost.append(_lost(row, f"donor: {problem.reason}"))
             continue
-        rows += _place(job, f"e{number}", photo, EDITS[edit](photo, donor, draw), row, draw)
+        made = _place(job, f"e{number}", photo, EDITS[edit](photo, donor, draw), row, draw)
+        (rows if made else lost).append(made or _lost(row, "no-change"))
     return rows, lost
 
 
 def _place(
     job: _Job, name: str, photo: Image.Image, changed: Image.Image, row: dict[str, str], draw: np.random.Generator
-) -> list[dict[str, str]]:
-    """Write one composite and its mask; returns its row, or none where the region would hold no change."""
+) -> dict[str, str] | None:
+    """Write one composite and its mask; returns its row, or None where the region would hold no change."""
     recipe = job.recipe
     share = float(np.exp(draw.uniform(np.log(recipe.low), np.log(recipe.high))))
     shape = SHAPES[draw.integers(len(SHAPES))]
@@ -186,7 +188,7 @@ def _place(
     mask = soften(region, radius, recipe.low, recipe.high)
     image = composite(photo, changed, mask)
     if image.tobytes() == photo.tobytes():
-        return []
+        return None
     paths = [job.stem.with_name(f"{job.stem.name}-{name}{ending}.png") for ending in ("", "-mask")]
     for path, picture in zip(paths, (image, mask), strict=True):
         with writing(path):
@@ -195,7 +197,7 @@ def _place(
     area = float((np.asarray(mask) >= CHANGED).mean())
     made = {column: row[column] for column in KEPT} | {"source": "composite", "shape": shape, "share": f"{area:.4f}"}
     made |= {"path": paths[0].relative_to(home).as_posix(), "mask": paths[1].relative_to(home).as_posix()}
-    return [made | {"sha256": sha256(paths[0])}]
+    return made | {"sha256": sha256(paths[0])}
 
 
 def _draw(seed: int, *names: object) -> np.random.Generator:
