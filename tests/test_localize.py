@@ -26,7 +26,7 @@ from adapt.evaluation.scores import Scores
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("parts")
-    world = make_world(folder / "world", seed=7, scenes=(12, 4, 6), trace="planted", processes=1)
+    world = make_world(folder / "world", seed=7, scenes=(8, 4, 4), trace="planted", processes=1)
     recipe = Recipe(edits=("splice",), low=0.1)
     return str(world), str(write_composites(Manifest.read(world), folder / "c" / "manifest.csv", recipe))
 
@@ -37,6 +37,7 @@ def config(manifests, tmp_path_factory) -> localize.Config:
         manifest=manifests,
         output_dir=tmp_path_factory.mktemp("localize") / "run",
         layer="block1",
+        crop=64,
         train_views=("none",),
         val_views=("none",),
         test_views=("none",),
