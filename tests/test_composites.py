@@ -17,6 +17,8 @@ from adapt.data.masks import GENERATED, PART, REAL, extents, read_mask, require_
 from adapt.data.pack import pack
 from adapt.data.regions import SHAPES, draw_region, soften
 from adapt.data.views import parse_view
+from adapt.embedded import read_manifests
+from adapt.embedded.world import embedded_composites, embedded_manifest
 from adapt.errors import Refusal
 
 SIZE = (40, 32)
@@ -257,6 +259,21 @@ def test_masks_do_not_survive_what_would_move_pixels(made, tmp_path) -> None:
     for call in (lambda: align(made[1], tmp_path / "aligned"), lambda: pack(made[1], tmp_path / "packed.csv")):
         with pytest.raises(Refusal, match="masks"):
             call()
+
+
+def test_composites_of_the_embedded_world_are_made_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
+    scenes = (2, 1, 1)
+    path = embedded_composites(5, scenes)
+    rows = Manifest.read(embedded_manifest(5, scenes), path)
+    assert {tool for tool in tools(rows, "generator") if tool.startswith("edit:")} == {
+        f"edit:{edit}" for edit in EDITS
+    }
+    require_masks(rows)
+    before = Path(rows["file"][-1]).stat().st_mtime_ns
+    assert embedded_composites(5, scenes) == path and Path(rows["file"][-1]).stat().st_mtime_ns == before
+    with pytest.raises(Refusal, match="embedded-composites@SEED"):
+        read_manifests(["embedded-composites@x"])
 
 
 def test_the_recipe_tells_what_it_made(tmp_path, capsys) -> None:
