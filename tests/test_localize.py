@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adapt.data.composites import Recipe, write_composites
 from adapt.data.groups import collate
@@ -82,6 +83,8 @@ def test_what_a_run_leaves_fits_together(trained, manifests) -> None:
     record = json.loads((trained / "provenance.json").read_text())
     saved = load_file(trained / "detector" / "head.safetensors")["threshold"]
     assert record["map_threshold"] == pytest.approx(float(saved))
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    assert "maps/0" in events.Tags()["images"] and "val/pixel_auc" in events.Tags()["scalars"]
     page = (trained / "table.md").read_text()
     assert "## Where: pixel AUC" in page and "| part:grid |" in page and "edit:splice" in page
 

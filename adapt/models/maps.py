@@ -28,8 +28,8 @@ class MapHead(nn.Module):
         self.tools, self.hidden = tuple(tools), hidden
         self.project = nn.Linear(dim, hidden)
         self.rest = nn.Linear(hidden, hidden)
-        self.near = nn.Conv2d(hidden, hidden, 3, padding=1, padding_mode="replicate")
-        self.wide = nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2, padding_mode="replicate")
+        self.near = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.wide = nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2)
         self.cell = nn.Linear(hidden, 1)
         self.sharpness = nn.Parameter(torch.ones(()))
         self.extent = nn.Linear(2 * hidden + 2, len(EXTENTS))
@@ -42,11 +42,12 @@ class MapHead(nn.Module):
     def cells(self, patches: Sequence[Tensor]) -> Tensor:
         """Tokens (n, d, s, s) of each part -> cells (n, hidden, s, s) on the finest of the grids.
 
-        Each part is scaled to unit root mean square: whatever their lengths, one learning rate fits.
+        Each part is scaled to unit root mean square: whatever their lengths, one learning rate fits. Coarser grids
+        are repeated, not interpolated: on a GPU the gradient of that is reproducible.
         """
         side = max(tokens.shape[-1] for tokens in patches)
         unit = [F.normalize(tokens, dim=1) * tokens.shape[1] ** 0.5 for tokens in patches]
-        same = [t if t.shape[-1] == side else F.interpolate(t, size=(side, side), mode="bilinear") for t in unit]
+        same = [t if t.shape[-1] == side else F.interpolate(t, size=(side, side)) for t in unit]
         return self.project(torch.cat(same, dim=1).movedim(1, -1)).movedim(-1, 1)
 
     def read(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
