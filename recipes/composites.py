@@ -8,8 +8,8 @@ splice of two photographs, local blur, local brightness) one more. Regions are r
 that follow the picture, of `--low` to `--high` of the area, about half of them with soft edges. The new manifest holds
 the composites, each with the mask of what was changed (column `mask`), in the groups and splits of their photographs;
 give both manifests to a run. Images and masks are PNG in OUTPUT.images, compression is left to views. The same command
-gives the same bytes. What could not be composited is listed with its reason in OUTPUT.lost.csv. Time: about 40 ms a
-group of five 96 px images with 8 composites on one core.
+gives the same bytes. What could not be composited is listed with its reason in OUTPUT.lost.csv. Time on one
+core for a group with 8 composites: 0.03 s at 96 px, 0.13 s at 224 px.
 """
 
 from dataclasses import dataclass
