@@ -1,6 +1,6 @@
 """Where was an image changed, and by what? A map for images of which only a part is generated or edited.
 
-    python recipes/localize.py                                   # embedded world: under 5 minutes on 2 cores
+    python recipes/localize.py                                   # embedded world, frozen tiny
     python recipes/composites.py --manifest data.csv --output data/composites.csv
     accelerate launch recipes/localize.py --manifest data.csv data/composites.csv --tune lora --learning_rate 1e-4 \\
         --layer block6+block12+block24 --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/map-l14
