@@ -1,28 +1,26 @@
-"""From a list of methods to runs of recipes, and from finished runs to one page: tables, figures, TensorBoard."""
+"""From a list of methods to runs of recipes, and from finished runs to numbers, pages and TensorBoard."""
 
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from adapt.ablation_html import report
+from adapt.ablation_page import Page, write_tables
 from adapt.cells import Cell, config_class, sweep_record, uses_gpu, write_sweep
+from adapt.data.manifest import Manifest
+from adapt.embedded import read_manifests
 from adapt.errors import Refusal
 from adapt.evaluation import leaderboard
-from adapt.evaluation.bootstrap import ALL
-from adapt.evaluation.figures import cost_against_accuracy, heat_map, methods_over_views, save_png
-from adapt.evaluation.latex import table as latex_table
-from adapt.evaluation.leaderboard import COSTS, Table
-from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.figures import png
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import MEAN, Number, Row, SideBySide, read_numbers, write_numbers
+from adapt.evaluation.side_by_side import Number, Row, SideBySide, read_numbers, write_numbers
 from adapt.evaluation.tables import escape
-from adapt.files import write_text
-from adapt.frontier import undominated
+from adapt.files import write_bytes, write_text
 from adapt.models.prompts import without_texts
 from adapt.report import shown
 from adapt.tracking import write_side_by_side
@@ -34,9 +32,6 @@ SHARED = (
 )
 TOWER = ("learning_rate", "epochs", "groups")  # of recipes that train with optimizer steps on whole groups
 TRAINED_ON_GROUPS = ("lora", "pair")
-ABOUT_COSTS = """\
-Minutes: training with its validation and choices, mean over seeds; decoding and encoding, which methods on frozen
-features share through their cache, are left out. Memory: peak of the {memory}, the largest of the seeds."""
 FINAL = {  # tag in TensorBoard: label and metric
     "auc_seen": ("mean:seen", "auc"),
     "auc_unseen": ("mean:unseen", "auc"),
@@ -83,28 +78,6 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
     """Why this backbone cannot do some of the methods, by their names."""
     why = without_texts(backbone) if any(method.texts for method in methods) else ""
     return {method.name: why for method in methods if method.texts and why}
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the finished runs say, for a page of any kind; tables and figures are made from `numbers` alone."""
-
-    numbers: Sequence[Number]
-    commands: Mapping[str, str] = field(default_factory=dict)  # by cell, as a shell takes them
-    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance
-    runs: Mapping[Row, Sequence[Path]] = field(default_factory=dict)  # folders of the finished runs, one a seed
-
-    def tables(self) -> list[Table]:
-        made = (leaderboard.headline, leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
-        return [table for make in made if (table := make(self.numbers)).rows]
-
-    def figures(self) -> dict[str, Figure]:
-        """By name: heat map, AUC over views, and cost against accuracy."""
-        return {
-            "generators": _heat_map(self.numbers),
-            "auc_per_view": _over_views(self.numbers),
-            "cost": _cost_figure(self.numbers),
-        }
 
 
 def measure(
@@ -163,37 +136,39 @@ def write_page(
     every = [cell for of_row in done.values() for cell in of_row]
     beside, numbers = measure(done, controls, root, config.resamples)
     write_numbers(root / "ablation.csv", numbers)
+    record = sweep_record(config, every, root)
+    digests = {"manifest digest": record["identity"]["data"], "weights digest": record["identity"]["base"]["weights"]}
     page = Page(
         read_numbers(root / "ablation.csv"),  # what another reader of the file would see
+        "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included",
         {cell.name: f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}" for cell in every},
-        shown(sweep_record(config, every, root)),
+        shown(record) | {"seeds": config.seeds} | digests,
         {row: [root / cell.name for cell in of_row] for row, of_row in done.items()},
+        missing,
+        impossible,
+        failed,
     )
-    own = [n for n in page.numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES)]
-    write_numbers(root / "generators.csv", own)
     sections = write_tables(root, page)
-    for name, figure in page.figures().items():
-        save_png(figure, root / "figures" / f"{name}.png")
+    figures = {name: png(figure) for name, figure in page.figures().items()}
+    for name, data in figures.items():
+        write_bytes(root / "figures" / f"{name}.png", data)
         sections.append(f"![{name}](figures/{name}.png)")
-    memory = "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included"
-    sections.insert(2, ABOUT_COSTS.format(memory=memory))
     for title, reasons in (("Not applicable", impossible), ("Failed", failed)):
         lines = [f"- {name}: {escape(' '.join(why.split()))}" for name, why in reasons.items()]
         sections += [f"## {title}", "\n".join(lines)] if lines else []
     sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
+    write_text(root / "report.html", report(page, figures, _images(config, record)))
     write_tensorboard(root, done, beside)
     write_sweep(config, every, root, sections, missing)
 
 
-def write_tables(root: Path, page: Page) -> list[str]:
-    """ablation.tex, and the sections of a page of Markdown; the first is the first table alone."""
-    tables = page.tables()
-    names = [f"tab:{re.sub('[^a-z]+', '-', table.title.lower()).strip('-')}" for table in tables]
-    write_text(root / "ablation.tex", "\n".join(map(latex_table, tables, names)))
-    sections = [tables[0].markdown(), tables[0].about]
-    for table in tables[1:]:
-        sections += [f"## {table.title}", table.markdown(), *([table.about] if table.about else [])]
-    return sections
+def _images(config: Any, record: Mapping[str, Any]) -> Manifest | None:
+    """The manifest that the runs saw; None if it is gone or says something else by now."""
+    try:
+        rows = read_manifests(config.manifest)
+    except Refusal:
+        return None
+    return rows if rows.digest == record["identity"]["data"] else None
 
 
 def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[Cell]], beside: SideBySide) -> None:
@@ -228,50 +203,3 @@ def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[Cell]], beside: Si
 
 def _word(value: Any) -> str | float:
     return value if isinstance(value, bool | int | float) else str(value)
-
-
-def _at(numbers: Sequence[Number]) -> dict[str, dict[tuple[str, str, str, str], Number]]:
-    """By the name of a row; controls left out."""
-    rows = leaderboard.by_row(numbers).items()
-    return {leaderboard.label(row, numbers): found for row, found in rows if not leaderboard.is_control(found)}
-
-
-def _heat_map(numbers: Sequence[Number]) -> Figure:
-    table = leaderboard.by_generator(numbers)
-    rows = leaderboard.by_row(numbers)
-    skipped = len(table.header) - len(leaderboard.generators_of(numbers))
-    values = [[entry.key if entry.value != "n/a" else np.nan for entry in row[skipped:]] for row in table.rows]
-    columns = [f"{name} ({met.split()[0]})" for met, name in table.header[skipped:]]
-    methods = sum(not leaderboard.is_control(found) for found in rows.values())
-    return heat_map(
-        np.array(values, dtype=np.float64),
-        [leaderboard.label(row, numbers) for row in rows],
-        columns,
-        "AUC, mean over views; generators seen in training, used for selection only, unseen",
-        limits=(0.5, 1.0),
-        digits=2,
-        lines=[methods] if methods < len(rows) else [],
-    )
-
-
-def _over_views(numbers: Sequence[Number]) -> Figure:
-    views, at = leaderboard.views_of(numbers), _at(numbers)
-    kinds = {}
-    for kind in ("seen", "unseen"):
-        places = [(ALL, view, f"mean:{kind}", "auc") for view in views]
-        kinds[f"{kind} generators"] = {name: [found[place] for place in places] for name, found in at.items()}
-    return methods_over_views(views, kinds)
-
-
-def _cost_figure(numbers: Sequence[Number]) -> Figure:
-    at = _at(numbers)
-    costs = {title: [found["", "", "", metric].value for found in at.values()] for metric, title in COSTS.items()}
-    kinds = {}
-    for kind in ("unseen", "seen"):
-        kinds[f"AUC, {kind}"] = [found[ALL, MEAN, f"mean:{kind}", "auc"] for found in at.values()]
-    on = {
-        (cost, kind): undominated(place, [cell.value for cell in cells])
-        for cost, place in costs.items()
-        for kind, cells in kinds.items()
-    }
-    return cost_against_accuracy(list(at), costs, kinds, on)

@@ -98,7 +98,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     parameters = trainable(model)
     for key, value in tensors.items():
         name, _, entry = key.rpartition("|")
-        device = parameters[name].device if value.ndim else value.device  # step counters stay on the CPU
+        # step counters stay on the CPU, unless one kernel updates them with the rest
+        moves = value.ndim or optimizer.defaults.get("fused")
+        device = parameters[name].device if moves else value.device
         optimizer.state[parameters[name]][entry] = value.to(device)
 
 

@@ -1,4 +1,4 @@
-"""What a user deploys: backbone, adapter, head and threshold in one directory."""
+"""What a user deploys: backbone, adapter, head, threshold and rules of verdicts in one directory."""
 
 import hashlib
 import json
@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import adapt
+from adapt.data.crops import Crops, Kind
 from adapt.data.families import read_families
 from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
+from adapt.evaluation.decision import FILE, Decision, read_decision
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic, sha256, write_text
-from adapt.models.backbones import Backbone, load_backbone
+from adapt.hub import detector_folder
+from adapt.models.backbones import Backbone, Precision, load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import load_adapter, save_adapter
 from adapt.models.maps import MapHead
@@ -29,6 +32,8 @@ from adapt.models.probes import Probe
 from adapt.progress import bar
 
 FORMAT = 2
+NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
+NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
 HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead}
 CARD = """---
 library_name: peft
@@ -50,82 +55,123 @@ an image resembles the training fakes. It is no proof, and it holds for the kind
 
 
 class Detector(nn.Module):
-    """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32."""
+    """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32.
 
-    def __init__(self, backbone: Backbone, head: LinearHead | Probe | MapHead, threshold: float = 0.0) -> None:
+    `threshold` is the logit from which an image is called that; `decision` has what else validation says of verdicts.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: LinearHead | Probe | MapHead,
+        threshold: float = 0.0,
+        decision: Decision | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
+        self.decision = decision or Decision()
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.head(self.backbone(pixels))
 
+    def features(self, crops: Tensor, counts: Sequence[int], most: int) -> Tensor:
+        """Features (n, d) of n images: each the mean over its crops, `counts` of them side by side in `crops`.
+
+        The tower gets at most `most` crops at a time.
+        """
+        found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
+        return torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
+
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md.
+        """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
+        decision.safetensors where anything but the threshold was fitted on validation scores.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        adapted = hasattr(self.backbone.tower, "peft_config")
-        if adapted:
+        if self.backbone.adapted:
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
             save_file({name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}, temporary)
+        self.decision.save(folder)
         record = {
             "format": FORMAT,
             "adapt": adapt.__version__,
             "backbone": self.backbone.fingerprint,
             "precision": str(self.backbone.dtype).removeprefix("torch."),
-            "adapter": adapted,
+            "adapter": self.backbone.adapted,
             "head": self.head.describe(),
             "threshold": self.threshold,
+            "decision": self.decision.describe(),
             "facts": facts,
         }
         write_text(folder / "README.md", _card(record))
         write_text(folder / "detector.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_detector(folder: str | Path, backbone: str | None = None) -> Detector:
-    """The detector saved in `folder`, on the CPU and in evaluation mode.
+def load_detector(folder: str | Path, backbone: str | None = None, precision: Precision | None = None) -> Detector:
+    """The detector saved in `folder`, or at `hf-hub:OWNER/NAME[@REVISION]`, on the CPU and in evaluation mode.
 
-    `backbone` names the same weights at another place (a local copy, say). A base whose weights, layer or
-    preprocessing are not those of the training is refused, as are missing, additional and misshapen tensors.
+    `backbone` names the same weights at another place (a local copy, say), `precision` another one than that of the
+    training. A base whose weights, layer or preprocessing are not those of the training is refused, as are missing,
+    additional and misshapen tensors.
     """
-    folder = Path(folder)
-    try:
-        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-        head_tensors = load_file(folder / "head.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
-    if record.get("format") != FORMAT:
-        raise Refusal(f"{folder}: detector format {record.get('format')!r}, this version reads {FORMAT}")
+    folder = detector_folder(folder)
+    record, head_tensors = _read(folder)
     wanted = record["backbone"]
     base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
+    base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
     for key in ("weights", "preprocess", "activation", "layer"):
         if base.fingerprint[key] != wanted[key]:
             raise Refusal(
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
                 f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
             )
-    base.to_precision("bf16" if record["precision"] == "bfloat16" else "fp32")
+    base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
         load_adapter(base, folder / "adapter")
     settings = dict(record.get("head", {"type": "linear"}))
     if (kind := settings.pop("type", None)) not in HEADS:
         raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
-    head = HEADS[kind](base.dim, **settings)
+    try:
+        head = HEADS[kind](base.dim, **settings)
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
     have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
     if have != want:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
     head.load_state_dict(head_tensors)
-    return Detector(base, head, record["threshold"]).eval()
+    return Detector(base, head, *read_decision(folder)).eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """detector.json with everything that loading asks for, and the tensors of the head."""
+    try:
+        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "head.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise Refusal(f"{folder}: detector format {found!r}, this version reads {FORMAT}")
+    for place in NEEDED:
+        found = record
+        for key in place:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
+            raise Refusal(f"{folder / 'detector.json'} lacks {'.'.join(place)}: copy the whole detector again")
+    if not isinstance(record["threshold"], int | float) or not isinstance(record.get("head", {}), dict):
+        raise Refusal(f"{folder / 'detector.json'}: threshold must be a number and head an object")
+    return record, tensors
 
 
 def detector_digest(folder: str | Path) -> str:
     """SHA-256 (hex) over the files of a saved detector, its card aside: the same wherever the folder lies."""
-    folder = Path(folder)
+    folder = detector_folder(folder)
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
-    files = [folder / "detector.json", folder / "head.safetensors", *sorted((folder / "adapter").glob("adapter_*"))]
+    files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
+    files += sorted((folder / "adapter").glob("adapter_*"))
     found = [(path.name, sha256(path)) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
@@ -142,17 +188,17 @@ def score(
     share: tuple[int, int] = (0, 1),
     gather: Callable[[list], list] = list,
     progress: str | None = None,
+    crops: Kind = "1",
 ) -> Scores:
     """Score the given rows of the manifest under every view; an unreadable file is a row that says why.
 
-    An image is decoded once for all its views. `share` (rank, world) splits the rows over processes and `gather`
-    joins their lists; results are placed by row number, so neither padding nor order can move a score. The whole
-    manifest is asked where each generator was met in training.
+    An image is decoded once for all its views; `crops` says what is looked at of each (adapt/data/crops.py). `share`
+    (rank, world) splits the rows over processes and `gather` joins their lists; results are placed by row number, so
+    neither padding nor order can move a score. The whole manifest is asked where each generator was met in training.
     """
     detector.eval()
     views = tuple(dict.fromkeys(views))
-    device = detector.backbone.mean.device
-    images = Images(manifest, rows[share[0] :: share[1]], detector.backbone.preprocess, views)
+    images = Images(manifest, rows[share[0] :: share[1]], Crops(detector.backbone.preprocess, crops), views)
     loader = DataLoader(
         images,
         batch_size=max(1, batch_size // len(views)),
@@ -164,7 +210,10 @@ def score(
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
     for items in loader:
-        logits = detector(torch.cat([item.pixels for item in items]).to(device)).view(len(items), len(views))
+        counts = [count for item in items for count in item.crops]
+        pixels = torch.cat([item.pixels for item in items])
+        features = detector.features(pixels, counts, max(batch_size, len(views)))
+        logits = detector.head(features).view(len(items), len(views))
         found += [(item.row, line, item.reasons) for item, line in zip(items, logits.tolist(), strict=True)]
         progress_bar.update(len(items))
     progress_bar.close()

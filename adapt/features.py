@@ -1,7 +1,9 @@
 """Features of images, encoded once, ever: a cache on disk that every head reads.
 
     CACHE/<space>/fingerprint.json        everything that made these features
-    CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32
+    CACHE/<space>/<sha256>.safetensors    a shard: ids (n, 32) uint8, features (n, d) float32, or the 16 bits (uint16)
+                                          of bfloat16 where the encoder hands that back
+    CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
 
 A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its
 bytes, so a cache serves every manifest that holds the image. Shards are only ever added, each whole under the
@@ -28,8 +30,9 @@ from safetensors.numpy import save
 from torch.utils.data import DataLoader
 
 from adapt import provenance
+from adapt.data.digests import Digests
 from adapt.data.groups import Images, heed_main_process
-from adapt.data.images import Unreadable, read_bytes
+from adapt.data.images import Unreadable
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
@@ -37,7 +40,7 @@ from adapt.files import atomic, sha256, write_text
 from adapt.progress import bar
 
 FORMAT = 1
-SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # what a killed extraction may lose
+SHARD_BYTES, SHARD_SECONDS = 16 << 20, 60.0  # what a killed extraction may lose; writing takes 4 times the bytes
 OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
 MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
 
@@ -111,7 +114,7 @@ class Space:
             if out is None:
                 out = np.empty((len(ids), features.shape[1]), np.float32)
             here = shard == number
-            out[here] = features[row[here]]
+            out[here] = _widened(features[row[here]])
         return out if out is not None else np.empty((0, 0), np.float32)
 
 
@@ -215,6 +218,11 @@ def fingerprint(encoder: Encoder, layer: str, view: str) -> dict[str, object]:
     }
 
 
+def space_folder(cache: Path, encoder: Encoder, layer: str, view: str) -> Path:
+    """Where the features of this encoder, layer and view lie."""
+    return cache / _digest(fingerprint(encoder, layer, view))[:32]
+
+
 def extract(
     encoder: Encoder,
     manifest: Manifest,
@@ -238,8 +246,8 @@ def extract(
     views = tuple(dict.fromkeys(parse_view(view).name for view in views))
     layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
     cache = feature_cache() if cache is None else Path(cache)
-    folders = {(a, v): cache / _digest(fingerprint(encoder, a, v))[:32] for a in layers for v in views}
-    ids, missing = _identify(manifest, share, gather)
+    folders = {(a, v): space_folder(cache, encoder, a, v) for a in layers for v in views}
+    ids, missing = _identify(manifest, share, gather, cache / "files")
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
     first = np.unique(ids, return_index=True)[1]
@@ -281,7 +289,7 @@ def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers
     device, rank = encoder.device, share[0]
     mine = np.arange(len(rows))[rank :: share[1]]
     mine = mine[wanted[:, mine].any(axis=0)]
-    shards, lost = {key: _Shard(folder) for key, folder in folders.items()}, []
+    shards, lost = {key: Shard(folder) for key, folder in folders.items()}, []
     progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
     encoder.eval()
     for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
@@ -299,11 +307,12 @@ def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers
             lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
             found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
             for layer, values in found.items():
-                values = values.float().view(len(items), len(needed), -1).cpu().numpy()
+                values = _stored(values.view(len(items), len(needed), -1).cpu())
                 for v, view in enumerate(needed):
-                    for i, item in enumerate(items):
-                        if absent[layer, view][here[done + i]] and item.reasons[v] not in OF_THE_FILE:
-                            shards[layer, view].add(ids[item.row], values[i, v], item.reasons[v])
+                    lacks = absent[layer, view][here[done : done + len(items)]]
+                    kept = [i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE]
+                    images = ids[[items[i].row for i in kept]]
+                    shards[layer, view].add(images, values[kept, v], [items[i].reasons[v] for i in kept])
             done += len(items)
             progress.update(len(items))
     for shard in shards.values():
@@ -312,47 +321,66 @@ def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers
     return lost
 
 
-class _Shard:
+class Shard:
     """Rows of one space that wait to be published together."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.since = folder, time.monotonic()
-        self.ids, self.rows, self.reasons = [], [], {}
+        self.ids, self.rows, self.reasons, self.bytes = [], [], {}, 0
 
-    def add(self, image: np.void, feature: np.ndarray, reason: str) -> None:
-        self.ids.append(image.tobytes())
-        self.rows.append(np.zeros_like(feature) if reason else feature.copy())
-        if reason:
-            self.reasons[image.tobytes().hex()] = reason
-        if len(self.rows) * feature.nbytes > SHARD_BYTES or time.monotonic() - self.since > SHARD_SECONDS:
+    def add(self, images: np.ndarray, features: np.ndarray, reasons: Sequence[str]) -> None:
+        """Images (n,) of 32 raw bytes, features (n, d), and "" or why there are none, which become zeros."""
+        features = features.copy()
+        for place, reason in enumerate(reasons):
+            if reason:
+                features[place] = 0
+                self.reasons[images[place].tobytes().hex()] = reason
+        self.ids.append(images.tobytes())
+        self.rows.append(features)
+        self.bytes += features.nbytes
+        if self.bytes > SHARD_BYTES or time.monotonic() - self.since > SHARD_SECONDS:
             self.publish()
 
     def publish(self) -> None:
-        if self.rows:
-            write_shard(self.folder, np.frombuffer(b"".join(self.ids), "V32"), np.stack(self.rows), self.reasons)
+        if ids := b"".join(self.ids):
+            write_shard(self.folder, np.frombuffer(ids, "V32"), np.vstack(self.rows), self.reasons)
         self.__init__(self.folder)
 
 
+def _stored(features: torch.Tensor) -> np.ndarray:
+    """float32, or the bits of bfloat16, which numpy does not know, as uint16."""
+    return (features.view(torch.uint16) if features.dtype == torch.bfloat16 else features.float()).numpy()
+
+
+def _widened(features: np.ndarray) -> np.ndarray:
+    """The inverse, in float32."""
+    return (features.astype(np.uint32) << 16).view(np.float32) if features.dtype == np.uint16 else features
+
+
 def write_shard(folder: Path, ids: np.ndarray, features: np.ndarray, reasons: dict[str, str] | None = None) -> None:
-    """Publish a shard: ids (n,) of 32 raw bytes, features (n, d) float32, and why images could not be read, by id."""
+    """Publish a shard: ids (n,) of 32 raw bytes, features (n, d), and why images could not be read, by id."""
     raw = np.frombuffer(ids.tobytes(), np.uint8).reshape(-1, 32)
     data = save({"ids": raw, "features": features}, {"reasons": json.dumps(reasons or {})})
     with atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors") as temporary:
         temporary.write_bytes(data)
 
 
-def _identify(manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list]) -> tuple[np.ndarray, dict]:
+def _identify(
+    manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list], folder: Path
+) -> tuple[np.ndarray, dict]:
     """The SHA-256 of every row's bytes, (n,) 32 raw bytes, and why a file could not be opened, by row.
 
-    A digest in the manifest is believed here: reading checks it before an image is encoded.
+    A digest in the manifest is believed here: reading checks it before an image is encoded. So is one in `folder`.
     """
     found: list[tuple[int, bytes | str]] = []
+    known = Digests(folder)
     for row in range(share[0], len(manifest), share[1]):
         digest = manifest["sha256"][row]
         try:
-            found.append((row, bytes.fromhex(digest) or hashlib.sha256(read_bytes(manifest["file"][row])).digest()))
+            found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
         except Unreadable as problem:
             found.append((row, str(problem)))
+    known.close()
     ids, missing = np.zeros(len(manifest), "V32"), {}
     for row, value in gather(found):
         if isinstance(value, str):
@@ -379,7 +407,7 @@ def _header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
 
 def _mapped(path: Path, tensor: dict) -> np.ndarray:
     """A tensor of a safetensors file, mapped: pages are read when touched, nothing is copied."""
-    kind = {"F32": np.float32, "U8": np.uint8}[tensor["dtype"]]
+    kind = {"F32": np.float32, "U8": np.uint8, "U16": np.uint16}[tensor["dtype"]]
     return np.memmap(path, kind, "r", tensor["start"], tuple(tensor["shape"]))
 
 

@@ -112,6 +112,13 @@ def headline(points: Sequence[Point]) -> list[list[str]]:
     return rows
 
 
+def per_view(points: Sequence[Point], kind: str = "AUC unseen") -> list[list[str]]:
+    """A header and a row for each point: one kind of AUC under every view."""
+    views = [key for key in points[0].aucs if key[1] == kind and key[0] != MEAN]
+    rows = [["configuration", *(view for view, _ in views)]]
+    return [*rows, *([point.name, *(show(point.aucs[key]) for key in views)] for point in points)]
+
+
 def figure(points: Sequence[Point]) -> Figure:
     """All costs against AUC unseen and seen, means over views."""
     return cost_against_accuracy(
@@ -135,3 +142,19 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
                 row = [point.name, point.learning_rate, *point.costs, view, cell.generator, *numbers]
                 known = int(on[COSTS[0], kind][i]) if view == MEAN else ""
                 out.writerow([*row, cell.n_real, cell.n_fake, known])
+
+
+def read_csv(path: Path) -> list[Point]:
+    """The points of a file that `write_csv` left."""
+    kinds = {label: kind for kind, label in KINDS.items()}
+    given: dict[str, tuple] = {}
+    aucs: dict[str, dict[tuple[str, str], metrics.Cell]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            name, view, label = row["configuration"], row["view"], row["generators"]
+            costs = (row["trainable_parameters"], row["training_minutes"], row["peak_memory_mib"])
+            given[name] = float(row["learning_rate"]), int(costs[0]), float(costs[1]), int(costs[2])
+            numbers = (float("nan") if row[x] == "n/a" else float(row[x]) for x in ("auc", "low", "high"))
+            cell = metrics.Cell(ALL, view, label, "auc", *numbers, int(row["n_real"]), int(row["n_fake"]))
+            aucs.setdefault(name, {})[view, kinds[label]] = cell
+    return [Point(name, *of, aucs[name]) for name, of in given.items()]

@@ -73,14 +73,23 @@ class FeatureGroups(Dataset):
     """Training data like `Groups`, of cached features: item (epoch, g) is group g under the view drawn for that epoch.
 
     `manifest` holds the training rows of `features.manifest` in their order, whatever groups it puts them into.
+    `fake` replaces its labels.
     """
 
-    def __init__(self, features: Features, manifest: Manifest, views: Sequence[str], seed: int, twins: bool) -> None:
+    def __init__(
+        self,
+        features: Features,
+        manifest: Manifest,
+        views: Sequence[str],
+        seed: int,
+        twins: bool = False,
+        fake: np.ndarray | None = None,
+    ) -> None:
         self.features, self.manifest, self.views, self.seed, self.twins = features, manifest, views, seed, twins
         self.rows = np.flatnonzero(features.manifest["split"] == "train")
         if list(features.manifest["path"][self.rows]) != list(manifest["path"]):
             raise ValueError("the manifest is not the training rows of the features")
-        self.groups, self.fake = manifest.groups(), manifest.fake
+        self.groups, self.fake = manifest.groups(), manifest.fake if fake is None else fake
         self.weight = class_weights(self.fake)
         self.group_weight = len(self.fake) / len(self.groups)
         self.reasons = {view: features.reasons(view)[self.rows] for view in views}
@@ -104,9 +113,17 @@ class FeatureGroups(Dataset):
 
 
 def score_features(
-    features: Features, rows: np.ndarray, views: Sequence[str], head: nn.Module, layer: str | None = None
+    features: Features,
+    rows: np.ndarray,
+    views: Sequence[str],
+    head: Callable[[torch.Tensor], torch.Tensor],
+    layer: str | None = None,
+    at_once: int = CHUNK,
 ) -> Scores:
-    """Scores of the rows under every view, with one logit a class if the head has more than two classes."""
+    """Scores of the rows under every view, with one logit a class if the head has more than two classes.
+
+    `at_once`: how many rows are read and given to the head together.
+    """
     views = tuple(dict.fromkeys(views))
     classes = getattr(head, "classes", ())
     many = len(classes) > 2
@@ -114,7 +131,7 @@ def score_features(
     reasons = np.stack([features.reasons(view)[rows] for view in views], axis=1)
     for v, view in enumerate(views):
         readable = np.flatnonzero(reasons[:, v] == "")
-        for chunk in np.array_split(readable, max(1, -(-len(readable) // CHUNK))):
+        for chunk in np.array_split(readable, max(1, -(-len(readable) // at_once))):
             if len(chunk):
                 with torch.no_grad():
                     found = torch.from_numpy(features.take(rows[chunk], view, layer))

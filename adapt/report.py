@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.card import complete_card, licence
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.metadata import metadata_logits
@@ -16,11 +17,15 @@ from adapt.data.views import parse_view
 from adapt.detector import Detector
 from adapt.errors import Refusal
 from adapt.evaluation import figures as draw
-from adapt.evaluation.attribution import attribute, classes_of
+from adapt.evaluation.attribution import attribute
+from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.figures import write_figures
-from adapt.evaluation.metrics import Difference, controls, evaluate, pick_threshold
+from adapt.evaluation.metrics import Difference, controls, evaluate
+from adapt.evaluation.open_set import classes_of
+from adapt.evaluation.promises import keep, promises_section
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import text, write_tables
+from adapt.evaluation.thresholds import pick_threshold
 from adapt.run import Run
 
 
@@ -93,14 +98,14 @@ def report(
     sections: Sequence[str] = (),
     **facts: Any,
 ) -> None:
-    """Freeze the threshold, write everything into the run's folder, and show the headline table.
+    """Freeze what verdicts rest on, write everything into the run's folder, and show the headline table.
 
     `facts` join the record (what was picked, how many parameters were trained); `differences` and further
     `sections` of Markdown join the page.
     """
     if run.main:
         folder, config = run.folder, run.config
-        detector.threshold = pick_threshold(scores)
+        detector.threshold, detector.decision = pick_threshold(scores), fit_decision(scores)
         record = run.record(
             **facts, trained_on=sorted(set(rows["generator"][rows["split"] == "train"])), data=describe(rows)
         )
@@ -110,11 +115,16 @@ def report(
         )
         scores.write(folder / "scores.parquet")
         cells = evaluate(scores, resamples, config.seed)
+        cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=config.seed)
         metadata = _metadata_scores(rows, scores)
         metadata.write(folder / "metadata.parquet")
         checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)
-        attributed = attribute(scores, resamples, config.seed, config.classes) if classes_of(scores) else None
+        sections = [*sections, promises_section(cells, detector.decision)]
+        attributed = None
+        if classes_of(scores):
+            attributed = attribute(scores, resamples, config.seed, config.classes, detector.decision)
         write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
+        complete_card(folder / "detector", cells, checks, licence(detector.backbone.name))
         write_figures(scores, cells, folder / "figures", attributed)
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
             run.track.writer.add_figure(f"test/{name}", figure, run.step_number)

@@ -33,7 +33,14 @@ from adapt.progress import bar
 from adapt.tracking import Track
 
 # free to change when a run is continued
-NOT_IDENTITY = {"output_dir", "num_workers", "checkpointing_steps", "cache", "cached_only"}
+NOT_IDENTITY = {
+    "output_dir",
+    "num_workers",
+    "checkpointing_steps",
+    "checkpoint_activations",
+    "cache",
+    "cached_only",
+}
 MAX_BAD_STEPS = 3
 
 
@@ -47,7 +54,7 @@ class Run(Processes):
         self.unreadable: set[tuple[str, str]] = set()
         self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
         self._launcher, self._revision = _launcher(), provenance.revision()
-        self._images, self._clock = 0, self._started
+        self._images, self._clock, self._accumulation = 0, self._started, 1
         self._peaks, self._training = {}, {}  # memory of earlier sittings; what the training cost, once it is done
         if self.main:
             self._lock = checkpoint.hold(self.folder)
@@ -90,7 +97,7 @@ class Run(Processes):
             checkpoint.load_trainable(self.bare, tensors["model"])
             checkpoint.load_optimizer(self.bare, optimizer, tensors["optimizer"])
             self.step_number, self.seconds = state["step"], state["seconds"]
-            self._bad, self._peaks = state["bad"], state["peaks"]
+            self._bad, self._peaks, self._accumulation = state["bad"], state["peaks"], state.get("accumulation", 1)
             self.unreadable = {tuple(item) for item in state["unreadable"]}
             if "selected" in tensors:
                 self.selected = (state["selected"], tensors["selected"])
@@ -163,8 +170,11 @@ class Run(Processes):
     ) -> Iterator[Batch]:
         """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`.
 
-        `train` is `Groups`, or whatever has its items and weights.
+        `train` is `Groups`, or whatever has its items and weights. A run that goes on takes at least as many
+        micro-batches as before, so that its sums keep their order.
         """
+        if self.step_number:
+            accumulation = max(accumulation, self._accumulation)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         sampler = GroupSampler(
             len(train), per_step, epochs, self.seed, accumulation, rank, world, self.step_number, steps_per_epoch
@@ -262,6 +272,7 @@ class Run(Processes):
                 "bad": self._bad,
                 "peaks": self._peak_memory(),
                 "threads": torch.get_num_threads(),
+                "accumulation": self._accumulation,
                 "selected": self.selected and self.selected[0],
             }
             self.track.flush()

@@ -81,16 +81,15 @@ class Study:
         return mean
 
     def write_csv(self, path: Path) -> None:
-        """The metrics of `KEPT`, of every row and generator, in long form, to six digits."""
+        """The metrics of `KEPT`, of every row and generator, in long form and in full: `grids` can be made of them."""
         with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             out = csv.writer(file, lineterminator="\n")
             out.writerow([*self.keys, *COLUMNS])
             for key, cells in self.cells.items():
                 for cell in cells:
-                    values = [getattr(cell, column) for column in COLUMNS]
-                    shown = (f"{value:.6g}" if isinstance(value, float) else value for value in values)
+                    values = (getattr(cell, column) for column in COLUMNS)
                     if cell.metric in KEPT:
-                        out.writerow([*key, *("n/a" if value == "nan" else value for value in shown)])
+                        out.writerow([*key, *("n/a" if value != value else value for value in values)])
 
 
 def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int) -> list[str]:

@@ -52,6 +52,15 @@ class Tiling:
     def _whole(self, length: int, pitch: int) -> int:
         return max(self.size, -(-length // pitch) * pitch)
 
+    def spots(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Top and left of the tiles of a continued image, side by side, the last ones flush with the border."""
+        return [(top, left) for top in _starts(height, self.size) for left in _starts(width, self.size)]
+
+    def count(self, height: int, width: int) -> int:
+        """Tiles, and so encoder passes, of an image of this size before it is continued."""
+        pitch = self.pitch(height, width)
+        return len(self.spots(self._whole(height, pitch), self._whole(width, pitch)))
+
     def __call__(self, image: Image.Image) -> Tensor:
         pixels, pitch = np.asarray(image), self.pitch(image.height, image.width)
         more = [self._whole(length, pitch) - length for length in pixels.shape[:2]]
@@ -88,11 +97,11 @@ class Localizer(nn.Module):
         return self.head.read(self.cells(images))
 
     def cells(self, images: Tensor) -> Tensor:
-        """Cells (n, hidden, h', w'): tiles side by side, the last ones flush with the border; means where they lap."""
+        """Cells (n, hidden, h', w'): of the tiles at `spots`, side by side; means where they lap."""
         n, _, height, width = images.shape
         size, pitch, device = self.tiling.size, self.tiling.pitch(height, width), self.detector.backbone.device
         side, coarser = size // pitch, pitch // self.tiling.fine
-        spots = [(top, left) for top in _starts(height, size) for left in _starts(width, size)]
+        spots = self.tiling.spots(height, width)
         total = torch.zeros(n, self.head.hidden, height // pitch, width // pitch, device=device)
         laps = torch.zeros(total.shape[2:], device=device)
         each = len(spots) if torch.is_grad_enabled() else max(1, AT_ONCE // n)

@@ -5,11 +5,11 @@
         --learning_rate 1e-4 --train_on none none,qf90,qf65,qf40 --processes 4 --output_dir results/ablation-l14
 
 Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
-output folder, and makes one page of all that are finished: table.md, ablation.csv (every number), ablation.tex,
-generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache. Started again it
-continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n` shares the runs
-with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3 seeds, about
-50 minutes on 2 cores.
+output folder, and makes one page of all that are finished: report.html, table.md, ablation.csv (every number),
+ablation.tex, generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache.
+Started again it continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n`
+shares the runs with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3
+seeds, about 50 minutes on 2 cores.
 """
 
 import sys
@@ -21,7 +21,8 @@ from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
-TIP = {"layer": "proj", "shots": (512,), "draws": 1}  # texts are met in proj; shots: images a class
+SHOTS = {"shots": (512,), "draws": 1}  # images a class
+TIP = {"layer": "proj", **SHOTS}  # where texts are met
 METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
     ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.5),
     ("probe-svm", "linear_probe", {"head": "svm"}, 0.5),
@@ -31,11 +32,12 @@ METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world
     ("probe-logistic-family", "linear_probe", {"head": "logistic", "classes": "family"}, 0.5),
     ("probe-mlp-family", "linear_probe", {"head": "mlp", "classes": "family"}, 0.5),
     ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
+    ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.5),
     ("tip-adapter-f", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",)}, 0.5),
     ("tip-adapter-f-family", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "classes": "family"}, 0.5),
-    ("tip-adapter-f-probe", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
+    ("tip-adapter-f-probe", "tip_adapter", {**SHOTS, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
     ("pair-head", "pair", {"tune": "head", "arms": ("matched",)}, 0.5),
     ("lora", "lora", {}, 3.0),
     ("lora-pair", "pair", {"tune": "lora", "arms": ("matched",)}, 3.0),

@@ -107,7 +107,7 @@ def embed(rows, name: str):
     from adapt.processes import Processes
 
     processes = Processes()
-    backbone = load_backbone(name).to(processes.device).to_precision("auto")
+    backbone = load_backbone(name).to(processes.device).for_features()
     return extract(backbone, rows, ("none",), **processes.encoding(None)).unit("none")
 
 

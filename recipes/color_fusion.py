@@ -7,7 +7,8 @@ Fits one head on each of: colour statistics that survive JPEG (adapt/models/colo
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 4 minutes on
-2 cores, most of it features. Results to expect: results/README.md.
+2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
+traces alone: radial profile and peaks of the noise residual's spectrum (adapt/data/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
-Source = Literal["colour", "backbone", "both", "grey", "fragile"]
+Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Config:
     features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not; colour is computed either way
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
@@ -50,10 +52,11 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.data.jpeg import with_sample_views
+    from adapt.data.spectra import Spectra
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.features import Joined, extract
-    from adapt.models.backbones import load_backbone
+    from adapt.frozen import frozen_backbone
     from adapt.models.color import Colours
     from adapt.probing import fit_on_features, score_features
     from adapt.report import require_classes, show_finished
@@ -66,7 +69,7 @@ def main(cfg: Config) -> None:
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = frozen_backbone(cfg, run.device)
     views = tuple(dict.fromkeys(parse_view(view).name for view in (*cfg.train_views, *cfg.test_views)))
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}
 
@@ -84,6 +87,8 @@ def main(cfg: Config) -> None:
     if "grey" in asked:
         without = {(backbone.layer, view): clip.spaces[backbone.layer, name] for view, name in grey.items()}
         sources["grey"] = dataclasses.replace(clip, spaces=without), True
+    if "spectra" in asked:
+        sources["spectra"] = extract(Spectra(), rows, views, **encoding), False
     if "fragile" in asked:
         sources["fragile"] = extract(Colours("fragile"), rows, views, **encoding), False
     run.begin(data=rows.digest, base=backbone.fingerprint)

@@ -3,12 +3,13 @@
     python recipes/evaluate.py --scores results/probe/scores.parquet
     python recipes/evaluate.py --scores results/lora/scores.parquet --compare results/probe/scores.parquet
 
-Writes metrics.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
+Writes metrics.csv, controls.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
 comparison.csv, for scores with class logits also attribution.csv, confusion.csv and a figure of each view, and
-prints the headline table. No model is loaded: the scores of any other detector serve as well, as Parquet or CSV
-with the columns path, generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about
-12 s on one core for 1,700 test images x 4 views x 7 generators with 1,000 resamples. Expected: the numbers that
-the run itself reported, to the last digit; two calls write the same bytes.
+prints the headline table. Threshold, calibration and the verdicts at --error_rate are fitted on validation rows.
+No model is loaded: the scores of any other detector serve as well, as Parquet or CSV with the columns path,
+generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about 12 s on one core for 1,700
+test images x 4 views x 7 generators with 1,000 resamples. Expected: the numbers that the run itself reported, to the
+last digit; two calls write the same bytes.
 """
 
 from dataclasses import dataclass
@@ -29,29 +30,40 @@ class Config:
     metadata: Path | None = None  # control: scores of a classifier that saw file metadata only
     output_dir: Path | None = None  # default: the folder of the scores
     threshold: float | None = None  # logit, of --scores; default: picked on their validation rows
+    error_rate: float = 0.05  # stated for the verdicts real, fake and unsure that the page measures
     classes: Literal["family", "generator"] | None = None  # what columns logit_<class> name; default: found out
     resamples: int = 1000  # bootstrap resamples over groups
     seed: int = 0  # of the bootstrap
 
+    def __post_init__(self) -> None:
+        if not 0 < self.error_rate < 1:
+            raise Refusal(f"--error_rate {self.error_rate:g}: give a rate between 0 and 1, such as 0.05")
+
 
 def main(cfg: Config) -> None:
     from adapt import __version__
-    from adapt.evaluation.attribution import attribute, classes_of
+    from adapt.evaluation.attribution import attribute
+    from adapt.evaluation.decision import fit_decision
     from adapt.evaluation.figures import write_figures
     from adapt.evaluation.metrics import compare, controls, evaluate
+    from adapt.evaluation.open_set import classes_of
+    from adapt.evaluation.promises import keep, promises_section
     from adapt.evaluation.scores import Scores
     from adapt.evaluation.tables import text, write_tables
+    from adapt.evaluation.thresholds import pick_threshold
     from adapt.files import sha256
 
     folder = cfg.output_dir or cfg.scores.parent
     scores = Scores.read(cfg.scores)
     provenance = read_record(cfg.scores.with_name("provenance.json"))
-    cells = evaluate(scores, cfg.resamples, cfg.seed, cfg.threshold)
+    threshold = pick_threshold(scores) if cfg.threshold is None else cfg.threshold
+    cells, decision = evaluate(scores, cfg.resamples, cfg.seed, threshold), fit_decision(scores)
+    cells += keep(scores, decision, threshold, cfg.error_rate, cfg.resamples, cfg.seed)
 
     given = {"permuted": cfg.permuted, "metadata": cfg.metadata}
     given = {name: Scores.read(path) for name, path in given.items() if path is not None}
     checked = controls(scores, **given, resamples=cfg.resamples, seed=cfg.seed, threshold=cfg.threshold)
-    named = attribute(scores, cfg.resamples, cfg.seed, cfg.classes) if classes_of(scores) else None
+    named = attribute(scores, cfg.resamples, cfg.seed, cfg.classes, decision) if classes_of(scores) else None
     differences = []
     if cfg.compare is not None:
         thresholds = (cfg.threshold, None)
@@ -64,7 +76,8 @@ def main(cfg: Config) -> None:
         "bootstrap seed": cfg.seed,
         "adapt": __version__,
     }
-    write_tables(cells, folder, provenance, checked, differences, attribution=named)
+    promises = promises_section(cells, decision, cfg.error_rate)
+    write_tables(cells, folder, provenance, checked, differences, [promises], named)
     write_figures(scores, cells, folder / "figures", named)
     print(text(cells))
     print(f"{folder / 'table.md'}: the page; metrics.csv and figures/ lie beside it")

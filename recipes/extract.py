@@ -26,6 +26,7 @@ class Config:
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # an image is decoded once for all of them
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
     cache: Path | None = None  # None: $ADAPT_CACHE/features
     shard: int = 0  # which part of the manifest's rows this job encodes
     num_shards: int = 1  # how many parts there are
@@ -43,13 +44,13 @@ def main(cfg: Config) -> None:
 
     from adapt.embedded import read_manifests
     from adapt.features import extract
-    from adapt.models.backbones import load_backbone
+    from adapt.frozen import frozen_backbone
     from adapt.processes import Processes
 
     processes = Processes()
     rows = read_manifests(cfg.manifest)
     rows = rows.select(np.arange(cfg.shard, len(rows), cfg.num_shards))
-    backbone = load_backbone(cfg.backbone, "last", cfg.geometry).to(processes.device).to_precision(cfg.precision)
+    backbone = frozen_backbone(cfg, processes.device, "last")
     layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers
     encoding = processes.encoding(cfg.num_workers)
     extract(backbone, rows, cfg.views, layers, cache=cfg.cache, batch_size=cfg.batch_size, **encoding)

@@ -109,8 +109,8 @@ def write_page(cfg: Config, cells: dict) -> None:
     """The page of the configurations whose runs are all finished; the record only when that is every one of them."""
     from adapt.cells import uses_gpu, write_sweep
     from adapt.evaluation.figures import save_png
-    from adapt.evaluation.tables import grid, show
-    from adapt.frontier import MEAN, figure, headline, measure, validation, write_csv
+    from adapt.evaluation.tables import grid
+    from adapt.frontier import figure, headline, measure, per_view, validation, write_csv
 
     root = cfg.output_dir
     missing = [cell.name for of_one in cells.values() for cell in of_one if cell.state(root) != "finished"]
@@ -127,12 +127,13 @@ def write_page(cfg: Config, cells: dict) -> None:
     save_png(figure(points), root / "figures" / "frontier.png")
     write_csv(root / "frontier.csv", points)
 
-    table, views = grid(headline(points)), [key for key in points[0].aucs if key[1] == "AUC unseen" and key[0] != MEAN]
-    unseen = [["configuration", *(view for view, _ in views)]]
-    unseen += [[point.name, *(show(point.aucs[key]) for key in views)] for point in points]
     memory = "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included"
-    page = [table, ABOUT.format(seeds=len(cfg.seeds), memory=memory), "![frontier](figures/frontier.png)"]
-    page += ["## AUC unseen, per view", grid(unseen), "## Validation score per learning rate", grid(rates)]
+    page = [
+        grid(headline(points)),
+        ABOUT.format(seeds=len(cfg.seeds), memory=memory),
+        "![frontier](figures/frontier.png)",
+    ]
+    page += ["## AUC unseen, per view", grid(per_view(points)), "## Validation score per learning rate", grid(rates)]
     write_sweep(cfg, every, root, page, missing)
 
 

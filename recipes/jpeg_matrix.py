@@ -32,6 +32,7 @@ class Config:
         *("qf30", "qf50", "qf75", "qf95", "qf90+qf40"),  # qualities no head has seen, and double compression
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
@@ -50,7 +51,7 @@ def main(cfg: Config) -> None:
     from adapt.embedded import read_manifests
     from adapt.evaluation.figures import heat_map
     from adapt.features import extract
-    from adapt.models.backbones import load_backbone
+    from adapt.frozen import frozen_backbone
     from adapt.probing import fit_on_features, score_features
     from adapt.report import require_classes, show_finished
     from adapt.run import Run
@@ -62,7 +63,7 @@ def main(cfg: Config) -> None:
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = frozen_backbone(cfg, run.device)
     views = (*cfg.train_views, *cfg.test_views)
     features = extract(
         backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **run.encoding(cfg.num_workers)

@@ -31,6 +31,7 @@ class Config:
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not
@@ -51,7 +52,7 @@ def main(cfg: Config) -> None:
     from adapt.embedded import read_manifests
     from adapt.evaluation.metrics import compare
     from adapt.features import extract
-    from adapt.models.backbones import load_backbone
+    from adapt.frozen import frozen_backbone
     from adapt.probing import fit_on_features, score_features
     from adapt.report import report, require_classes, show_finished
     from adapt.run import Run
@@ -63,7 +64,7 @@ def main(cfg: Config) -> None:
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = frozen_backbone(cfg, run.device)
     layers = cfg.layers or (cfg.layer,)
     layers = backbone.layers() if layers == ("all",) else layers
     views = (*cfg.train_views, *cfg.test_views)
@@ -88,7 +89,7 @@ def main(cfg: Config) -> None:
     best = max(layers, key=lambda layer: fitted[layer][1]["validation_score"])
     head, picked, scores = fitted[best]
     if best != cfg.layer:
-        backbone = load_backbone(cfg.backbone, best, cfg.geometry).to(run.device).to_precision(cfg.precision)
+        backbone = frozen_backbone(cfg, run.device, best)
 
     sections, differences = [], []
     if len(layers) > 1:

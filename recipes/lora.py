@@ -36,18 +36,18 @@ class Config:
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
-    update: Literal["lora", "svd"] = (
-        "lora"  # svd: train each weight's last `rank` singular directions (Effort: rank 1)
-    )
+    update: Literal["lora", "svd"] = "lora"  # svd: each weight's last `rank` singular directions (Effort: rank 1)
     rank: int = 8  # of each update
     alpha: float = 8  # a LoRA's update is alpha / rank * B A
     dropout: float = 0.0  # on the adapters' input
     last_blocks: int | None = None  # adapt the last k blocks only
+    cache_prefix: bool = False  # keep the tokens below those blocks on disk: central crops, one entry per image, view
+    checkpoint_activations: bool = False  # less memory for more time: blocks run again in the backward pass
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     epochs: int = 5  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
-    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step; more are taken where memory is short
     learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
     head_learning_rate: float = 4e-3  # of the linear head
     weight_decay: float = 1e-2  # AdamW
@@ -70,15 +70,17 @@ def main(cfg: Config) -> None:
     import numpy as np
     import torch
 
-    from adapt.data.groups import Groups
     from adapt.data.jpeg import with_sample_views
     from adapt.data.onboarding import onboard
     from adapt.detector import Detector, score
     from adapt.embedded import read_manifests
     from adapt.holes import aim_of, before_and_after, origin_of
+    from adapt.memory import accumulation_that_fits
     from adapt.models.backbones import load_backbone
     from adapt.models.heads import LinearHead, balanced_bce
     from adapt.models.lora import add_adapter
+    from adapt.models.trained_part import trained_part
+    from adapt.prefix import training_data
     from adapt.report import log_validation, report, require_classes, show_finished, validation_score
     from adapt.run import Run, warmup_cosine
     from adapt.tuning import continued
@@ -92,9 +94,7 @@ def main(cfg: Config) -> None:
     require_classes(rows)
     if cfg.onboard:
         rows = onboard(rows, cfg.onboard, cfg.shots, cfg.seed)[1]
-    train_rows = rows.select(rows["split"] == "train")
-    val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
-
+    held = np.flatnonzero(rows["split"] != "train")
     if cfg.init:
         detector = continued(cfg.init, cfg, run.say).to(run.device)
     else:
@@ -102,25 +102,24 @@ def main(cfg: Config) -> None:
         add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
         detector = Detector(backbone, LinearHead(backbone.dim))
     backbone = detector.backbone
-
+    part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
     workers = run.workers(cfg.num_workers)
     scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
     aim = aim_of(cfg, detector, rows, scoring, run.say)
-    labels = train_rows.fake
+    labels = rows.fake[rows["split"] == "train"]
     if cfg.permute_labels:
         labels = np.random.default_rng(cfg.seed).permutation(labels)
-    train = Groups(train_rows, backbone.preprocess, cfg.train_views, cfg.seed, labels, focus=aim.focus)
+    how = (cfg.train_views, cfg.seed, labels, aim.focus, cfg.cache_prefix, cfg.num_workers)
+    train, validate = training_data(run, part, detector, rows, *how)
 
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
-            {"params": detector.head.parameters(), "lr": cfg.head_learning_rate},
-        ],
-        weight_decay=cfg.weight_decay,
-    )
+    trained = [
+        {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
+        {"params": detector.head.parameters(), "lr": cfg.head_learning_rate},
+    ]
+    optimizer = torch.optim.AdamW(trained, weight_decay=cfg.weight_decay, fused=True)
     steps = cfg.epochs * (len(train) // min(cfg.groups, len(train)))
     model = run.prepare(
-        detector,
+        part,
         optimizer,
         schedule=lambda step: warmup_cosine(step, steps, int(cfg.warmup * steps)),
         data=rows.digest,
@@ -128,13 +127,14 @@ def main(cfg: Config) -> None:
         **origin,
         aim=aim.cells,
     )
+    accumulation = accumulation_that_fits(run, part, train, cfg.groups, cfg.gradient_accumulation_steps)
 
-    for batch in run.steps(train, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, workers):
+    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)
         if run.epoch_ended:
-            scores = score(detector, rows, val, cfg.train_views, progress="validation", **scoring)
+            scores = validate()
             log_validation(run, scores)
             run.select(validation_score(scores), last=cfg.onboard is not None)
 

@@ -102,7 +102,8 @@ def train(cfg: Config) -> None:
     matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
     images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched
 
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device)
+    backbone = (backbone.for_features if cfg.tune == "head" else backbone.to_precision)(cfg.precision)
     if cfg.tune == "head":
         features = extract(backbone, rows, (*cfg.train_views, *cfg.test_views), **run.encoding(cfg.num_workers))
     else:

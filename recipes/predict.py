@@ -3,44 +3,57 @@
     python recipes/predict.py --detector results/lora/detector --input photos/ --output predictions.csv
     accelerate launch recipes/predict.py --detector results/lora/detector --input list.csv shard.tar --output x.parquet
     python recipes/predict.py ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
+    python recipes/predict.py ... --detector A B C --crops native    (mean of three, each on tiles of the own pixels)
 
 One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
-says of format, size and JPEG compression, logit, p_fake, verdict by the detector's one frozen threshold, and for heads
-with classes the most probable one of what was called fake. A localiser (recipes/localize.py) adds extent, tool and the
-share of the area that was changed, and with --maps FOLDER a picture of each image that shows where. Finished rows are
-kept whatever happens (OUTPUT.parts): the same command continues. However the work is cut, shuffled or interrupted, the
-table has the same bytes, on the same machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny`
-on two cores that others used, too.
+says of format, size and JPEG compression, logit, calibrated p_fake, verdict, and for heads with classes the most
+probable one of what was called fake, or `unknown`. Verdicts are by the detector's one frozen threshold, or by what you
+state: --error_rate 0.05 says `unsure` rather than err more often, --max_false_positive_rate 0.01 keeps false alarms
+rare, --thresholds quality goes by the JPEG quality of each file. A localiser (recipes/localize.py) adds extent, tool
+and the share of the area that was changed, and with --maps FOLDER a picture of each image that shows where. Beside the
+table stands a page, OUTPUT with suffix .html: counts, the most and the least certain images, what could not be read.
+Finished rows are kept whatever happens (OUTPUT.parts): the same command continues. However the work is cut, shuffled
+or interrupted, table and page have the same bytes, on the same machine, threads and versions. Time: 64 images (512 x
+384) a second with `tiny` on two cores that others used, too; --crops 5 and native cost as many encoder passes a file
+as a line at the end says.
 """
 
 import sys
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
-if TYPE_CHECKING:
-    from adapt.data.inputs import Input
-    from adapt.predict import Row
+RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "known_recall")  # of verdicts
 
 
 @dataclass(frozen=True)
 class Config:
-    detector: Path  # folder of a saved detector
+    detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several: their mean
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
-    maps: Path | None = None  # folder for a picture of each image that shows where; of a localiser (localize.py)
-    backbone: str | None = None  # the detector's base weights at another place
+    crops: Literal["1", "5", "native"] = "1"  # 5: corners and centre; native: tiles of the image's own pixels
+    gallery: int = 24  # images that OUTPUT.html shows from either end of a verdict; 0: no page
+    maps: Path | None = None  # folder for a picture of each image that shows where; of a localiser
+    backbone: str | None = None  # the detectors' base weights at another place
+    error_rate: float | None = None  # of photographs and of fakes; rather than err more often: `unsure`. None: never
+    max_false_positive_rate: float | None = None  # share of photographs that may be called fake
+    thresholds: Literal["global", "quality"] = "global"  # one, or that of the JPEG quality nearest to the file's
+    calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
+    known_recall: float = 0.95  # share of fakes of trained families that keep theirs; the rest is `unknown`; 1: all
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many parts there are
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_shards")
+        at_least(0, self, "gallery")
+        if not self.detector:
+            raise Refusal("--detector: name the folder of a saved detector")
         if not 0 <= self.shard < self.num_shards:
             raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
         if self.output.suffix not in (".csv", ".parquet", ".jsonl"):
@@ -48,25 +61,29 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    from adapt.data.inputs import inputs_digest
+    from adapt.data.inputs import inputs_digest, inputs_for
     from adapt.detector import detector_digest, load_detector
-    from adapt.models.maps import MapHead
-    from adapt.predict import BATCH, COLUMNS, Journal, batches, kept, predict, predict_maps
+    from adapt.gallery import finish
+    from adapt.journal import Journal, kept
+    from adapt.predict import BATCH, COLUMNS, batches, rules_stated
+    from adapt.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
-    from adapt.tiles import Localizer
 
     processes = Processes()
-    root, inputs = inputs_of(cfg)
-    what = {"detector": detector_digest(cfg.detector), "inputs": inputs_digest(inputs)}
-    what |= {"batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
+    root, inputs = inputs_for(cfg.input, outputs(cfg), cfg.maps)
+    what = {"detector": [detector_digest(name) for name in cfg.detector], "inputs": inputs_digest(inputs)}
+    stated = {name: getattr(cfg, name) for name in RULES}
+    rules = rules_stated(cfg.detector, stated)
+    what |= {"rules": stated, "crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):
         raise Refusal("the inputs changed while they were listed: start again when they stand still")
     done = set(seen[0][1])
-    if cfg.output.exists() and not done:
-        raise Refusal(f"--output {cfg.output} exists, without the {parts} it was made from: delete it or name another")
+    for path in outputs(cfg):
+        if path.exists() and not done:
+            raise Refusal(f"--output {path} exists, without the {parts} it was made from: delete it or name another")
 
     rank, world = processes.share_of_rows
     shard = range(cfg.shard, total, cfg.num_shards)
@@ -75,65 +92,40 @@ def main(cfg: Config) -> None:
     name = f"{cfg.shard}-of-{cfg.num_shards}.{rank}-of-{world}"
     with Journal(parts, name, what) as journal:
         if todo:
-            detector = load_detector(cfg.detector, cfg.backbone).to(processes.device)
+            detectors = [load_detector(name, cfg.backbone).to(processes.device) for name in cfg.detector]
             workers = processes.workers(cfg.num_workers)
-            if cfg.maps or isinstance(detector.head, MapHead):
-                found = predict_maps(Localizer(detector), inputs, todo, cfg.maps, workers)
-            else:
-                found = predict(detector, inputs, todo, workers)
+            found = judge(detectors, inputs, todo, workers, cfg.crops, rules, cfg.maps)
+            start, files, spent = time.monotonic(), 0, 0
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
             )
             try:
-                for number, rows in found:
+                for number, rows, passes in found:
                     journal.add(number, rows)
                     progress.update()
+                    files, spent = files + len(rows), spent + passes
             except KeyboardInterrupt:
                 progress.close()
                 processes.say(f"stopped: {len(kept(parts, what))} of {total} x {BATCH} files are kept in {parts}; "
                               "the same command continues")  # fmt: skip
                 sys.exit(130)
             progress.close()
+            rate = files / (time.monotonic() - start)
+            processes.say(f"{spent / files:.2f} encoder passes a file, {rate:.1f} files/s in this process")
         processes.accelerator.wait_for_everyone()  # all journals of this launch are complete
     if processes.main:
         rows_of = kept(parts, what)
         if len(rows_of) < total:
             processes.say(f"{len(rows_of)} of {total} x {BATCH} files done: the last shard writes {cfg.output}")
         else:
-            processes.say(finish(cfg.output, root, inputs, [row for n in range(total) for row in rows_of[n]]))
+            facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops}
+            processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts, cfg.maps))
     processes.leave()
 
 
-def inputs_of(cfg: Config) -> "tuple[str, list[Input]]":
-    """What is to be judged; refuses an output that could not be written, or that would overwrite an input."""
-    import os
-
-    from adapt.data.inputs import find_inputs
-
-    root, inputs = find_inputs(cfg.input)
-    folder = os.path.realpath(cfg.output.parent)
-    ours = os.path.join(folder, cfg.output.name)  # noqa: PTH118
-    named = {os.path.realpath(name) for name in cfg.input}
-    if cfg.output.is_dir() or os.path.realpath(ours) in named:
-        raise Refusal(f"--output {cfg.output} is a folder or an input: name a file of its own")
-    made = (os.path.join(folder, f"{cfg.output.stem}.parts", ""), os.path.join(folder, f".{cfg.output.name}."))  # noqa: PTH118
-    made += (os.path.join(os.path.realpath(cfg.maps), ""),) if cfg.maps else ()  # noqa: PTH118
-    inputs = [item for item in inputs if item.file != ours and not item.file.startswith(made)]
-    if not inputs:
-        raise Refusal(f"no file in {', '.join(cfg.input)} but this recipe's own: name a folder that holds images")
-    if cfg.output.suffix == ".parquet":
-        for item in inputs:
-            if any("\ud800" <= letter <= "\udfff" for letter in item.path):
-                raise Refusal(f"{item.path!r} is not UTF-8, which Parquet needs: name a .csv or .jsonl as --output")
-    return root, inputs
-
-
-def finish(output: Path, root: str, inputs: "Sequence[Input]", rows: "Sequence[Row]") -> str:
-    """Write what the finished rows, one for each input, make; returns what to tell the user."""
-    from adapt.predict import summary, write_predictions
-
-    write_predictions(rows, output)
-    return f"{summary(rows)}\n{output}: the table; its paths are relative to {root}"
+def outputs(cfg: Config) -> list[Path]:
+    """The table, and the page where one is wanted."""
+    return [cfg.output, cfg.output.with_suffix(".html")] if cfg.gallery else [cfg.output]
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python recipes/summarise.py
 
 A section is `## [title](FOLDER/table.md)`; its words are written by hand and stay. Under it come the command with its
-time, from FOLDER/provenance.json, and the first table of FOLDER/table.md, to the letter. The table "At a glance" is
-made from the metrics.csv of all sections. A folder with a record but without a section is refused, and the reverse.
-Takes a second.
+time, from FOLDER/provenance.json, and the first table of FOLDER/table.md, to the letter. Ablations come first. The
+table "At a glance" behind them is made from the metrics.csv of all sections. A folder with a record but without a
+section is refused, and the reverse. Takes a second.
 """
 
 import csv
@@ -18,6 +18,7 @@ from adapt.cli import run
 from adapt.errors import Refusal
 
 GLANCE = ("none", "qf40")  # views of the summary
+GLANCE_TITLE = "## At a glance"
 SECTION = re.compile(r"^## \[(?P<title>.*?)\]\((?P<folder>[\w-]+)/table\.md\)$", re.MULTILINE)
 
 
@@ -83,16 +84,18 @@ def main(cfg: Config) -> None:
         raise Refusal(f"folders without a section: {sorted(have - named)}, sections without: {sorted(named - have)}")
     header = " | ".join(f"AUC {kind}, {view}" for view in GLANCE for kind in ("seen", "unseen"))
     summary = [f"| result | {header} |", "|" + " --- |" * (1 + 2 * len(GLANCE))]
-    parts = []
+    front, parts = [], []
     for i, section in enumerate(sections):
         end = sections[i + 1].start() if i + 1 < len(sections) else len(text)
-        words = [part for part in text[section.end() : end].strip().split("\n\n") if not re.match(r"[|`]", part)]
+        below = text[section.end() : end].split(f"\n{GLANCE_TITLE}")[0]
+        words = [part for part in below.strip().split("\n\n") if not re.match(r"[|`]", part)]
         folder = cfg.results / section["folder"]
         table = first_table((folder / "table.md").read_text(encoding="utf-8"))
-        parts += [section[0], command(folder), *words, table]
+        place = front if (folder / "ablation.csv").is_file() else parts
+        place += [section[0], command(folder), *words, table]
         summary += glance(section["title"], folder)
-    intro = text[: sections[0].start()].split("\n## At a glance")[0].strip() if sections else text.strip()
-    write_text(path, "\n\n".join([intro, "## At a glance", "\n".join(summary), *parts]) + "\n")
+    intro = text[: sections[0].start()].split(f"\n{GLANCE_TITLE}")[0].strip() if sections else text.strip()
+    write_text(path, "\n\n".join([intro, *front, GLANCE_TITLE, "\n".join(summary), *parts]) + "\n")
     print(f"{path}: {len(sections)} sections")
 
 

@@ -38,6 +38,7 @@ class Config:
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not
     resamples: int = 200  # bootstrap resamples of groups behind every interval
@@ -58,7 +59,7 @@ def main(cfg: Config) -> None:
     from adapt.errors import Refusal
     from adapt.evaluation.figures import curves
     from adapt.features import extract
-    from adapt.models.backbones import load_backbone
+    from adapt.frozen import frozen_backbone
     from adapt.models.probes import fit_probe
     from adapt.models.prompts import FAKE, REAL, family_prompts, prompt_features
     from adapt.models.tip_adapter import Rows, TipAdapter, draw_shots, fit, tune
@@ -87,7 +88,7 @@ def main(cfg: Config) -> None:
     classes = known_classes(names[rows["split"] == "train"])
     prompts = [REAL if name == "real" else FAKE if name == "fake" else family_prompts(name) for name in classes]
     texts = prompt_features(cfg.backbone, prompts) if cfg.prior == "text" else None
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = frozen_backbone(cfg, run.device)
     views, encoding = (*cfg.train_views, *cfg.test_views), run.encoding(cfg.num_workers)
     features = extract(backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **encoding)
     run.begin(data=rows.digest, base=backbone.fingerprint)
@@ -117,8 +118,7 @@ def main(cfg: Config) -> None:
                 run.say(f"{shots} shots: " + ", ".join(f"{name} has {count} only" for name, count in short.items()))
             x, y = features.take(train[chosen], drawn[chosen]), labels[chosen]
             groups, probe, size = rows["group"][train[chosen]], None, 0
-            # a class with one image cannot be standardised
-            if shots > 1 and ("logistic" in asked or cfg.prior == "probe"):
+            if shots > 1 and ("logistic" in asked or cfg.prior == "probe"):  # one image cannot be standardised
                 probe, _ = fit_probe("logistic", x, y, classes, judge, seed=seed)
                 size = sum(value.numel() for value in probe.net.parameters())
             if probe and "logistic" in asked:

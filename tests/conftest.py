@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores; also keeps sums in one order
 
 import pytest
+from browser import CHROMIUM, Browser
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    if not CHROMIUM:
+        pytest.skip("no chromium: apt-get install chromium")
+    with Browser(tmp_path_factory.mktemp("chromium")) as tab:
+        yield tab

@@ -1,5 +1,6 @@
-"""A hub on this machine: the part of its API by which data sets are found and read, over folders."""
+"""A hub on this machine: the part of its API by which repositories are found, read and written, over folders."""
 
+import base64
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ COMMIT = "c0ffee" + "0" * 34
 class Hub(ThreadingHTTPServer):
     """`repos` maps owner/name to a folder, the same at every commit; `main` is the last of `commits`.
 
-    Of those that are `gated` no file is given.
+    Of those that are `gated` no file is given. None can be made; a commit to one lands in its folder.
 
     `asked` holds (method, path, range) of every request; `sent` counts the bytes of files.
     """
@@ -58,7 +59,15 @@ class _Answer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append((self.command, path, self.headers.get("Range")))
-        match = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+))?(?:/(.*))?", path)
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+            if name in self.server.repos:
+                return self._send(409, json.dumps({"url": f"{self.server.url}/{name}"}).encode(), {})
+            return self._fail(403, "Forbidden")
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        match = re.fullmatch(r"(?:/api)?(?:/datasets|/models)?/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+))?(?:/(.*))?", path)
         repo, verb, revision, rest = match.groups() if match else ("", "", "", "")
         if repo not in self.server.repos:
             return self._fail(404, "RepoNotFound")
@@ -69,7 +78,12 @@ class _Answer(BaseHTTPRequestHandler):
             revision if revision not in (None, "main") else self.server.commits[-1],
         )
         if not path.startswith("/api/"):
-            return self._fail(403, "GatedRepo") if repo in self.server.gated else self._file(folder / rest)
+            return self._fail(403, "GatedRepo") if repo in self.server.gated else self._file(folder / rest, revision)
+        if verb == "preupload":
+            modes = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return self._json({"files": [mode | {"shouldIgnore": False} for mode in modes]})
+        if verb == "commit":
+            return self._commit(repo, body)
         if verb == "tree":
             return self._json([_entry(file, folder) for file in sorted(folder.glob(f"{rest or ''}/**/*".lstrip("/")))])
         if verb == "paths-info":
@@ -81,19 +95,28 @@ class _Answer(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_GET
 
+    def _commit(self, repo: str, body: str) -> None:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = self.server.repos[repo] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        where = f"{self.server.url}/{repo}/commit/{COMMIT}"
+        self._json({"commitUrl": where, "commitOid": COMMIT, "pullRequestUrl": None})
+
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _fail(self, code: int, word: str) -> None:
         self._send(code, b"{}", {"X-Error-Code": word, "X-Error-Message": word, "Content-Type": "application/json"})
 
-    def _file(self, file: Path) -> None:
+    def _file(self, file: Path, revision: str) -> None:
         if not file.is_file():
             return self._fail(404, "EntryNotFound")
         data, code, headers = (
             file.read_bytes(),
             200,
-            {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": self.path.split("/")[5]},
+            {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": revision},
         )
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)

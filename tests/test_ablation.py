@@ -1,13 +1,18 @@
 """The ablation end to end, killed and continued; numbers against sklearn; marks of the best; LaTeX; TensorBoard."""
 
+import base64
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import ablation as recipe
@@ -17,6 +22,7 @@ import numpy as np
 import open_clip  # noqa: F401
 import pytest
 import tip_adapter  # noqa: F401
+from PIL import Image
 from processes import in_children
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,17 +30,22 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 import adapt.report  # noqa: F401
+from adapt import ablation_html, html
 from adapt import cells as cells_module
-from adapt.ablation import Method, Page, not_applicable, write_tables
+from adapt.ablation import Method, not_applicable
+from adapt.ablation_page import Page, write_tables
 from adapt.cli import parse
+from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation import leaderboard
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.latex import escape, table
 from adapt.evaluation.leaderboard import Entry, Table
-from adapt.evaluation.metrics import compare_means, pick_threshold
+from adapt.evaluation.metrics import compare_means
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, WORST, SideBySide, rank, read_numbers, write_numbers
+from adapt.evaluation.thresholds import pick_threshold
+from adapt.thumbnails import placeholder
 
 VIEWS = ("none", "qf65")
 DEFAULT = {name: getattr(recipe, name) for name in ("METHODS", "ONCE")}
@@ -43,7 +54,7 @@ METHODS = (
     ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.1),
     ("logistic", "tip_adapter", {**TIP, "methods": ("logistic",)}, 0.1),
     ("broken", "tip_adapter", {**TIP, "layer": "block99", "prior": "none"}, 0.1),
-    ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.1),
+    ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",), "classes": "family"}, 0.1),
     ("labels-permuted", "linear_probe", {"layer": "proj", "permute_labels": True}, 0.1),
 )
 
@@ -105,6 +116,7 @@ def done(config, patched) -> dict[str, int]:
     with pytest.raises(SystemExit) as end:
         recipe.main(config)
     assert end.value.code == 1
+    shutil.copy(config.output_dir / "report.html", config.output_dir.parent)  # a test makes the page again
     return before
 
 
@@ -131,6 +143,11 @@ def test_it_continues_reports_what_fails_and_goes_on(config, done, capsys) -> No
     assert "8 cells, 2 to run, about" in said and said.count(" finished ") == 6
     recipe.main(dataclasses.replace(config, only=("logistic*",)))  # nothing to do: the page again
     assert (root / "table.md").read_text().replace(page.partition("## Failed")[0], "").startswith("## Commands")
+
+
+def test_only_methods_with_texts_ask_for_the_projection() -> None:
+    """Other backbones have none, and a cell that fixes it would fail there."""
+    assert {name for name, _, flags, _ in DEFAULT["METHODS"] if flags.get("layer") == "proj"} == set(recipe.NEED_TEXTS)
 
 
 def sample_auc(scores: Scores, view: str, generator: str) -> float:
@@ -213,9 +230,10 @@ def test_controls_stand_last_and_take_no_part(config, numbers) -> None:
 
 
 def test_tables_come_from_the_csv_alone(config, numbers, tmp_path) -> None:
-    sections = write_tables(tmp_path, Page(numbers))
+    sections = write_tables(tmp_path, Page(numbers, "first process, libraries included"))
     root = config.output_dir
-    assert (tmp_path / "ablation.tex").read_bytes() == (root / "ablation.tex").read_bytes()
+    for name in ("ablation.tex", "generators.csv"):
+        assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
     page = (root / "table.md").read_text()
     assert all(section in page for section in sections)
     write_numbers(tmp_path / "again.csv", numbers)
@@ -263,6 +281,158 @@ def test_tensorboard_holds_all_cells_side_by_side(config, numbers) -> None:
     one = [read(root / f"tip-adapter-none_qf65-seed{seed}").Scalars("qf65/auc_unseen")[0].value for seed in (0, 1)]
     mean = next(n for n in numbers if n.method == "tip-adapter" and n.place == ("all", "qf65", "mean:unseen", "auc"))
     assert mean.value == pytest.approx(np.mean(one), abs=1e-6)
+
+
+# -- the HTML page -------------------------------------------------------------------------------------------------
+
+EVIL = '<img src="http://127.0.0.1:9/x.png" onerror="pwned=1">'
+
+
+class Parsed(HTMLParser):
+    """Tables as rows of words, pictures by their alt text, and all text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.pictures, self.text, self.inside = [], {}, "", False
+        self.feed(text.partition("<script>")[0])
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+            self.inside = True
+        elif tag == "img":
+            data = dict(attributes)["src"].partition(",")[2]
+            self.pictures.setdefault(dict(attributes)["alt"], []).append(base64.b64decode(data))
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("th", "td")
+
+    def handle_data(self, text):
+        self.text += text
+        if self.inside:
+            self.tables[-1][-1][-1] += text
+
+
+@pytest.fixture(scope="module")
+def parsed(config, done) -> Parsed:
+    return Parsed((config.output_dir.parent / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_report_has_every_table_and_reason(config, numbers, parsed) -> None:
+    made = Page(numbers, "").tables()
+    for one, shown in zip(made, parsed.tables, strict=False):
+        assert shown[0] == one.titles
+        assert shown[1:] == [[entry.text for entry in row] for row in one.rows]
+    assert len(made) == 4 and "Embedded world" in parsed.text and "unknown layer 'block99'" in parsed.text
+    assert "Not finished: broken-none_qf65-seed0, broken-none_qf65-seed1." in parsed.text
+    record = json.loads((config.output_dir / "zero-shot-seed0" / "provenance.json").read_text())
+    for word in (record["identity"]["data"], record["identity"]["base"]["weights"], record["versions"]["torch"]):
+        assert word in parsed.text
+    page = (config.output_dir / "table.md").read_text()
+    commands = page.partition("## Commands\n\n```sh\n")[2].partition("\n```")[0].splitlines()
+    assert len(commands) == 6 and all(command in parsed.text for command in commands)
+    for alt in (*ablation_html.ALT.values(), "share of fakes against p_fake, a panel for each method"):
+        assert len(parsed.pictures[alt]) == 1
+    family = [alt for alt in parsed.pictures if alt.endswith("predicted against true family")]
+    assert family == [f"tip-adapter, view {view}: predicted against true family" for view in VIEWS]
+
+
+def test_confusion_and_mistakes_are_those_of_the_scores(config, numbers, parsed) -> None:
+    runs = [config.output_dir / f"tip-adapter-none_qf65-seed{seed}" for seed in (0, 1)]
+    tables = [Scores.read(run / "scores.parquet") for run in runs]
+    cuts = [pick_threshold(table) for table in tables]
+    header, *rows = next(found for found in parsed.tables if "reals called fake" in found[0])
+    line = next(row for row in rows if row[:2] == ["tip-adapter", "qf65"])
+    assert header[2:] == [f"{kind} called fake" for kind in ("reals", "processed reals", "seen fakes", "unseen fakes")]
+    for kind, word in zip(header[2:], line[2:], strict=True):
+        called = total = 0
+        for t, cut in zip(tables, cuts, strict=True):
+            for i in range(len(t)):
+                if t["split"][i] == "test" and t["view"][i] == "qf65":
+                    real = "processed reals" if t["edit"][i] else "reals"
+                    fake = "seen fakes" if t["seen"][i] == "train" else "unseen fakes"
+                    if kind == f"{real if t['generator'][i] == 'real' else fake} called fake":
+                        called, total = called + (t["logit"][i] >= cut), total + 1
+        assert word == f"{called / total:.3f} ({called} of {total})" and total > 0
+    # the worst photograph of the best method under a view: the largest mean distance from the thresholds
+    head = leaderboard.headline(numbers)
+    best = max(head.rows[:3], key=lambda row: row[head.titles.index("AUC, unseen, mean")].key)[0].value
+    runs = sorted(config.output_dir.glob(f"{best}*/scores.parquet"))
+    tables = [Scores.read(run) for run in runs]
+    reals = (tables[0]["split"] == "test") & (tables[0]["view"] == "qf65") & ~tables[0].fake
+    far = np.mean([t["logit"][reals] - pick_threshold(t) for t in tables], axis=0)
+    path = tables[0]["path"][reals][far.argmax()]
+    below = parsed.text.partition("Worst mistakes\nOf the 3 methods")[2].partition("view qf65: photographs")[2]
+    assert re.search(r"p\(fake\)", below) and below.split()[3] == path
+    shown = next(data for alt, data in parsed.pictures.items() if alt.endswith(path))[0]
+    assert Image.open(io.BytesIO(shown)).format == "JPEG"
+
+
+def test_the_same_runs_give_the_same_page(config, done) -> None:
+    before = (config.output_dir.parent / "report.html").read_bytes()
+    with contextlib.suppress(SystemExit):
+        recipe.main(config)  # the broken cell fails again
+    assert (config.output_dir / "report.html").read_bytes() == before and len(before) < 3e6
+
+
+def renamed(config, numbers, folder: Path) -> Page:
+    """The runs again, in which a generator and the path of every image of it have hostile names."""
+    runs = {}
+    for row in dict.fromkeys(n.row for n in numbers if n.method not in ("metadata only", "broken")):
+        for old in sorted(config.output_dir.glob(f"{row[0]}-*/scores.parquet")):
+            scores = Scores.read(old)
+            chosen = scores["generator"] == "wavelet"
+            columns = {"generator": np.where(chosen, EVIL, scores["generator"])}
+            columns["path"] = np.where(chosen, EVIL + scores["path"], scores["path"])
+            Scores(scores.columns | columns).write(folder / old.parent.name / "scores.parquet")
+            (folder / old.parent.name / "provenance.json").write_bytes((old.parent / "provenance.json").read_bytes())
+            runs.setdefault(row, []).append(folder / old.parent.name)
+    evil = [dataclasses.replace(n, generator=EVIL) if n.generator == "wavelet" else n for n in numbers]
+    words = {EVIL: EVIL}
+    return Page(evil, EVIL, words, {"data": EVIL, EVIL: EVIL}, runs, [EVIL], words, words)
+
+
+def test_images_that_are_gone_leave_a_placeholder(config, numbers, tmp_path) -> None:
+    page = renamed(config, numbers, tmp_path)
+    figures = {name: (config.output_dir / "figures" / f"{name}.png").read_bytes() for name in ablation_html.ALT}
+    found = Parsed(ablation_html.report(page, figures, None))
+    gone = placeholder("missing")
+    tiles = [data for alt, each in found.pictures.items() if alt.endswith(".png") for data in each]
+    assert set(tiles) == {gone} and len(tiles) > 20 and ablation_html.NO_IMAGES in found.text
+
+
+@pytest.mark.browser
+def test_the_report_in_a_browser(config, numbers, parsed, browser, tmp_path) -> None:
+    figures = {name: (config.output_dir / "figures" / f"{name}.png").read_bytes() for name in ablation_html.ALT}
+    hostile = tmp_path / "hostile.html"
+    page = renamed(config, numbers, tmp_path)
+    hostile.write_text(ablation_html.report(page, figures, Manifest.read(*config.manifest)), encoding="utf-8")
+    browser.requests.clear()
+    browser.complaints.clear()
+    for file in (config.output_dir / "report.html", hostile):
+        for width in (360, 1280):
+            browser.size(width, 800)
+            browser.open(file)
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            assert browser.value("[...document.images].every((image) => image.complete && image.naturalWidth)")
+        assert browser.value("typeof pwned") == "undefined"
+        assert browser.value("[...document.images].every((image) => image.src.startsWith('data:'))")
+    heads = browser.value("[...document.querySelectorAll('.tile figcaption')].map((e) => e.textContent)")
+    assert any(EVIL in head for head in heads) and browser.value("document.querySelectorAll('[onerror]').length") == 0
+    assert html.plain(EVIL) in browser.value("document.querySelectorAll('table')[2].tHead.textContent")
+    browser.open(config.output_dir / "report.html")
+    column = "[...document.querySelector('table').tBodies[{}].rows].map((row) => row.cells[{}].textContent)"
+    place = leaderboard.headline(numbers).titles.index("AUC, unseen, mean")
+    before = browser.value(column.format(0, 0))
+    browser.click(f"thead th:nth-child({place + 1}) button")
+    keys = [float(word.split()[0]) for word in browser.value(column.format(0, place))]
+    assert keys == sorted(keys) and sorted(before) == sorted(browser.value(column.format(0, 0))) and len(keys) == 3
+    assert {*browser.value(column.format(1, 0))} == {"labels-permuted", "metadata only"}  # apart, whatever sorts
+    assert browser.complaints == [] and not [url for url in browser.requests if not url.startswith(("file:", "data:"))]
 
 
 # -- constructed scores -------------------------------------------------------------------------------------------
@@ -413,6 +583,35 @@ def test_a_latex_table_has_as_many_columns_everywhere() -> None:
     assert r"\caption{T\_1 \& more. Subscript" in text and text.count("{") == text.count("}")
     for command in ("toprule", "bottomrule", "end{tabular}", "end{table*}"):
         assert text.count("\\" + command) == 1
+
+
+def test_what_is_too_wide_or_long_comes_in_parts() -> None:
+    header = [("", "method"), ("", "seeds"), *((f"group{i // 7}", f"c{i}") for i in range(25))]
+    rows = [[Entry(f"m{r}", f"m{r}"), Entry("3", 3), *(Entry(f"v{r}.{c}", 0) for c in range(25))] for r in range(85)]
+    text = table(Table("T", header, rows, "", list(range(5, 85, 5))), "tab:t")
+    parts = re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, flags=re.DOTALL)
+    sizes = [[line.count("&") + 1 for line in part.splitlines() if line.startswith("m")][1:] for part in parts]
+    assert len(parts) == 8 and all(max(lines) <= 10 and len(lines) <= 50 for lines in sizes)
+    shown = re.findall(r"v\d+\.\d+(?= )", text)
+    assert len(shown) == len(set(shown)) == 85 * 25  # every entry once
+    assert [f"({i} of 8)" in text for i in range(1, 9)] == [True] * 8 and r"\label{tab:t-8}" in text
+    starts = [re.search(r"^m(\d+) ", part, flags=re.MULTILINE)[1] for part in parts]
+    assert starts == ["0", "50"] * 4 and text.count(r"\midrule") == 4 * (1 + 9 + 1 + 6)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-latex-recommended")
+def test_latex_takes_it(config, done, tmp_path) -> None:
+    header = [("", HOSTILE[0]), ("g_1", HOSTILE[1]), ("g_1", HOSTILE[2])]
+    hostile = table(Table(HOSTILE[0], header, [[Entry(w, w), Entry(w, 0), Entry(w, 1)] for w in HOSTILE]), "tab:h")
+    given = (config.output_dir / "ablation.tex").read_text(encoding="utf-8")
+    lines = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs,graphicx}"]
+    lines += [r"\begin{document}", given, hostile, r"\end{document}"]
+    (tmp_path / "page.tex").write_text("\n".join(lines), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "page.tex"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, errors="replace")
+    assert said.returncode == 0, said.stdout[-2000:]
+    assert (tmp_path / "page.pdf").stat().st_size > 10_000
+    assert not re.search(r"Overfull|Float too large|undefined|Missing character", said.stdout)
 
 
 # -- plan -------------------------------------------------------------------------------------------------------------

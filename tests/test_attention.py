@@ -59,3 +59,14 @@ def test_refuses_what_it_cannot_represent() -> None:
     ):
         with pytest.raises(ValueError, match="can be split"):
             split(other)
+
+
+def test_gradients_of_the_products_are_those_of_the_fused_kernel(attention) -> None:
+    """Training in bf16 on a CPU takes another way than fp32 does: same function, same gradients."""
+    x = torch.randn(2, 5, 32)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        new, seen = split(attention).to(dtype), x.to(dtype, copy=True).requires_grad_()
+        new(seen, seen, seen)[0].square().sum().backward()
+        found.append(torch.cat([seen.grad.flatten().float(), new.q_proj.weight.grad.flatten().float()]))
+    assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()

@@ -1,6 +1,7 @@
 """Attribution to classes: against sklearn, scipy and resamples that are really built; page, files and figures."""
 
 import csv
+import dataclasses
 import io
 import re
 import warnings
@@ -15,9 +16,12 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_sc
 
 from adapt.errors import Refusal
 from adapt.evaluation import figures
-from adapt.evaluation.attribution import OPEN_SET, attribute, classes_of
+from adapt.evaluation.attribution import attribute
 from adapt.evaluation.bootstrap import draw
+from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import evaluate
+from adapt.evaluation.open_set import OPEN_SET, classes_of
+from adapt.evaluation.read_back import read_run
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import markdown, write_tables
 
@@ -194,6 +198,29 @@ def test_resamples_equal_those_really_built():
         assert rate.skipped == np.isnan(values).sum()
 
 
+def test_unknown_families_at_the_cut_of_validation():
+    """Shares and intervals by counting, with a cut that is fitted on validation rows alone."""
+    scores = simulate(n=24, views=("none",), seed=5)
+    decision = fit_decision(scores)
+    found, resamples = rates(attribute(scores, 30, 2, decision=decision)), 30
+    test = scores.select(scores["split"] == "test")
+    counts, group = draw(test["set"], test["group"], resamples, 2)
+    logits = np.stack([test[f"logit_{name}"] for name in CLASSES], axis=1)
+    low = sizes(logits)[decision.familiarity]
+    cut = decision.rules(0.0).at(None).known
+    low = (np.log(low) if decision.familiarity == "max_softmax" else low) < cut
+    assert 0 < low[test.ok & test.fake].mean() < 0.5
+    for name, trained in (("unknown_trained", True), ("unknown_absent", False)):
+        kept = test.ok & test.fake & (np.isin(test["family"], CLASSES) == trained)
+        shares = [low[rows[kept[rows]]].mean() for rows in (np.repeat(np.arange(len(test)), c[group]) for c in counts)]
+        rate = found["none", "all", name]
+        assert [rate.value, rate.low, rate.high] == pytest.approx([shares[0], *np.percentile(shares[1:], [2.5, 97.5])])
+        assert rate.n == kept.sum()
+    page = markdown(evaluate(scores, 0), attribution=attribute(scores, 0, decision=decision))
+    assert "| fakes of absent classes called unknown | 0." in page
+    assert "called unknown" not in markdown(evaluate(scores, 0), attribution=attribute(scores, 0))
+
+
 def test_processed_reals_are_counted_apart(scores, found):
     part = scores.select((scores["split"] == "test") & (scores["view"] == "none") & scores.ok & (scores["edit"] != ""))
     called = np.array(CLASSES)[np.stack([part[f"logit_{name}"] for name in CLASSES], axis=1).argmax(axis=1)]
@@ -313,6 +340,8 @@ def test_page_and_files_say_the_same(tmp_path, scores, found):
     assert [(r["true"], int(r["count"]), float(r["share"])) for r in cells] == [
         (c.true, c.count, c.share) for c in found.counts
     ]
+    again = read_run(tmp_path, [], found.column).attribution
+    assert again == dataclasses.replace(found, rates=tuple(dataclasses.replace(r, skipped=0) for r in found.rates))
     page = (tmp_path / "table.md").read_text(encoding="utf-8").split("## Attribution")[1].split("\n## ")[0]
     at = {(r["view"], r["class"], r["metric"]): r for r in rows}
     names = {"macro F1": ("all", "macro_f1"), "open set, energy": ("all", "auroc_energy"), "gan": ("gan", "recall")}

@@ -245,7 +245,7 @@ def test_a_large_space_is_mapped_and_not_read_into_memory(tmp_path) -> None:
     """100,000 x 768 float32 are 293 MiB; opening them and reading 1,000 rows must not cost that much."""
     psutil = pytest.importorskip("psutil")
     rng = np.random.default_rng(0)
-    shard, expected = module._Shard(tmp_path), {}
+    shard, expected = module.Shard(tmp_path), {}
     for start in range(0, 100_000, 20_000):
         shard.ids = [rng.bytes(32) for _ in range(20_000)]
         block = np.zeros((20_000, 768), np.float32)

@@ -118,7 +118,8 @@ def test_two_processes_share_the_encoding_and_give_the_same_scores(fitted, probe
         linear_probe.main(dataclasses.replace(probe, output_dir=tmp_path / "two", cache=tmp_path / "cache"))
 
     assert in_children(run, world=2) == [0, 0]
-    spaces = [len(list(folder.glob("*.safetensors"))) for folder in (tmp_path / "cache").iterdir()]
+    names = (tmp_path / "cache").glob("*/fingerprint.json")
+    spaces = [len(list(name.parent.glob("*.safetensors"))) for name in names]
     assert spaces == [2, 2]  # each process wrote its half of each view
     one, two = (Scores.read(folder / "scores.parquet") for folder in (fitted, tmp_path / "two"))
     assert (one["path"] == two["path"]).all()

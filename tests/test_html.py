@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import zoo
-from browser import CHROMIUM, Browser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -294,14 +293,6 @@ def test_a_thumbnail_leaves_metadata_and_its_source_alone():
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if not CHROMIUM:
-        pytest.skip("no chromium: apt-get install chromium")
-    with Browser(tmp_path_factory.mktemp("chromium")) as tab:
-        yield tab
 
 
 VALUES = [0.5, None, 0.9, 0.7, float("-inf"), 0.5, 12.0, None, float("-inf")]

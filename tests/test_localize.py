@@ -1,8 +1,11 @@
 """A localiser through its real `main`: it finds planted regions, leaves what it promises, and judges unknown files."""
 
+import base64
 import csv
 import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 
 import localize
@@ -104,15 +107,21 @@ def test_unknown_files_get_extent_tool_area_and_a_picture(trained, manifests, tm
     Image.open(world / "test" / "00000-real.png").resize((150, 70)).save(tmp_path / "in" / "wide.png")
     (tmp_path / "in" / "broken.png").write_bytes(b"x")
     cfg = predict.Config(
-        detector=trained / "detector",
-        input=(str(tmp_path / "in"),),
+        detector=(trained / "detector",),
+        input=(str(tmp_path),),  # the recipe's own files are no inputs
         output=tmp_path / "p.csv",
         maps=tmp_path / "maps",
         num_workers=0,
     )
     predict.main(cfg)
+    told = capsys.readouterr()
+    assert "extent" in told.out + told.err and " 1.00 encoder passes" not in told.out + told.err  # several tiles
+    page = cfg.output.with_suffix(".html").read_bytes()
+    predict.main(cfg)
+    assert cfg.output.with_suffix(".html").read_bytes() == page
     with cfg.output.open(newline="") as file:
-        found = {row["path"]: row for row in csv.DictReader(file)}
+        found = {row["path"].removeprefix("in/"): row for row in csv.DictReader(file)}
+    assert len(found) == 4
     assert found["broken.png"]["status"] == "not-an-image" and not found["broken.png"]["map"]
     for name in ("00000-real.png", "00000-grid.png", "wide.png"):
         row = found[name]
@@ -121,7 +130,31 @@ def test_unknown_files_get_extent_tool_area_and_a_picture(trained, manifests, tm
         with Image.open(tmp_path / "maps" / row["map"]) as shown:
             assert shown.format == "JPEG" and max(shown.size) > 512
     assert float(found["00000-grid.png"]["changed"]) > float(found["00000-real.png"]["changed"])
-    assert "extent" in capsys.readouterr().out
+    pairs = page.decode().split('<div class="pair">')[1:]
+    assert len(pairs) == 3
+    for pair in pairs:
+        pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'base64,([^"]+)"', pair)]
+        assert [max(picture.size) <= 160 for picture in pictures] == [True, True]
+        ratios = [picture.width / picture.height for picture in pictures]
+        assert ratios[0] == pytest.approx(ratios[1], rel=0.03)
+        row = found[re.search(r"<div>in/(.*?)</div>", pair)[1]]
+        assert row["extent"] in pair and f"{100 * float(row['changed']):.1f} % changed" in pair
+
+
+def test_a_localiser_is_alone_and_looks_at_whole_images(trained, tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (96, 96)).save(tmp_path / "in" / "a.png")
+    one = trained / "detector"
+    cfg = predict.Config((one,), (str(tmp_path / "in"),), tmp_path / "p.csv", num_workers=0)
+    for refused in ({"detector": (one, one)}, {"crops": "5"}, {"crops": "native"}):
+        with pytest.raises(Refusal, match="whole images, alone"):
+            predict.main(dataclasses.replace(cfg, **refused))
+    with pytest.raises(Refusal, match="is an input or holds one"):
+        predict.main(dataclasses.replace(cfg, maps=tmp_path))
+    predict.main(cfg)
+    assert '<div class="pair">' not in cfg.output.with_suffix(".html").read_text()
+    with pytest.raises(Refusal, match="rows of another maps"):
+        predict.main(dataclasses.replace(cfg, maps=tmp_path / "maps"))
 
 
 def test_maps_of_a_detector_without_any_are_refused(tmp_path) -> None:
@@ -132,7 +165,7 @@ def test_maps_of_a_detector_without_any_are_refused(tmp_path) -> None:
     backbone = load_backbone("tiny")
     Detector(backbone, LinearHead(backbone.dim)).save(tmp_path / "d", {})
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    cfg = {"detector": tmp_path / "d", "input": (str(tmp_path / "a.png"),), "output": tmp_path / "p.csv"}
+    cfg = {"detector": (tmp_path / "d",), "input": (str(tmp_path / "a.png"),), "output": tmp_path / "p.csv"}
     with pytest.raises(Refusal, match=r"localize\.py"):
         predict.main(predict.Config(**cfg, maps=tmp_path / "maps", num_workers=0))
 

@@ -8,8 +8,9 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import METRICS, WITHIN, draw, interval, measure, replicate
-from adapt.evaluation.metrics import Cell, compare, compare_means, controls, evaluate, pick_threshold, weakest
+from adapt.evaluation.metrics import Cell, compare, compare_means, controls, evaluate, weakest
 from adapt.evaluation.scores import Scores
+from adapt.evaluation.thresholds import pick_threshold
 
 NAN = float("nan")
 

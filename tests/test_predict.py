@@ -17,12 +17,17 @@ import torch
 import zoo
 from processes import in_children
 
+from adapt import journal
 from adapt import predict as library
+from adapt.data.crops import Crops
 from adapt.data.images import read_image
 from adapt.data.inputs import find_inputs
 from adapt.data.manifest import Manifest, read_table
 from adapt.detector import Detector, load_detector, score
 from adapt.errors import Refusal
+from adapt.evaluation.decision import Decision, fit_decision, read_decision
+from adapt.evaluation.open_set import familiarity
+from adapt.evaluation.scores import Scores
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.probes import Probe
@@ -70,14 +75,14 @@ def detectors(photos, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def config(detectors, photos, tmp_path) -> predict.Config:
-    return predict.Config(detectors["families"], (str(photos),), tmp_path / "x.csv", num_workers=0)
+    return predict.Config((detectors["families"],), (str(photos),), tmp_path / "x.csv", num_workers=0)
 
 
 @pytest.fixture(scope="module")
 def whole(detectors, photos, tmp_path_factory) -> bytes:
     """The table of the uninterrupted run."""
     output = tmp_path_factory.mktemp("whole") / "whole.csv"
-    predict.main(predict.Config(detectors["families"], (str(photos),), output, num_workers=0))
+    predict.main(predict.Config((detectors["families"],), (str(photos),), output, num_workers=0))
     return output.read_bytes()
 
 
@@ -92,7 +97,7 @@ def images(folder: Path) -> list[str]:
 
 def test_logits_are_those_of_score(detectors, photos, tmp_path) -> None:
     for name, folder in detectors.items():
-        predict.main(predict.Config(folder, (str(photos),), tmp_path / f"{name}.csv", num_workers=0))
+        predict.main(predict.Config((folder,), (str(photos),), tmp_path / f"{name}.csv", num_workers=0))
         rows = rows_of(tmp_path / f"{name}.csv")
         n = len(rows)
         table = {"path": [row["path"] for row in rows], "group": [str(i) for i in range(n)]}
@@ -129,19 +134,72 @@ def test_family_is_the_most_probable_class_of_a_fake(detectors, photos, whole, t
 
 def test_a_linear_head_names_no_family(detectors, photos, tmp_path) -> None:
     one = str(photos / "03.jpg")
-    predict.main(predict.Config(detectors["linear"], (one,), tmp_path / "x.csv", num_workers=0))
+    predict.main(predict.Config((detectors["linear"],), (one,), tmp_path / "x.csv", num_workers=0))
     (row,) = rows_of(tmp_path / "x.csv")
     assert row["path"] == "03.jpg" and row["verdict"] and not row["family"] and not row["family_probability"]
 
 
 def test_verdict_by_the_threshold_as_written() -> None:
     def verdict(logit: float, threshold: float) -> str:
-        return library._row("a", None, "", logit, threshold, (), None)["verdict"]
+        return library.row_of("a", None, "", logit, library.written(Decision().rules(threshold)), (), None)["verdict"]
 
     assert verdict(0.25, 0.25) == "fake" and verdict(math.nextafter(0.25, 0), 0.25) == "fake"
     assert verdict(0.249999, 0.25) == "real" and verdict(30.0, math.inf) == "real" and verdict(-800.0, 0) == "real"
-    lost = library._row("a", None, "", math.nan, 0.0, (), None)
+    lost = library.row_of("a", None, "", math.nan, Decision().rules(0.0), (), None)
     assert lost["status"] == "not-finite" and lost["logit"] is None and lost["verdict"] is None
+
+
+def fitted(folder: Path, like: Path, photos: Path) -> Path:
+    """The detector of families with a decision from made-up validation scores, spread like its own logits."""
+    detector = load_detector(like)
+    files = [photos / "deep/er" / f"{i:02d}.jpg" for i in range(1, 80, 3)]
+    with torch.no_grad():
+        features = detector.backbone(torch.stack([detector.backbone.preprocess(read_image(file)) for file in files]))
+        spread, own = detector.head(features).std().item(), detector.head.class_logits(features).numpy()
+    rng, n = np.random.default_rng(0), 40
+    columns = {"path": [str(i) for i in range(3 * n)] * 3, "group": [f"g{i // 3}" for i in range(3 * n)] * 3}
+    columns |= {"generator": ["real", "gan", "diffusion"] * 3 * n, "family": ["real", "gan", "diffusion"] * 3 * n}
+    columns |= {"split": ["val"] * 9 * n, "view": np.repeat(["none", "qf40", "qf80"], 3 * n)}
+    noise = rng.normal(size=9 * n) + np.tile([-0.4, 0.4, 0.4], 3 * n) + np.repeat([0, 0.5, -0.5], 3 * n)
+    columns["logit"] = detector.threshold + 0.7 * spread * noise
+    drawn = own[rng.integers(len(own), size=9 * n)]
+    drawn += 0.1 * spread * rng.normal(size=drawn.shape)  # no image stands exactly on a cut
+    columns |= {f"logit_{name}": drawn[:, i] for i, name in enumerate(FAMILIES)}
+    detector.decision = fit_decision(Scores(columns))
+    detector.save(folder, {})
+    return folder
+
+
+@pytest.mark.parametrize("thresholds", ["global", "quality"])
+def test_verdicts_at_a_stated_rate(detectors, photos, tmp_path, thresholds) -> None:
+    """The quality in the header chooses the cuts, p_fake is the calibrated one, and families may be unknown."""
+    folder = fitted(tmp_path / "fitted", detectors["families"], photos)
+    config = predict.Config((folder,), (str(photos),), tmp_path / "x.csv", num_workers=0, error_rate=0.2,
+                            thresholds=thresholds, known_recall=0.6)  # fmt: skip
+    predict.main(config)
+    threshold, decision = read_decision(folder)
+    detector, rows = load_detector(folder), [row for row in rows_of(config.output) if row["status"] == "ok"]
+    rules = decision.rules(threshold, 0.2, thresholds=thresholds, known_recall=0.6)
+    names = {True: "qf40", False: "qf80"} if thresholds == "quality" else dict.fromkeys((True, False), "every")
+    seen = set()
+    for row in rows:
+        logit, cuts = float(row["logit"]), rules.cuts[names[int(row["jpeg_quality"]) <= 60]]
+        assert row["verdict"] == str(cuts.verdicts(np.float64(logit)))
+        expected = float(decision.calibration(logit))
+        assert float(row["p_fake"]) == pytest.approx(expected, rel=1e-5) and row["p_fake"] != str(logit)
+        family = ""
+        if row["verdict"] == "fake":
+            image = detector.backbone.preprocess(library.decode((photos / row["path"]).read_bytes()))[None]
+            with torch.no_grad():
+                logits = detector.head.class_logits(detector.backbone(image)).double().numpy()
+            family = FAMILIES[1 + logits[0, 1:].argmax()]
+            if familiarity(logits)[decision.familiarity][0] < cuts.known:
+                family = "unknown"
+        assert row["family"] == family and (row["family_probability"] == "") == (family in ("", "unknown"))
+        seen |= {row["verdict"], family}
+    assert {"real", "fake", "unsure", "unknown"} <= seen and decision.calibration.kind != "none"
+    with pytest.raises(Refusal, match="rows of another rules"):
+        predict.main(dataclasses.replace(config, error_rate=0.25))
 
 
 def test_every_file_of_the_zoo_is_one_row_with_its_reason(detectors, tmp_path) -> None:
@@ -149,7 +207,7 @@ def test_every_file_of_the_zoo_is_one_row_with_its_reason(detectors, tmp_path) -
     folder.mkdir()
     for name, (data, _) in zoo.files().items():
         (folder / name).write_bytes(data)
-    predict.main(predict.Config(detectors["linear"], (str(folder),), tmp_path / "zoo.csv", num_workers=1))
+    predict.main(predict.Config((detectors["linear"],), (str(folder),), tmp_path / "zoo.csv", num_workers=1))
     rows = {row["path"]: row for row in rows_of(tmp_path / "zoo.csv")}
     assert rows.keys() == zoo.files().keys()
     for name, (_, expected) in zoo.files().items():
@@ -178,11 +236,11 @@ def test_a_batch_is_made_of_the_same_images_whoever_computes_it(detectors, photo
     detector, (_, inputs) = load_detector(detectors["linear"]), find_inputs([str(photos)])
     seen = []
     detector.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0].numpy().tobytes()))
-    every = dict(library.predict(detector, inputs, [0, 1, 2]))
+    every = {n: rows for n, rows, _ in library.predict([detector], inputs, [0, 1, 2])}
     whole, seen[:] = dict(zip(every, seen, strict=True)), []
     assert [len(rows) for rows in every.values()] == [32, 32, 16] and len(set(whole.values())) == 3
     for numbers, workers in (([2], 0), ([2, 1, 0], 2), ([1], 1)):
-        again = dict(library.predict(detector, inputs, numbers, workers))
+        again = {n: rows for n, rows, _ in library.predict([detector], inputs, numbers, workers)}
         assert [whole[number] for number in numbers] == seen and all(every[n] == again[n] for n in numbers)
         seen.clear()
 
@@ -204,7 +262,7 @@ def test_two_processes_give_the_same_bytes(config, whole) -> None:
 
 def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypatch) -> None:
     """Killed right after the first row is kept, torn in the middle of the second entry, continued by two processes."""
-    append = library.Journal._append
+    append = journal.Journal._append
 
     def torn(journal, entry) -> None:
         if entry.get("batch") == 1:
@@ -213,16 +271,16 @@ def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypat
             os.kill(os.getpid(), signal.SIGKILL)
         append(journal, entry)
 
-    monkeypatch.setattr(library.Journal, "_append", torn)
+    monkeypatch.setattr(journal.Journal, "_append", torn)
     assert in_children(lambda: predict.main(config)) == [-signal.SIGKILL]
     assert not config.output.exists()
-    monkeypatch.setattr(library.Journal, "_append", append)
+    monkeypatch.setattr(journal.Journal, "_append", append)
     asked = []
     passed_on = library.predict
 
-    def watched(detector, inputs, numbers, workers):
+    def watched(detectors, inputs, numbers, *others):
         asked.extend(numbers)
-        return passed_on(detector, inputs, numbers, workers)
+        return passed_on(detectors, inputs, numbers, *others)
 
     monkeypatch.setattr(library, "predict", watched)
     predict.main(config)
@@ -252,7 +310,7 @@ def test_kill_9_at_random_moments_and_the_same_command_continues(config, whole) 
 
 def test_ctrl_c_keeps_finished_rows(config, whole, monkeypatch, capfd) -> None:
     """As a terminal does it: the signal goes to the data process, too. One line, status 130, the same command."""
-    add = library.Journal.add
+    add = journal.Journal.add
 
     def interrupted(journal, number, rows) -> None:
         add(journal, number, rows)
@@ -262,7 +320,7 @@ def test_ctrl_c_keeps_finished_rows(config, whole, monkeypatch, capfd) -> None:
     def body() -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits a deaf ear
-        monkeypatch.setattr(library.Journal, "add", interrupted)
+        monkeypatch.setattr(journal.Journal, "add", interrupted)
         predict.main(dataclasses.replace(config, num_workers=1))
 
     assert in_children(body) == [130]
@@ -279,7 +337,9 @@ def test_the_same_command_again_only_writes_the_table(config, whole, monkeypatch
     config.output.unlink()
     monkeypatch.setattr("adapt.detector.load_detector", lambda *_: pytest.fail("nothing is left to compute"))
     predict.main(config)
-    assert config.output.read_bytes() == whole and capsys.readouterr().out == said
+    cost, _, rest = said.partition("\n")
+    assert "1.00 encoder passes a file" in cost and capsys.readouterr().out == rest
+    assert config.output.read_bytes() == whole
     rows = rows_of(config.output)
     fakes = sum(row["verdict"] == "fake" for row in rows)
     assert f"real: {71 - fakes}" in said and f"fake: {fakes}" in said and "truncated: 9" in said
@@ -310,7 +370,7 @@ def test_names_that_hurt_round_trip(detectors, tmp_path) -> None:
     names += ["e\u0301.png", "\u00e9.png", "x.tar::y.png", "<b>.png"]
     for seed, name in enumerate(names):
         (folder / name).write_bytes(zoo.save(zoo.picture(seed=seed), "PNG"))
-    config = predict.Config(detectors["linear"], (str(folder),), tmp_path / "x.csv", num_workers=0)
+    config = predict.Config((detectors["linear"],), (str(folder),), tmp_path / "x.csv", num_workers=0)
     for suffix in (".csv", ".jsonl"):
         predict.main(dataclasses.replace(config, output=config.output.with_suffix(suffix)))
     rows = rows_of(config.output)
@@ -341,7 +401,7 @@ def test_links_pipes_and_folders(tmp_path) -> None:
     assert root == str(folder.resolve())
     expected = {"inside": "", "out": "outside", "outfolder": "outside", "broken": "", "circle": "", "pipe": ""}
     assert {item.path: item.reason for item in found} == expected | {"sub/a.png": ""}
-    files = library._Files(found, load_backbone("tiny").preprocess)
+    files = library.Files(found, [Crops(load_backbone("tiny").preprocess)])
     reasons = {item.path: files[i][2] for i, item in enumerate(found)}
     expected |= {"broken": "missing", "circle": "io-error", "pipe": "not-a-file", "sub/a.png": ""}
     assert reasons == expected
@@ -367,7 +427,7 @@ def test_tar_files_and_manifests(detectors, tmp_path) -> None:
     (place / "list.csv").write_text(f"path,sha256\n3.png,{'0' * 64}\n./2.png,\n2.png,\ns.tar::x/1.png,\ngone.png,\n")
     names = [str(place / name) for name in ("s.tar", "list.csv", "cut.tar")]
     predict.main(
-        predict.Config(detectors["linear"], (*names, f"{names[0]}::x/0.png"), tmp_path / "o.csv", num_workers=0)
+        predict.Config((detectors["linear"],), (*names, f"{names[0]}::x/0.png"), tmp_path / "o.csv", num_workers=0)
     )
     rows = {row["path"]: row for row in rows_of(tmp_path / "o.csv")}
     status = {"2.png": "ok", "3.png": "sha256-mismatch", "gone.png": "missing", "cut.tar": "bad-archive"}
@@ -390,7 +450,7 @@ def test_tar_files_and_manifests(detectors, tmp_path) -> None:
 
 def test_an_output_among_its_inputs_is_no_input(detectors, tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(zoo.save(zoo.picture(), "PNG"))
-    config = predict.Config(detectors["linear"], (str(tmp_path),), tmp_path / "x.csv", num_workers=0)
+    config = predict.Config((detectors["linear"],), (str(tmp_path),), tmp_path / "x.csv", num_workers=0)
     predict.main(config)
     first = config.output.read_bytes()
     (tmp_path / ".x.csv.77.tmp").write_bytes(b"left by a kill")
@@ -402,7 +462,7 @@ def test_what_changed_is_refused(config, detectors, photos, tmp_path) -> None:
     predict.main(config)
     before = config.output.read_bytes()
     with pytest.raises(Refusal, match=r"rows of another detector .*: choose another --output, or delete"):
-        predict.main(dataclasses.replace(config, detector=detectors["linear"]))
+        predict.main(dataclasses.replace(config, detector=(detectors["linear"],)))
     with pytest.raises(Refusal, match="rows of another inputs"):
         predict.main(dataclasses.replace(config, input=(str(photos / "deep"),)))
     times = (photos / "03.jpg").stat()
@@ -421,7 +481,9 @@ def test_what_changed_is_refused(config, detectors, photos, tmp_path) -> None:
         ({"input": ()}, "no file in no --input"),
         ({"input": ("absent",)}, "no input 'absent'"),
         ({"input": ("EMPTY",)}, "no file in '.*empty': name a folder that holds images"),
-        ({"detector": Path("absent")}, "absent is not a complete detector directory"),
+        ({"detector": (Path("absent"),)}, "absent is not a complete detector directory"),
+        ({"error_rate": 0.05}, "--error_rate 0.05 takes 19 validation groups with fakes, this detector has 0"),
+        ({"thresholds": "quality"}, "this detector has no threshold of a JPEG quality"),
         ({"output": Path("/proc/x.csv")}, "cannot write /proc/x.parts"),
         ({"output": Path("EXISTS.csv")}, "exists, without the .*EXISTS.parts it was made from"),
         ({"output": Path("FOLDER.csv")}, "is a folder or an input"),
@@ -455,5 +517,5 @@ def test_an_input_as_output_is_refused(config, tmp_path) -> None:
 
 def test_two_at_once_do_not_write_one_journal(config) -> None:
     parts = config.output.with_suffix(".parts")
-    with library.Journal(parts, "0-of-1.0-of-1", {}), pytest.raises(Refusal, match="another process is working"):
+    with journal.Journal(parts, "0-of-1.0-of-1", {}), pytest.raises(Refusal, match="another process is working"):
         predict.main(config)

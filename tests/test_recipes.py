@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from adapt.detector import load_detector, score
+from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.scores import Scores
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,9 @@ def test_lora_leaves_what_it_promises(trained, config) -> None:
         "figures/roc.png",
     ):
         assert (trained / name).stat().st_size > 0, name
+    card, page = ((trained / name).read_text() for name in ("detector/README.md", "table.md"))
+    headline = [line for line in page.split("## Headline")[1].splitlines() if line.startswith("|")][:4]
+    assert "## Limits" in card and headline[2].startswith("| none ") and all(line in card for line in headline)
     record = json.loads((trained / "provenance.json").read_text())
     scores = Scores.read(trained / "scores.parquet")
     assert record["epoch"] in range(1, config.epochs + 1) and record["seed"] == 0
@@ -75,6 +79,11 @@ def test_lora_leaves_what_it_promises(trained, config) -> None:
     assert detector.threshold == pytest.approx(
         json.loads((trained / "detector" / "detector.json").read_text())["threshold"]
     )
+    decision = fit_decision(scores)
+    assert detector.decision.describe() == decision.describe() and decision.calibration.kind != "none"
+    for name, table in decision.tables.items():
+        np.testing.assert_array_equal(detector.decision.tables[name], table)
+    assert "## Promises" in (trained / "table.md").read_text(encoding="utf-8")
     from adapt.data.manifest import Manifest
 
     rows = Manifest.read(config.manifest[0])

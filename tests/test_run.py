@@ -18,7 +18,7 @@ import torch
 from processes import in_children
 
 import adapt.report  # noqa: F401
-from adapt import checkpoint, detector
+from adapt import checkpoint, prefix
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import sha256
@@ -77,7 +77,7 @@ def killed(config: lora.Config, where: str, at: int, world: int) -> list[int]:
 
                 Run._log_step = logged
             elif where == "validation":
-                detector.score = strike
+                prefix.score = strike
             else:
                 original = checkpoint.save_file if where == "writing" else checkpoint._newest_first
 

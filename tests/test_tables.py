@@ -14,9 +14,13 @@ from PIL import Image
 
 from adapt.errors import Refusal
 from adapt.evaluation import figures
+from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import compare, controls, evaluate
+from adapt.evaluation.promises import keep
+from adapt.evaluation.read_back import read_rows, read_run
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import escape, grid, headline, markdown, text, write_tables
+from adapt.evaluation.thresholds import pick_threshold
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "evaluate.py"
 SHIFT = {"real": 0.0, "gan": 2.0, "flux": 0.7, "sdxl": 1.0}
@@ -350,7 +354,7 @@ def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, reci
     assert capsys.readouterr().out.startswith(text(evaluate(scores, 30)))
     recipe.main(cfg)
     assert contents(run) == first
-    expected = {"metrics.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
+    expected = {"metrics.csv", "controls.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
     assert {name for name in first if not name.startswith("figures")} == expected
     assert sum(name.startswith("figures") for name in first) == 5
     page = first["table.md"].decode()
@@ -369,7 +373,8 @@ def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, reci
 def test_recipe_reproduces_what_a_run_wrote_and_leaves_the_scores_alone(tmp_path, recipe, scores, cells):
     scores.write(tmp_path / "scores.csv")
     before = (tmp_path / "scores.csv").read_bytes()
-    write_tables(cells, tmp_path / "run")
+    kept = keep(scores, fit_decision(scores), pick_threshold(scores), resamples=40)
+    write_tables([*cells, *kept], tmp_path / "run")
     recipe.main(recipe.Config(tmp_path / "scores.csv", output_dir=tmp_path / "again", resamples=40))
     assert (tmp_path / "again" / "metrics.csv").read_bytes() == (tmp_path / "run" / "metrics.csv").read_bytes()
     assert (tmp_path / "scores.csv").read_bytes() == before
@@ -384,3 +389,20 @@ def test_recipe_refuses_a_comparison_of_other_images_before_writing(tmp_path, re
             recipe.Config(tmp_path / "scores.csv", tmp_path / "fewer.csv", output_dir=tmp_path / "out", resamples=5)
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_files_give_the_page_again(tmp_path):
+    given = simulate(names={"flux": 'a "b", c'}, broken=4)
+    given = given.select(given["generator"] != "sdxl")  # selection only: no file says so
+    found, other = evaluate(given, 20), given.select(np.arange(len(given)))
+    checks, differences = controls(given, resamples=20), compare(given, other, 20)
+    write_tables(found, tmp_path, {"a": 1}, checks, differences)
+    again = read_run(tmp_path, ["gan"])
+    assert (len(again.cells), len(again.controls)) == (len(found), len(checks)) and again.controls
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == markdown(
+        again.cells, {"a": 1}, again.controls, again.differences, (), again.attribution
+    )
+    assert read_rows(tmp_path / "none.csv", type(checks[0])) == []
+    (tmp_path / "controls.csv").write_text("name,view,odd\n")
+    with pytest.raises(Refusal, match="columns name, view, odd, expected name, view, value"):
+        read_run(tmp_path, ["gan"])

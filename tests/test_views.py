@@ -140,6 +140,7 @@ def test_jpeg_keeps_grey_grey_and_codes_the_same_luma():
 
 
 NAMES = ["none", "grey", "qf40", "qf90", "webp50", "crop32", "resize48", "blur0.5", "blur2"]
+NAMES += ["shuffle16", "spot32", "plain32", "hue90", "lowpass0.25", "highpass0.125"]
 
 
 @given(first=st.sampled_from(NAMES[1:]), second=st.sampled_from(NAMES[1:]), x=st.floats(0, 1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from adapt.data.crops import Crops
 from adapt.data.focus import Focus
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
@@ -193,31 +194,37 @@ class Views:
     """One image under every requested view; where a view could not be made, a blank and the reason."""
 
     row: int
-    pixels: Tensor  # (views, 3, h, w) uint8, or what else `preprocess` makes of an image
+    pixels: Tensor  # (views, 3, h, w) uint8, or what else `preprocess` makes of an image; all crops of all views
     reasons: list[str]  # "" where there are pixels
+    crops: list[int]  # how many of each view
 
 
 class Images(Dataset):
     """Scoring data: item i is row `rows[i]` of the manifest, decoded once and put under all views."""
 
-    def __init__(self, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess, views: tuple[str, ...]) -> None:
+    def __init__(
+        self, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess | Crops, views: tuple[str, ...]
+    ) -> None:
         self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
         self.views = [parse_view(name) for name in views]
+        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares a copy to Pillow and back
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Views:
         row = int(self.rows[i])
-        pixels = torch.zeros(len(self.views), *self.preprocess.shape, dtype=self.preprocess.dtype)
+        made = [torch.zeros(self.preprocess.shape, dtype=self.preprocess.dtype)] * len(self.views)
         reasons = [""] * len(self.views)
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+            for v, view in enumerate(self.views):
+                try:
+                    made[v] = self.preprocess(view.pixels(image) if self.arrays else view(image))
+                except Unreadable as problem:
+                    reasons[v] = str(problem)
         except Unreadable as problem:
-            return Views(row, pixels, [str(problem)] * len(self.views))
-        for v, view in enumerate(self.views):
-            try:
-                pixels[v] = self.preprocess(view(image))
-            except Unreadable as problem:
-                reasons[v] = str(problem)
-        return Views(row, pixels, reasons)
+            reasons = [str(problem)] * len(self.views)
+        if isinstance(self.preprocess, Crops):
+            return Views(row, torch.cat(made), reasons, [len(crops) for crops in made])
+        return Views(row, torch.stack(made), reasons, [1] * len(made))

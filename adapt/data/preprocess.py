@@ -1,16 +1,18 @@
 """What stands between a view and a backbone: geometry only. Mean and std belong to the backbone."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from adapt.data.views import parse_view
 
 Geometry = Literal["resize", "squash", "native"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+SHRINKS, ASPECT = 1.3, 1.8
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,16 @@ class Preprocess:
     `resize` scales the shortest side to `shortest` pixels and crops, as CLIP does; `squash` scales both sides to
     `size`, as SigLIP does; `native` only crops, so that traces of one or two pixels survive (smaller images are
     padded by reflection). The crop lies at the relative position `at`, the centre unless a training draw says else.
+    `resizer` torch is faster than pillow, and a level apart in fewer than 0.5 % of a photograph's values. It is used
+    for `resize` from `SHRINKS` times the size on, up to an aspect of `ASPECT`. Pillow scales all other images: it
+    takes long ones, and most of those that `squash` distorts, in another order (rows, then columns) than torch.
     """
 
     size: int
     shortest: int
     interpolation: str = "bicubic"
     geometry: Geometry = "resize"
+    resizer: Literal["pillow", "torch"] = "pillow"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -34,16 +40,53 @@ class Preprocess:
 
     dtype = torch.uint8
 
-    def __call__(self, image: Image.Image, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-        resample = FILTERS[self.interpolation]
+    def facts(self) -> dict[str, Any]:
+        """For fingerprints; Pillow's resize goes without saying."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("resizer", "pillow")}
+
+    def __call__(self, image: Image.Image | np.ndarray, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
+        """`image` is RGB, or its writable array (h, w, 3) uint8."""
+        image = self.scaled(image)
+        return _tensor(image if self.geometry == "squash" else _cropped(image, self.size, at))
+
+    def scaled(self, image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+        """The image at the scale at which it is cropped."""
         if self.geometry == "squash":
-            image = image.resize((self.size, self.size), resample)
-        else:
-            if self.geometry == "resize" and min(image.size) != self.shortest:
-                # the short side exactly, the long side rounded down: torchvision's rule, which open_clip uses
-                short, long = min(image.size), max(image.size)
-                other = int(self.shortest * long / short)
-                wide = image.width >= image.height
-                image = image.resize((other, self.shortest) if wide else (self.shortest, other), resample)
-            image = parse_view(f"crop{self.size}")(image, at)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            return self._resized(image, self.size, self.size)
+        width, height = size_of(image)
+        if self.geometry == "native" or min(width, height) == self.shortest:
+            return image
+        # the short side exactly, the long side rounded down: torchvision's rule, which open_clip uses
+        long = int(self.shortest * max(width, height) / min(width, height))
+        return self._resized(image, *((long, self.shortest) if width >= height else (self.shortest, long)))
+
+    def _resized(self, image: Image.Image | np.ndarray, width: int, height: int) -> Image.Image | np.ndarray:
+        short, long = sorted(size_of(image))
+        usual = self.geometry == "resize" and short >= SHRINKS * self.shortest and long <= ASPECT * short
+        if self.resizer == "pillow" or not usual:
+            return _image(image).resize((width, height), FILTERS[self.interpolation])
+        pixels = image if isinstance(image, np.ndarray) else np.array(image)
+        pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last: torch's fast kernel
+        resized = F.interpolate(pixels, size=(height, width), mode=self.interpolation, antialias=True)
+        return resized[0].permute(1, 2, 0).numpy()
+
+
+def size_of(image: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Width and height of an image or of its array (h, w, 3)."""
+    return image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+
+
+def _cropped(image: Image.Image | np.ndarray, side: int, at: tuple[float, float]) -> Image.Image | np.ndarray:
+    """As the view `crop`, which continues an image that is too small."""
+    if isinstance(image, Image.Image) or min(image.shape[:2]) < side:
+        return parse_view(f"crop{side}")(_image(image), at)
+    top, left = (round(place * (length - side)) for place, length in zip(at[::-1], image.shape[:2], strict=True))
+    return image[top : top + side, left : left + side]
+
+
+def _image(image: Image.Image | np.ndarray) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
+def _tensor(image: Image.Image | np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -1,6 +1,7 @@
 """Views: named deterministic functions image -> image, such as `crop224+qf40` or `grey+qf40`."""
 
 import difflib
+import functools
 import io
 import random
 import re
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from adapt.data.dissection import MIDDLE, bands, plainest_place, random_place, shuffled, to_8_bits, turned
 from adapt.data.images import Unreadable
 from adapt.errors import Refusal
 
@@ -25,7 +27,35 @@ def jpeg_bytes(image: Image.Image, quality: int) -> bytes:
 
 
 def _jpeg(image: Image.Image, quality: float, at: At) -> Image.Image:
-    return _decoded(jpeg_bytes(image, int(quality)))
+    return Image.fromarray(_jpeg_pixels(image, int(quality)))
+
+
+def _jpeg_pixels(image: Image.Image, quality: int) -> np.ndarray:
+    """(h, w, 3) of `jpeg_bytes` decoded again, by OpenCV where that gives the same pixels in less time."""
+    if _same_codec():
+        return _through_opencv(image, quality)
+    return np.array(_decoded(jpeg_bytes(image, quality)))
+
+
+def _through_opencv(image: Image.Image, quality: int) -> np.ndarray:
+    import cv2
+
+    pixels = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError("OpenCV could not encode an image")
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+
+
+@functools.cache
+def _same_codec() -> bool:
+    """Whether OpenCV is there and its libjpeg gives Pillow's pixels: asked once a process, of coloured noise."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)).resize((77, 53))
+    try:
+        pairs = ((_through_opencv(picture, q), _decoded(jpeg_bytes(picture, q))) for q in (5, 40, 90, 100))
+        return all(np.array_equal(found, np.asarray(wanted)) for found, wanted in pairs)
+    except (ImportError, AttributeError):  # absent, or older than IMREAD_COLOR_RGB
+        return False
 
 
 def _webp(image: Image.Image, quality: float, at: At) -> Image.Image:
@@ -75,6 +105,33 @@ def _grey(image: Image.Image, number: None, at: At) -> Image.Image:
     return image.convert("L").convert("RGB")
 
 
+def _shuffle(image: Image.Image, side: float, at: At) -> Image.Image:
+    return Image.fromarray(shuffled(np.asarray(image), int(side)))
+
+
+def _spot(image: Image.Image, side: float, at: At) -> Image.Image:
+    """A crop at a place drawn from the pixels, whatever `at` says."""
+    return _crop(image, side, random_place(np.asarray(image)))
+
+
+def _plain(image: Image.Image, side: float, at: At) -> Image.Image:
+    """The crop with the least gradient, whatever `at` says."""
+    return _crop(image, side, plainest_place(np.asarray(image), int(side)))
+
+
+def _hue(image: Image.Image, degrees: float, at: At) -> Image.Image:
+    return Image.fromarray(turned(np.asarray(image), degrees))
+
+
+def _lowpass(image: Image.Image, cutoff: float, at: At) -> Image.Image:
+    return Image.fromarray(to_8_bits(bands(np.asarray(image), cutoff)[0]))
+
+
+def _highpass(image: Image.Image, cutoff: float, at: At) -> Image.Image:
+    """About mid-grey; what swings further than 8 bits allow is clipped."""
+    return Image.fromarray(to_8_bits(bands(np.asarray(image), cutoff)[1] + MIDDLE))
+
+
 class _Op(NamedTuple):
     apply: Callable[[Image.Image, float | None, At], Image.Image]
     low: float | None  # None: the operation takes no number
@@ -90,6 +147,12 @@ OPS = {
     "crop": _Op(_crop, 16, 2048, True, "side, px"),
     "blur": _Op(_blur, 0.1, 64, False, "sigma, px"),
     "grey": _Op(_grey, None, None, False, "no chroma"),
+    "shuffle": _Op(_shuffle, 2, 1024, True, "side of the patches, px"),
+    "spot": _Op(_spot, 16, 2048, True, "side of a random crop, px"),
+    "plain": _Op(_plain, 16, 2048, True, "side of the plainest crop, px"),
+    "hue": _Op(_hue, 1, 359, True, "turn, degrees"),
+    "lowpass": _Op(_lowpass, 0.005, 0.5, False, "cutoff, cycles/px"),
+    "highpass": _Op(_highpass, 0.005, 0.5, False, "cutoff, cycles/px"),
 }
 GEOMETRY = ("resize", "crop")  # these move pixels; the others change them in place
 
@@ -112,6 +175,12 @@ class View:
             image = OPS[op].apply(image, number, at)
         return image
 
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The same as a writable array (h, w, 3) uint8: one copy less where JPEG comes last. Crops are centred."""
+        if self.steps and self.steps[-1][0] == "qf":
+            return _jpeg_pixels(View("", self.steps[:-1])(image), int(self.steps[-1][1]))
+        return np.array(self(image))
+
     def follow(self, mask: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
         """Grey mask of the image before the view -> of the image after it: only what moves pixels applies."""
         for op, number in self.steps:
@@ -123,8 +192,10 @@ def parse_view(name: str) -> View:
     """View of a name: `none`, or steps (most an operation and its number) joined by `+`, applied left to right.
 
     `qf40` JPEG quality; `webp80` lossy WebP quality; `resize256` shortest side; `crop224` native crop;
-    `blur1.5` Gaussian sigma; `grey`, without a number, removes the chroma. The view's own name is canonical
-    (`qf040` -> `qf40`). Refuses all else.
+    `blur1.5` Gaussian sigma; `grey`, without a number, removes the chroma. To part content from trace: `shuffle32`
+    patches in another order; `spot32` crop at a random place, `plain32` crop with the least gradient; `hue90` chroma
+    turned; `lowpass0.25`, `highpass0.25` bands below and above a frequency (adapt/data/dissection.py). The view's own
+    name is canonical (`qf040` -> `qf40`). Refuses all else.
     """
     if name == "none":
         return View("none", ())

@@ -13,11 +13,11 @@ import numpy as np
 
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, CHUNK, distinct, draw, interval, measure
+from adapt.evaluation.decision import EVERY, Decision
+from adapt.evaluation.open_set import OPEN_SET, class_logits, classes_of, familiarity
 from adapt.evaluation.scores import Scores
 
 ABSENT, EDIT = "absent: ", "edit:"  # how the labels of rows begin that are not those of a class
-# Each is higher for what looks more like the training: 1911.11132, 2010.03759 (minus the energy), 1610.02136.
-OPEN_SET = ("max_logit", "energy", "max_softmax")
 
 Column = Literal["family", "generator"]
 
@@ -28,7 +28,7 @@ class Rate:
 
     view: str
     label: str  # a class, or `all`
-    metric: str  # recall, processed_reals; of all: macro_recall, macro_f1, auroc_max_logit, _energy, _max_softmax
+    metric: str  # recall, processed_reals; of all: macro_recall, macro_f1, auroc_X (of OPEN_SET), unknown_absent...
     value: float
     low: float
     high: float
@@ -59,19 +59,21 @@ class Attribution:
     counts: tuple[Count, ...]
 
 
-def classes_of(scores: Scores) -> tuple[str, ...]:
-    """Classes that the scores have logits of, `real` first; empty if there are none."""
-    names = [name.removeprefix("logit_") for name in scores.columns if name.startswith("logit_")]
-    return tuple(sorted(names, key=lambda name: name != "real"))
-
-
-def attribute(scores: Scores, resamples: int = 1000, seed: int = 0, column: Column | None = None) -> Attribution:
+def attribute(
+    scores: Scores,
+    resamples: int = 1000,
+    seed: int = 0,
+    column: Column | None = None,
+    decision: Decision | None = None,
+) -> Attribution:
     """Attribution of the readable test rows of each view, with intervals from the resamples of all other metrics.
 
     recall: share of a class's rows attributed to it. macro_recall, macro_f1: mean over the classes that the rows (of
     a resample: the drawn rows) hold, of rows of trained classes only. auroc_x: chance that a fake of a trained class
     has a larger max_logit, energy (logsumexp of all logits) or max_softmax than a fake of an absent class, ties half.
     processed_reals: share of the processed reals attributed to a class; they have no part in the others.
+    unknown_absent, unknown_trained: share of the fakes of absent classes, and of trained ones, that are too unfamiliar
+    for a family by the `decision` fitted on validation rows.
 
     `column` says what the classes are; without it the one of the two that has their names. Refuses classes without
     `real` or without a fake, names that could be either, a fake without a class, a readable row without its logits.
@@ -88,12 +90,13 @@ def attribute(scores: Scores, resamples: int = 1000, seed: int = 0, column: Colu
     names = (*classes, *sorted(set(true) - set(classes)))
     if bad := [name for name in names if name.startswith((ABSENT, EDIT)) or not name]:
         raise Refusal(f"class {bad[0]!r}: a name cannot be empty or begin with {ABSENT!r} or {EDIT!r}; rename it")
-    logits = np.stack([test[f"logit_{name}"] for name in classes], axis=1)
+    logits = class_logits(test)
     if lost := int((test.ok & ~np.isfinite(logits).all(axis=1)).sum()):
         raise Refusal(f"{lost} readable test rows lack a finite logit of a class: score them again or drop them")
     counts, group = draw(test["set"], test["group"], resamples, seed)
     place = {name: i for i, name in enumerate(names)}
     number = np.array([place[name] for name in true])
+    measure, cut = (decision.familiarity, decision.rules(0.0).cuts[EVERY].known) if decision else ("energy", -np.inf)
     rates, cells = [], []
     for view in distinct(test["view"]):
         rows = np.flatnonzero((test["view"] == view) & test.ok)
@@ -103,7 +106,11 @@ def attribute(scores: Scores, resamples: int = 1000, seed: int = 0, column: Colu
         closed, edited = (edit == "") & (truth < len(classes)), edit != ""
         drawn = group[rows]
         rates += _closed_set(view, classes, truth[closed], called[closed], counts, drawn[closed])
-        rates += _open_set(view, logits[rows][fake], truth[fake] < len(classes), counts, drawn[fake])
+        known = truth[fake] < len(classes)
+        rates += _open_set(view, logits[rows][fake], known, counts, drawn[fake])
+        if cut > -np.inf:
+            rejected = familiarity(logits[rows][fake])[measure] < cut
+            rates += _rejected(view, rejected, known, counts, drawn[fake])
         rates += _processed(view, classes, called[edited], counts, drawn[edited])
     held = set(true[test["edit"] == ""])
     untested = tuple(name for name in classes if name not in held)
@@ -176,10 +183,7 @@ def _closed_set(
 
 def _open_set(view: str, logits: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
     """AUROC of known (n,) bool against the other fakes by what the logits (n, c) say."""
-    steps = np.sort(logits, axis=1)
-    top, below = steps[:, -1], np.logaddexp.reduce(steps[:, :-1], axis=1)
-    # the log of the largest softmax has the same order, without ties where the softmax itself rounds to 1
-    sizes = (top, np.logaddexp(top, below), -np.logaddexp(0, below - top))
+    sizes = familiarity(logits).values()
     values = np.full((len(OPEN_SET), len(counts)), np.nan)
     if known.any() and not known.all():
         half, step = np.full(len(known), 0.5), max(1, CHUNK // len(known))
@@ -189,6 +193,15 @@ def _open_set(view: str, logits: np.ndarray, known: np.ndarray, counts: np.ndarr
                 found = measure(size, half, known, weights, float("nan"))
                 values[i, first : first + step] = found["auc"]
     return [_rate(view, ALL, f"auroc_{name}", values[i], len(known)) for i, name in enumerate(OPEN_SET)]
+
+
+def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
+    """Shares of the fakes (n,) bool of absent and of trained classes that are rejected."""
+    rows, found = (_sums(counts, group[used], known[used].astype(int), 2) for used in (slice(None), rejected))
+    with np.errstate(invalid="ignore"):
+        shares = found / rows
+    names = ("unknown_absent", "unknown_trained")
+    return [_rate(view, ALL, name, shares[:, i], int(rows[0, i])) for i, name in enumerate(names)]
 
 
 def _processed(

@@ -25,7 +25,8 @@ WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
 ALL = "all"  # in place of a set: over all sets
 MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
 GROUPED = {"within:all": "mean:all", "within:seen": "mean:seen", "within:unseen": "mean:unseen"}  # the same fakes
-CHUNK = 2_000_000  # resamples x rows held at once: 16 MB an array
+CHUNK = 8_000_000  # resamples x rows whose multiplicities are held at once: 32 MB
+BLOCK = 65_536  # resamples x rows that are computed together: 0.5 MB an array, what a core's cache holds
 
 Key = tuple[str, str, str]  # set, view, generator
 
@@ -80,42 +81,65 @@ def measure(
     if not len(logit):
         return {name: np.full(len(weights), np.nan) for name in METRICS}
     order = np.argsort(-logit, kind="stable")
-    last = np.flatnonzero(np.diff(logit[order], append=-np.inf))  # the last row of each run of equal logits
-    weights = weights[:, order].astype(np.float64)
-    tp = np.cumsum(weights * fake[order], axis=1)[:, last]  # fakes at or above the k-th distinct logit
-    fp = np.cumsum(weights * ~fake[order], axis=1)[:, last]
-    n_fake, n_real = tp[:, -1:], fp[:, -1:]
+    logit, fake = logit[order], fake[order]
+    last = np.flatnonzero(np.diff(logit, append=-np.inf))  # the last row of each run of equal logits
+    cuts = {"": threshold, "_at_0.5": 0.0}
+    above = {suffix: None if np.isnan(cut) else np.count_nonzero(logit[last] >= cut) for suffix, cut in cuts.items()}
+    deviation = p_fake[order] - fake
+    bins = np.minimum((p_fake[order] * BINS).astype(np.int64), BINS - 1) + BINS * fake
+    step = max(1, BLOCK // len(logit))
+    blocks = []
+    for first in range(0, len(weights), step):
+        block = weights[first : first + step, order].astype(np.float64)
+        called, tp = np.cumsum(block, axis=1), np.cumsum(block * fake, axis=1)
+        if len(last) < len(logit):
+            called, tp = called[:, last], tp[:, last]
+        found = _from_counts(tp, called, above)
+        sums = np.stack([np.bincount(bins, row * deviation, 2 * BINS) for row in block])
+        blocks.append(found | {"ece": _ece(sums, tp[:, -1], called[:, -1])})
+    return {name: np.concatenate([block[name] for block in blocks]) for name in METRICS}
+
+
+def _from_counts(tp: np.ndarray, called: np.ndarray, above: dict[str, int | None]) -> dict[str, np.ndarray]:
+    """Metrics from (r, k) numbers of fakes, and of rows, at or above the k-th distinct logit; counts stay exact.
+
+    `above`: how many distinct logits reach each threshold, None for a threshold that is NaN.
+    """
+    fp, n_fake, total = called - tp, tp[:, -1], called[:, -1]
+    n_real, d_tp = total - n_fake, np.diff(tp, prepend=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        tpr, fpr = tp / n_fake, fp / n_real
-        d_tpr, d_fpr = np.diff(tpr, prepend=0), np.diff(fpr, prepend=0)
-        called = tp + fp
-        precision = np.where(called > 0, tp / np.maximum(called, 1), 0)
+        pairs = np.vecdot(d_tp, fp) + np.vecdot(
+            d_tp[:, 1:], fp[:, :-1]
+        )  # twice the pairs that are the wrong way round
+        best = (tp * total[:, None] - called * n_fake[:, None]).max(axis=1) / (n_fake * n_real)
         out = {
-            "auc": (d_tpr * (1 - fpr + 0.5 * d_fpr)).sum(axis=1),
-            "ap": (d_tpr * precision).sum(axis=1),
-            "balanced_accuracy_oracle": 0.5 + 0.5 * np.maximum((tpr - fpr).max(axis=1), 0),
-            "ece": _ece(p_fake[order], fake[order], weights / np.where(fake[order], n_fake, n_real)),
+            "auc": 1 - 0.5 * pairs / (n_fake * n_real),
+            "ap": np.vecdot(d_tp, tp / np.maximum(called, 1)) / n_fake,
+            "balanced_accuracy_oracle": 0.5 + 0.5 * np.maximum(best, 0),
         }
         for name, rate in FALSE_ALARM_RATES.items():
-            out[name] = np.where(fp <= rate * n_real + 1e-9, tpr, 0).max(axis=1)
-        for suffix, cut in (("", threshold), ("_at_0.5", 0.0)):
-            above = np.count_nonzero(logit[order][last] >= cut)
-            found, alarms = (rate[:, above - 1] if above else 0 * rate[:, 0] for rate in (tpr, fpr))
-            if np.isnan(cut):
-                found, alarms = found + np.nan, alarms + np.nan
+            allowed = rate * n_real + 1e-9
+            ends = [np.searchsorted(row, most, "right") for row, most in zip(fp, allowed, strict=True)]
+            out[name] = np.array([row[end - 1] if end else 0.0 for row, end in zip(tp, ends, strict=True)]) / n_fake
+        for suffix, count in above.items():
+            found, alarms = (row[:, count - 1] if count else 0 * row[:, 0] for row in (tp, fp))
+            found, alarms = (found / n_fake, alarms / n_real) if count is not None else (n_fake * np.nan,) * 2
             out |= {f"recall{suffix}": found, f"false_alarm{suffix}": alarms}
             out[f"balanced_accuracy{suffix}"] = 0.5 * (found + 1 - alarms)
-    absent = (n_fake[:, 0] == 0) | (n_real[:, 0] == 0)
+    absent = (n_fake == 0) | (n_real == 0)
     one_class = ("recall", "recall_at_0.5", "false_alarm", "false_alarm_at_0.5")
-    return {name: out[name] if name in one_class else np.where(absent, np.nan, out[name]) for name in METRICS}
+    return {name: value if name in one_class else np.where(absent, np.nan, value) for name, value in out.items()}
 
 
-def _ece(p_fake: np.ndarray, fake: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Sum over the bins of |mean of p_fake - share of fakes| x weight; `share` sums to 1 in each class."""
-    edges = np.minimum((p_fake * BINS).astype(np.int64), BINS - 1)
-    gap = np.zeros((len(p_fake), BINS))
-    gap[np.arange(len(p_fake)), edges] = p_fake - fake
-    return 0.5 * np.abs(share @ gap).sum(axis=1)
+def _ece(sums: np.ndarray, n_fake: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Sum over the bins of |mean of p_fake - share of fakes| x weight, each class weighing half, NaN without one.
+
+    `sums` (r, 2 x bins): p_fake - fake, summed over the reals of each bin, then over the fakes of each bin.
+    """
+    n_real = total - n_fake
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = sums[:, :BINS] / n_real[:, None] + sums[:, BINS:] / n_fake[:, None]
+    return np.where((n_fake == 0) | (n_real == 0), np.nan, 0.5 * np.abs(gap).sum(axis=1))
 
 
 def within_groups(logit: np.ndarray, fake: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -16,7 +17,7 @@ from adapt.evaluation.metrics import Cell
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import Number
 from adapt.evaluation.tables import generators_of, index, name_of, plain, views_of
-from adapt.files import atomic
+from adapt.files import write_bytes
 
 # Okabe and Ito's colours serve every colour vision; line styles and markers serve without any
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -55,13 +56,18 @@ def write_figures(
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """PNG with few colours, which look the same and take a third of the bytes; written atomically."""
+    """The `png` of a figure, written atomically."""
+    write_bytes(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """PNG with few colours, which look the same and take a third of the bytes; the same figure, the same bytes."""
     colours = 256 if any(axes.images for axes in figure.axes) else 64  # a heat map needs more of them
-    buffer = io.BytesIO()
+    buffer, small = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-    with atomic(path) as temporary:
-        image.save(temporary, format="PNG", optimize=True, dpi=(150, 150))
+    image.save(small, format="PNG", optimize=True, dpi=(150, 150))
+    return small.getvalue()
 
 
 def auc_per_view(cells: Sequence[Cell]) -> Figure:
@@ -140,23 +146,17 @@ def roc(scores: Scores) -> Figure:
 
 def reliability(scores: Scores) -> Figure:
     """Share of fakes against p_fake in 15 equal bins, one line a view, half of the weight to each class."""
-    views = _views(scores)
     figure = Figure(figsize=(5.2, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    edges, most = np.linspace(0, 1, BINS + 1), (0, 0)
-    for i, view in enumerate(views):
-        rows = _test(scores) & (scores["view"] == view) & (scores["edit"] == "")
-        p, fake = scores["p_fake"][rows], scores.fake[rows]
-        if fake.all() or not fake.any():
+    most = (0, 0)
+    for i, view in enumerate(_views(scores)):
+        if (found := _in_bins([scores], view)) is None:
             continue
-        place = np.minimum((p * BINS).astype(int), BINS - 1)
-        share = np.where(fake, 0.5 / fake.sum(), 0.5 / (~fake).sum())
-        weight, mean_p, mean_fake = (np.bincount(place, share * x, BINS) for x in (1.0, p, fake))
+        mean_p, share, weight, counts = found
         kept = weight > 0
-        points = mean_p[kept] / weight[kept], mean_fake[kept] / weight[kept]
-        upper.plot(*points, marker=MARKERS[i % 7], markersize=4, label=_short(view), **_style(i))
-        lower.stairs(weight, edges, **_style(i))
-        most = max(most, (int((~fake).sum()), int(fake.sum())))
+        upper.plot(mean_p[kept], share[kept], marker=MARKERS[i % 7], markersize=4, label=_short(view), **_style(i))
+        lower.stairs(weight, np.linspace(0, 1, BINS + 1), **_style(i))
+        most = max(most, counts)
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     upper.set(ylabel="share of fakes in the bin", xlim=(0, 1), ylim=(-0.02, 1.02))
     lower.set(xlabel="p_fake", ylabel="share of rows")
@@ -169,6 +169,61 @@ def reliability(scores: Scores) -> Figure:
     else:
         _say_none(upper, "view with both classes")
     return figure
+
+
+def reliabilities(methods: Mapping[str, Sequence[Scores]]) -> Figure:
+    """A panel for each method, by its name: `reliability`, with the rows of all its tables (one a seed) together."""
+    figure, panels = _panels(list(methods))
+    handles: dict[str, Any] = {}
+    for axes, tables in zip(panels, methods.values(), strict=False):
+        for i, view in enumerate(_views(tables[0])):
+            if found := _in_bins(tables, view):
+                mean_p, share, weight, _ = found
+                points = mean_p[weight > 0], share[weight > 0]
+                (handles[view],) = axes.plot(*points, marker=MARKERS[i % 7], markersize=2.5, **_style(i))
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+        axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+    figure.supxlabel("p_fake", fontsize=10)
+    figure.supylabel("share of fakes in the bin", fontsize=10)
+    if handles:
+        labels = [_short(view) for view in handles]
+        figure.legend(handles.values(), labels, loc="outside upper center", ncols=6, fontsize=8, title="view")
+    return figure
+
+
+def _panels(names: Sequence[str], columns: int = 4) -> tuple[Figure, np.ndarray]:
+    """A figure with a panel for each name, which stands above it."""
+    columns = min(columns, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.2 * max(columns, 2) + 0.6, 2.1 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        axes.set_title(_short(name), fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(color="0.94")
+        axes.set_axisbelow(True)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes in panels[len(names) - columns : len(names)]:
+        axes.tick_params(labelbottom=True)  # also above a gap in the last row
+    return figure, panels
+
+
+def _in_bins(tables: Sequence[Scores], view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]] | None:
+    """(BINS,) mean p_fake, share of fakes and weight of the bins, and the numbers of reals and fakes.
+
+    Of the readable unedited test rows of one view of all tables; None if one class is missing.
+    """
+    masks = [_test(scores) & (scores["view"] == view) & (scores["edit"] == "") for scores in tables]
+    p = np.concatenate([scores["p_fake"][rows] for scores, rows in zip(tables, masks, strict=True)])
+    fake = np.concatenate([scores.fake[rows] for scores, rows in zip(tables, masks, strict=True)])
+    if fake.all() or not fake.any():
+        return None
+    place = np.minimum((p * BINS).astype(int), BINS - 1)
+    each = np.where(fake, 0.5 / fake.sum(), 0.5 / (~fake).sum())
+    weight, mean_p, mean_fake = (np.bincount(place, each * x, BINS) for x in (1.0, p, fake))
+    with np.errstate(invalid="ignore"):
+        return mean_p / weight, mean_fake / weight, weight, (int((~fake).sum()), int(fake.sum()))
 
 
 def score_histograms(scores: Scores, cells: Sequence[Cell]) -> Figure:
@@ -284,8 +339,9 @@ def cost_against_accuracy(
         for column, (cost, place) in enumerate(costs.items()):
             axes = panels[line, column]
             for i, (name, x, cell) in enumerate(zip(names, place, cells, strict=True)):
-                # the colours repeat after seven points, and then markers that are hollow tell them apart
-                style = {"markerfacecolor": "white" if i // 7 % 2 else COLOURS[i % 7], "linestyle": ""}
+                # colours repeat after seven points; then hollow markers tell them apart, and then half-filled ones
+                style = {"markerfacecolor": "white" if i // 7 % 3 == 1 else COLOURS[i % 7], "linestyle": ""}
+                style |= {"fillstyle": "left", "markerfacecoloralt": "white"} if i // 7 % 3 == 2 else {}
                 axes.vlines(x, cell.low, cell.high, color=COLOURS[i % 7], linewidth=1.2)
                 axes.plot(x, cell.value, MARKERS[i % 7], color=COLOURS[i % 7], label=_short(name), **style)
             steps = sorted((x, c.value) for x, c, on in zip(place, cells, on_frontier[cost, kind], strict=True) if on)
@@ -304,23 +360,27 @@ def cost_against_accuracy(
 
 
 def methods_over_views(views: Sequence[str], kinds: Mapping[str, Mapping[str, Sequence[Cell | Number]]]) -> Figure:
-    """A panel for each kind: values of each method over the views, by its name, with 95 % bands."""
-    figure = Figure(figsize=(3.9 * len(kinds) + 2.2, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    for axes, (kind, methods) in zip(panels, kinds.items(), strict=True):
-        for i, (name, cells) in enumerate(methods.items()):
-            value, low, high = ([getattr(cell, part) for cell in cells] for part in ("value", "low", "high"))
-            hollow = {"markerfacecolor": "white"} if i // 7 % 2 else {}  # colours repeat after seven methods
-            axes.plot(range(len(views)), value, marker=MARKERS[i % 7], label=_short(name), **_style(i), **hollow)
-            axes.fill_between(range(len(views)), low, high, color=COLOURS[i % 7], alpha=0.1, linewidth=0)
-        axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
-        axes.set_xticks(range(len(views)), [_short(view) for view in views], rotation=30 if len(views) > 5 else 0)
-        axes.set_title(kind, fontsize=10)
-        axes.grid(axis="y", color="0.92")
-        axes.set_axisbelow(True)
-    panels[0].set_ylabel("ROC-AUC, mean over generators")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.supxlabel("view of the test images; bands: 95 % intervals", fontsize=9)
+    """A panel for each method, by its name: values over the views with 95 % bands, a line for each of two kinds.
+
+    The other methods stand behind in grey, so that many can be told apart and still be compared.
+    """
+    names = list(next(iter(kinds.values())))
+    figure, panels = _panels(names)
+    for axes, name in zip(panels, names, strict=False):
+        for (kind, methods), colour, line in zip(kinds.items(), (SEEN, UNSEEN), LINES[:2], strict=True):
+            for other in (other for other in names if other != name):
+                grey = {"color": "0.85", "linewidth": 0.7, "linestyle": line, "zorder": 1}
+                axes.plot(range(len(views)), [cell.value for cell in methods[other]], **grey)
+            value, low, high = ([getattr(cell, end) for cell in methods[name]] for end in ("value", "low", "high"))
+            axes.fill_between(range(len(views)), low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
+            style = {"color": colour, "linestyle": line, "marker": "o", "markersize": 3, "linewidth": 1.4}
+            axes.plot(range(len(views)), value, label=kind, zorder=3, **style)
+        axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+        slant = {"rotation": 90} if len(views) > 5 or max(map(len, views)) > 5 else {}
+        axes.set_xticks(range(len(views)), [_short(view, 14) for view in views], fontsize=7, **slant)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    figure.supylabel("ROC-AUC, mean over generators", fontsize=10)
+    figure.supxlabel("view of the test images; bands: 95 % intervals; grey: the other methods", fontsize=9)
     return figure
 
 

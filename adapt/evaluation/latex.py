@@ -1,10 +1,12 @@
 """Tables of many methods as LaTeX, for a paper: packages booktabs and graphicx."""
 
 import itertools
+from dataclasses import replace
 
 from adapt.evaluation.leaderboard import TIE, Entry, Table
 from adapt.evaluation.tables import plain
 
+COLUMNS, ROWS = 10, 50  # of one part of a table: more would be unreadable, or longer than a page
 SPECIAL = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -25,11 +27,52 @@ def escape(word: str) -> str:
 
 
 def table(given: Table, name: str) -> str:
-    """A table* with booktabs' rules, as wide as the page; `name` is its label."""
+    """Table* with booktabs' rules, as wide as the page; one that is too wide or long to be read comes in parts.
+
+    `name` is the label of the first part, NAME-2 that of the second.
+    """
+    parts = [part for wide in _across(given) for part in _down(wide)]
+    return "\n".join(_environment(part, name, i, len(parts)) for i, part in enumerate(parts, start=1))
+
+
+def _across(given: Table) -> list[Table]:
+    """Parts of at most `COLUMNS` columns; those before the first common heading name the rows of every part."""
+    names = next((i for i, (group, _) in enumerate(given.header) if group), len(given.header))
+    blocks: list[list[int]] = [[]]
+    room = max(1, COLUMNS - names)
+    for _, of_group in itertools.groupby(range(names, len(given.header)), key=lambda i: given.header[i][0]):
+        members = list(of_group)
+        for some in (members[i : i + room] for i in range(0, len(members), room)):
+            if blocks[-1] and len(blocks[-1]) + len(some) > room:
+                blocks.append([])
+            blocks[-1] += some
+    kept = [[*range(names), *block] for block in blocks]
+    return [
+        replace(given, header=[given.header[i] for i in some], rows=[[row[i] for i in some] for row in given.rows])
+        for some in kept
+    ]
+
+
+def _down(given: Table) -> list[Table]:
+    """Parts of at most `ROWS` rows, divided where a line stands."""
+    if len(given.rows) <= ROWS:
+        return [given]
+    cuts = [0]
+    for line, after in itertools.pairwise([*given.lines, len(given.rows)]):
+        cuts += [line] if after - cuts[-1] > ROWS else []
+    ends = itertools.pairwise([*cuts, len(given.rows)])
+    return [
+        replace(given, rows=given.rows[a:b], lines=[line - a for line in given.lines if a < line < b]) for a, b in ends
+    ]
+
+
+def _environment(given: Table, name: str, number: int, parts: int) -> str:
     kinds = "".join("l" if _words(given, i) else "r" for i in range(len(given.header)))
     marked = any(entry.mark for row in given.rows for entry in row)
-    caption = escape(given.title) + (f". {CAPTION}" if marked else "")
-    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{name}}}"]
+    caption = escape(given.title) + (f" ({number} of {parts})" if parts > 1 else "")
+    caption += f". {CAPTION}" if marked and number == 1 else ""
+    label = name if number == 1 else f"{name}-{number}"
+    lines = [r"\begin{table*}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
     lines += [r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *_heading(given)]
     lines.append(r"\midrule")
     for i, row in enumerate(given.rows):

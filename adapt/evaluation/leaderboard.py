@@ -65,13 +65,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header of (common heading, name); a line stands above each row of `lines`."""
+    """Rows under a header of (common heading, name); a line stands above each row of `lines`.
+
+    The last `controls` rows are no competitors.
+    """
 
     title: str
     header: Sequence[tuple[str, str]]
     rows: Sequence[Sequence[Entry]]
     about: str = ""
     lines: Sequence[int] = field(default=())
+    controls: int = 0
 
     @property
     def titles(self) -> list[str]:
@@ -114,7 +118,8 @@ def headline(numbers: Sequence[Number]) -> Table:
             if column.place[2] == WORST and entries[i].value != "n/a":
                 entries[i] = _named(entries[i], worst(found, numbers))
         rows.append([*_row_names(row, found, numbers), *entries, *(_cost(found, metric) for metric in COSTS)])
-    return Table("Methods", header, rows, ABOUT_NUMBERS, [sum(not is_control(found) for found in at.values())])
+    others = sum(map(is_control, at.values()))
+    return Table("Methods", header, rows, ABOUT_NUMBERS, [len(rows) - others], others)
 
 
 def transfer(numbers: Sequence[Number]) -> Table:
@@ -143,7 +148,8 @@ def by_generator(numbers: Sequence[Number]) -> Table:
         [*_row_names(row, found, numbers), *(entry(found.get((key[0], MEAN, key[1], "auc"))) for key in keys)]
         for row, found in by_row(numbers).items()
     ]
-    return Table("AUC per generator, mean over views", header, rows)
+    others = sum(is_control(found) for found in by_row(numbers).values())
+    return Table("AUC per generator, mean over views", header, rows, "", [len(rows) - others], others)
 
 
 def controls(numbers: Sequence[Number]) -> Table:

@@ -22,6 +22,7 @@ import numpy as np
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, Replicates, distinct, interval, replicate
 from adapt.evaluation.scores import Scores
+from adapt.evaluation.thresholds import pick_threshold
 
 PREFIXES = ("mean:", "worst:", "pooled:", "within:", "edit:")  # of the names in the table above
 
@@ -74,29 +75,6 @@ class Control:
     verdict: str  # passed, FAILED or n/a
     n_real: int
     n_fake: int
-
-
-def pick_threshold(scores: Scores) -> float:
-    """The one threshold of a detector: best balanced accuracy on the `val` rows of all views pooled.
-
-    Generators weigh equally, processed reals are left out. Among equally good cuts the widest gap between
-    two neighbouring logits wins, and the threshold is its middle. If no cut beats 0.5 nothing is called
-    fake; without validation rows of both classes it is NaN.
-    """
-    val = scores.select((scores["split"] == "val") & scores.ok & (scores["edit"] == ""))
-    _, generator, number = np.unique(val["generator"], return_inverse=True, return_counts=True)
-    if val.fake.all() or not val.fake.any():
-        return float("nan")
-    weight = 1 / number[generator] / np.where(val.fake, len(number) - 1, 1)  # sums to 1 in each class
-    logit, place = np.unique(val["logit"], return_inverse=True)
-    reals_below, fakes_below = (np.cumsum(np.bincount(place, weight * c)) for c in (~val.fake, val.fake))
-    balanced = 0.5 + 0.5 * (reals_below - fakes_below)[:-1]  # of a cut between logit[k] and logit[k + 1]
-    best = np.flatnonzero(balanced >= balanced.max(initial=0.5) - 1e-12)
-    if not len(best):
-        return float(np.nextafter(logit[-1], np.inf))
-    k = best[np.argmax(np.diff(logit)[best])]
-    middle = logit[k] + 0.5 * (logit[k + 1] - logit[k])
-    return float(middle if middle > logit[k] else logit[k + 1])
 
 
 def evaluate(scores: Scores, resamples: int = 1000, seed: int = 0, threshold: float | None = None) -> list[Cell]:

@@ -3,11 +3,13 @@
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from adapt.evaluation.attribution import ABSENT, EDIT, OPEN_SET, Attribution, Rate
+from adapt.evaluation.attribution import ABSENT, EDIT, Attribution, Rate
 from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, weakest
+from adapt.evaluation.open_set import OPEN_SET
 from adapt.files import atomic, write_text
 
 COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
@@ -61,13 +63,18 @@ ABOUT_ATTRIBUTION = (
     "Macro recall and F1: means over the classes that training had and the test holds, of images of those classes "
     "only, for no answer is right for a class absent in training. Open set: chance (AUROC; 0.5 is guessing) that a "
     "fake of a trained class looks more familiar than a fake of an absent one, by the largest class logit, by the "
-    "logsumexp of all (energy) and by the largest softmax. All unedited test images count, also those of generators "
-    "that served selection."
+    "logsumexp of all (energy) and by the largest softmax. Unknown: less familiar than 95 % of the validation fakes "
+    "of trained classes, by the measure that tells those best from fakes of no class there, or by the energy if there "
+    "are none. All unedited test images count, also those of generators that served selection."
 )
 SUMMARY = {
     "macro recall": "macro_recall",
     "macro F1": "macro_f1",
     **{f"open set, {name.replace('_', ' ')}": f"auroc_{name}" for name in OPEN_SET},
+}
+REJECTED = {  # where validation could fix a cut
+    "fakes of absent classes called unknown": "unknown_absent",
+    "fakes of trained classes called unknown": "unknown_trained",
 }
 Index = dict[tuple[str, str, str, str], Cell]
 
@@ -83,10 +90,13 @@ def write_tables(
 ) -> None:
     """Write metrics.csv and table.md into `folder`.
 
-    With `differences` also comparison.csv, with `attribution` attribution.csv and confusion.csv.
+    With `controls` also controls.csv, with `differences` comparison.csv, with `attribution` attribution.csv and
+    confusion.csv. `read_back.py` reads them.
     """
     folder = Path(folder)
     _write_csv(folder / "metrics.csv", COLUMNS, cells)
+    if controls:
+        _write_csv(folder / "controls.csv", [field.name for field in fields(Control)], controls)
     if differences:
         _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
     if attribution is not None:
@@ -268,7 +278,8 @@ def _attribution(found: Attribution) -> list[str]:
     def rows(first: str, kinds: Mapping[str, tuple[str, str]]) -> list[list[str]]:
         return [[first, *views]] + [[name, *(show(at.get((v, *key))) for v in views)] for name, key in kinds.items()]
 
-    summary = grid(rows("all classes", {name: (ALL, metric) for name, metric in SUMMARY.items()}))
+    kinds = SUMMARY | (REJECTED if any(rate.metric in REJECTED.values() for rate in found.rates) else {})
+    summary = grid(rows("all classes", {name: (ALL, metric) for name, metric in kinds.items()}))
     table = rows(found.column, {name: (name, "recall") for name in found.classes})
     n = ["images", *(str(at[views[0], name, "recall"].n) for name in found.classes)]
     recall = grid([[*row, count] for row, count in zip(table, n, strict=True)])

@@ -25,7 +25,7 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from adapt.data.preprocess import Geometry
 from adapt.errors import Refusal
 from adapt.models.attention import call_qkv
+from adapt.models.packed import PackedBlock, in_passes, pack, packed_blocks, rows_of_a_pass
 from adapt.models.towers import End, Loaded, Tokens
 from adapt.models.towers_open_clip import load_open_clip
 from adapt.models.towers_timm import load_timm
@@ -44,6 +45,7 @@ TINY = Path(__file__).parents[1] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both))?)")
 Precision = Literal["auto", "fp32", "bf16"]
+Way = Literal["auto", "plain", "packed"]
 
 
 class Backbone(nn.Module):
@@ -57,19 +59,19 @@ class Backbone(nn.Module):
         self.name, self.layer, self.depth = name, layer, loaded.depth
         self.preprocess = replace(loaded.preprocess, geometry=geometry) if geometry else loaded.preprocess
         self.tower = loaded.tower.requires_grad_(False).eval()
-        self._walk, self._has_proj = loaded.walk, loaded.has_proj
+        self._walk, self._has_proj, self._first_pools = loaded.walk, loaded.has_proj, loaded.first_pools
+        self._packed: tuple[PackedBlock, ...] = ()  # see `for_features`
         self.register_buffer("mean", torch.tensor(loaded.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(loaded.std).view(3, 1, 1) * 255, persistent=False)
         self.fingerprint = {
             "name": name,
             "layer": layer,
             "weights": weights_digest(self.tower),
-            "preprocess": asdict(self.preprocess) | {"mean": list(loaded.mean), "std": list(loaded.std)},
+            "preprocess": self.preprocess.facts() | {"mean": list(loaded.mean), "std": list(loaded.std)},
             "activation": _activation(self.tower),  # GELU or QuickGELU: the weights do not say which they need
         }
         with torch.no_grad():
-            blank = torch.zeros(1, 3, self.preprocess.size, self.preprocess.size)
-            self.dim = self(blank).shape[-1]
+            self.dim = self(self._blank()).shape[-1]
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.encode(pixels, [self.layer])[self.layer]
@@ -82,7 +84,14 @@ class Backbone(nn.Module):
     def encode(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Features (n, d) float32 of any number of layers from one pass, which ends behind the last block needed."""
         parts = {layer: [self._part(part, layer) for part in layer.split("+")] for layer in layers}
-        states, end = self._tokens(pixels, [part for found in parts.values() for part in found])
+        if not self._packed:
+            return self._encode(pixels, parts)
+        return in_passes(lambda batch: self._encode(batch, parts), pixels, rows_of_a_pass(self._packed[0].tokens))
+
+    def _encode(self, pixels: Tensor, parts: dict[str, list[re.Match[str]]]) -> dict[str, Tensor]:
+        every = [part for found in parts.values() for part in found]
+        first = self._first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
+        states, end = self._tokens(pixels, every, first)
         return {
             layer: torch.cat([self._feature(part, states, end).float() for part in found], dim=-1)
             for layer, found in parts.items()
@@ -103,10 +112,35 @@ class Backbone(nn.Module):
             raise Refusal(f"layer {self.layer!r} of {self.name}: its tokens are no square grid; choose other blocks")
         return [tokens.transpose(1, 2).unflatten(2, (s, s)).float() for s, tokens in zip(sides, found, strict=True)]
 
-    def _tokens(self, pixels: Tensor, parts: Sequence[re.Match[str]]) -> tuple[dict[int, Tokens], End | None]:
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Patch tokens (n, p, dim) float32 at the backbone's layer, in the space of its features; row by row.
+
+        Refuses a layer of several parts and `proj`, and a tower whose feature has another width than its patches.
+        """
+        part = self._part(self.layer, self.layer) if "+" not in self.layer else None
+        if part is None or part["proj"] or part["how"] == "both":
+            raise Refusal(f"layer {self.layer!r} has no patch tokens of its own: only last, blockK and their _mean do")
+        states, end = self._tokens(pixels, [part])
+        tokens = (states[int(part["block"])].patches if part["block"] else end.patches).float()
+        if tokens.shape[-1] != self.dim:
+            raise Refusal(f"{self.name}: patch tokens of width {tokens.shape[-1]}, features of {self.dim}")
+        return tokens
+
+    def _tokens(
+        self, pixels: Tensor, parts: Sequence[re.Match[str]], first_only: bool = False
+    ) -> tuple[dict[int, Tokens], End | None]:
+        if self._packed:
+            self._packed[-1].first_only = first_only  # of the last block nothing else is read
         blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"]}
         normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
         return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a block has a class token beside its patches."""
+        blank = torch.zeros(1, 3, self.preprocess.size, self.preprocess.size, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            return self._walk(self.tower, blank, {1}, False)[0][1].cls is not None
 
     def _part(self, part: str, layer: str) -> re.Match[str]:
         match = PART.fullmatch(part)
@@ -133,12 +167,18 @@ class Backbone(nn.Module):
     def identity(self, layer: str) -> dict[str, Any]:
         """What decides the features of a layer, wherever the weights lie."""
         decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
-        return decides | {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
+        decides |= {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
+        return decides | ({"encoder": "packed"} if self._packed else {})
 
     @property
     def device(self) -> torch.device:
         """Where pixels are to be put."""
         return self.mean.device
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there is an adapter, trained or not."""
+        return hasattr(self.tower, "peft_config")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,7 +198,7 @@ class Backbone(nn.Module):
         """Frozen weights in fp32 or bf16; normalisation layers compute in fp32 either way. Call before adapters.
 
         "auto" takes bf16 where the hardware multiplies it faster than fp32: on GPUs that have it, and on CPUs with
-        AMX when the tower is bound by wide matrix products (a ViT-B or larger; convolutions lose).
+        AMX or AVX512-BF16 when the tower is bound by wide matrix products (a ViT-B or larger; convolutions lose).
         """
         if precision == "auto":
             precision = "bf16" if _bf16_pays(self.mean.device, self.tower) else "fp32"
@@ -172,6 +212,37 @@ class Backbone(nn.Module):
                 module.register_forward_pre_hook(_to_fp32)
                 module.register_forward_hook(_to_bf16)
         return self
+
+    def for_features(self, precision: Precision = "auto", encoder: Way = "auto") -> "Backbone":
+        """`to_precision` for a tower that is only read, never trained: no adapters, no gradient.
+
+        "plain" is the library's own tower behind Pillow's resize. "packed" exchanges its blocks for those of
+        adapt.models.packed, behind torch's resize (a change of one level in few values); refused, with the reason,
+        where that is impossible. "auto" packs on a CPU where bf16 pays, and resizes by torch there and for a GPU.
+        """
+        if precision == "auto":
+            precision = "bf16" if _bf16_pays(self.device, self.tower) else "fp32"
+        if encoder == "packed" or (encoder == "auto" and precision == "bf16" and self.device.type == "cpu"):
+            why = pack(self.tower, torch.bfloat16 if precision == "bf16" else torch.float32)
+            if why and encoder == "packed":
+                raise Refusal(f"--encoder packed: {self.name}: {why}; take --encoder auto")
+        self.to_precision(precision)
+        packed = tuple(packed_blocks(self.tower))
+        if packed:
+            self(self._blank())  # counts the tokens
+            self._packed = packed
+        return self.resize_by("torch" if packed or (encoder == "auto" and self.device.type == "cuda") else "pillow")
+
+    def resize_by(self, resizer: Literal["pillow", "torch"]) -> "Backbone":
+        """Which library scales images for this backbone; no difference where images are only cropped."""
+        if self.preprocess.geometry != "native":
+            self.preprocess = replace(self.preprocess, resizer=resizer)
+            own = {name: self.fingerprint["preprocess"][name] for name in ("mean", "std")}
+            self.fingerprint["preprocess"] = self.preprocess.facts() | own
+        return self
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, 3, self.preprocess.size, self.preprocess.size, device=self.device)
 
 
 def load_backbone(name: str, layer: str = "last", geometry: Geometry | None = None) -> Backbone:
@@ -235,7 +306,8 @@ def _bf16_pays(device: torch.device, tower: nn.Module) -> bool:
     linears = [m.weight for m in tower.modules() if isinstance(m, nn.Linear)]
     wide = sum(weight.numel() for weight in linears if min(weight.shape) >= 512)
     total = sum(parameter.numel() for parameter in tower.parameters())
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported() and wide > total / 2
+    units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and units and wide > total / 2
 
 
 def _to_fp32(module: nn.Module, inputs: tuple) -> tuple:

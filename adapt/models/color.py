@@ -11,12 +11,12 @@ Cr = (R - Y) / 1.402 with R, G, B and Y in [0, 1], Cb and Cr in [-0.5, 0.5] (no 
 saturation: (max - min) / max of R, G, B, 0 for black.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
+
+from adapt.models.descriptor import Descriptor
 
 _MIX = np.array([[299, 587, 114], [-299, -587, 886], [701, -587, -114]], np.float64)  # 1000 Y, B - Y, R - Y
 _UNIT = 255_000 * np.array([[1], [1.772], [1.402]])
@@ -41,33 +41,12 @@ FRAGILE_NAMES: tuple[str, ...] = (
 )
 
 
-class Colours:
-    """The descriptor as an encoder of `adapt.features`: no weights, computed where images are decoded.
-
-    `layer` is "sound" (`describe`) or "fragile" (`describe_fragile`).
-    """
-
-    name, device, dtype = "colour", torch.device("cpu"), torch.float32
-    version = 1  # raise it when the same image gives other numbers
+class Colours(Descriptor):
+    """The statistics as an encoder: `layer` is "sound" (`describe`) or "fragile" (`describe_fragile`)."""
 
     def __init__(self, layer: Literal["sound", "fragile"] = "sound") -> None:
-        self.layer, self.preprocess = layer, self
-        self.names = NAMES if layer == "sound" else FRAGILE_NAMES
-        self.shape = (len(self.names),)
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(describe(image) if self.layer == "sound" else describe_fragile(image))
-
-    def encode(self, described: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """They are the features already."""
-        return {self.layer: described}
-
-    def identity(self, layer: str) -> dict[str, object]:
-        """The names of the statistics and the version of their definition."""
-        return {"descriptor": "colour", "layer": layer, "version": self.version, "names": list(self.names)}
-
-    def eval(self) -> "Colours":
-        return self
+        names, made_by = (NAMES, describe) if layer == "sound" else (FRAGILE_NAMES, describe_fragile)
+        super().__init__("colour", layer, names, made_by, version=1)
 
 
 def describe(image: Image.Image) -> np.ndarray:

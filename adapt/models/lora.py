@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -108,6 +108,7 @@ def add_adapter(
     else:
         size = {"r": doubled or rank, "lora_alpha": doubled or alpha}  # alpha / r = 1: a residual is not scaled
         config = LoraConfig(**size, lora_dropout=dropout, target_modules=names, bias="none")
+        _train_fast(config)
     with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
         torch.manual_seed(seed)
         backbone.tower = get_peft_model(backbone.tower, config)
@@ -151,6 +152,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
     config = kinds[settings["peft_type"]].from_pretrained(folder)
     config.inference_mode = False
     config.base_model_name_or_path = None  # peft knows only names on the hub and would warn of ours
+    if config.peft_type == "LORA":
+        _train_fast(config)
     try:
         with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
             tower = get_peft_model(backbone.tower, config)
@@ -171,6 +174,13 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
 def merge_adapter(backbone: Backbone) -> None:
     """Add the adapter into the weights, for inference without overhead."""
     backbone.tower = backbone.tower.merge_and_unload()
+
+
+def _train_fast(config: Any) -> None:
+    """Have peft build linear layers whose training pass is that of adapt/models/low_rank.py."""
+    from adapt.models.low_rank import LowRankLinear
+
+    config._register_custom_module({nn.Linear: LowRankLinear})
 
 
 @contextlib.contextmanager

@@ -132,16 +132,17 @@ def _fit_linear(probe: Probe, features: Tensor, labels: np.ndarray, strength: fl
     """Yield one candidate: scikit-learn's LinearSVC or L-BFGS logistic regression."""
     rows = features.numpy()
     if probe.pairs:
-        fitted = [_linear(probe.kind, rows[(labels == a) | (labels == b)], labels[(labels == a) | (labels == b)] == b,
+        fitted = [fit_one(probe.kind, rows[(labels == a) | (labels == b)], labels[(labels == a) | (labels == b)] == b,
                           strength, seed) for a, b in probe.pairs]  # fmt: skip
     else:
-        fitted = [_linear(probe.kind, rows, labels, strength, seed)]
+        fitted = [fit_one(probe.kind, rows, labels, strength, seed)]
     weight, bias = (np.concatenate([getattr(model, name) for model in fitted]) for name in ("coef_", "intercept_"))
     state = {"net.weight": torch.from_numpy(weight).float(), "net.bias": torch.from_numpy(bias).float()}
     yield state, {"C": strength}
 
 
-def _linear(kind: Kind, rows: np.ndarray, labels: np.ndarray, strength: float, seed: int):
+def fit_one(kind: Kind, rows: np.ndarray, labels: np.ndarray, strength: float, seed: int = 0) -> Any:
+    """scikit-learn's svm or logistic model of standardised rows (n, d) and labels (n,), at one strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC

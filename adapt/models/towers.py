@@ -49,6 +49,7 @@ class Loaded:
     depth: int  # number of blocks (or stages) with features of their own
     has_proj: bool
     walk: Walk
+    first_pools: bool = False  # whether the pooled feature is the first token after the last block, normed
 
 
 def bare(tower: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.models.attention import split_all
 from adapt.models.towers import End, Loaded, Tokens, bare, first_line, near, read_json
-from adapt.models.towers_timm import depth_of, patches, walk_trunk
+from adapt.models.towers_timm import depth_of, patches, pools_first, walk_trunk
 
 
 def create_clip(name: str, model: str) -> nn.Module:
@@ -56,13 +56,14 @@ def load_open_clip(name: str, model: str) -> Loaded:
     geometry = extra.get("geometry") or ("squash" if config["resize_mode"] == "squash" else "resize")
     preprocess = Preprocess(size, size, config["interpolation"], geometry)
     if hasattr(visual, "trunk"):
-        walk, depth = walk_trunk_tower, depth_of(visual.trunk, name)
+        walk, depth, first = walk_trunk_tower, depth_of(visual.trunk, name), pools_first(visual.trunk)
     elif hasattr(visual, "transformer"):
         split_all(visual)
         walk, depth = walk_transformer, len(visual.transformer.resblocks)
+        first = visual.attn_pool is None and visual.pool_type == "tok"
     else:
         raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
-    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk)
+    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first)
 
 
 def walk_transformer(

@@ -43,7 +43,13 @@ def load_timm(name: str, model: str) -> Loaded:
     interpolation = cfg["interpolation"] if cfg["interpolation"] in FILTERS else "bicubic"
     preprocess = Preprocess(size, int(size / cfg["crop_pct"]), interpolation)
     depth = depth_of(tower, name)
-    return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk)
+    first = pools_first(tower)
+    return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first)
+
+
+def pools_first(trunk: nn.Module) -> bool:
+    """Whether the pooled feature is the class token."""
+    return getattr(trunk, "global_pool", "") == "token" and getattr(trunk, "attn_pool", None) is None
 
 
 def depth_of(trunk: nn.Module, name: str) -> int:

@@ -53,7 +53,7 @@ def load_transformers(name: str, model: str) -> Loaded:
     size = tower.config.image_size
     if has_proj and size != preprocess.size:  # DINO interpolates its positions, or has none
         raise Refusal(f"backbone {name}: the tower takes {size} px, its preprocessor_config.json {preprocess.size}")
-    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path))
+    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path), "siglip" not in kind)
 
 
 def snapshot(name: str, model: str) -> Path:

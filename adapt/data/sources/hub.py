@@ -19,6 +19,7 @@ from adapt.data.images import Unreadable, decode
 from adapt.data.parts import Part, header_facts, join, parts_folder
 from adapt.data.sources.output import Output
 from adapt.errors import Refusal
+from adapt.hub import cause_of
 from adapt.progress import bar
 
 BLOCK = 1024  # rows whose labels are read before their images
@@ -238,23 +239,14 @@ def _reaching(repo: str, revision: str = "") -> Iterator[None]:
 
 
 def _explain(error: Exception, repo: str, revision: str) -> str:
-    from huggingface_hub import errors
-
-    words = str(error).strip().splitlines() or [""]
-    causes = [error]
-    while causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(causes[-1].__cause__ or causes[-1].__context__)
-
-    def any_of(*kinds: type) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if any_of(errors.OfflineModeIsEnabled):
+    words, cause = str(error).strip().splitlines() or [""], cause_of(error)
+    if cause == "offline":
         return f"{repo}: the hub is switched off by HF_HUB_OFFLINE: unset it, or give --repo a folder with its files"
-    if any_of(errors.GatedRepoError) or "is a gated dataset" in words[0]:
+    if cause == "gated" or "is a gated dataset" in words[0]:
         return f"{repo} is gated: accept its terms on its page at the hub, then run `hf auth login`"
-    if any_of(errors.RevisionNotFoundError):
+    if cause == "revision":
         return f"{repo} has no revision {revision}: name a branch, a tag or a commit with --revision"
-    if any_of(errors.RepositoryNotFoundError, errors.HFValidationError):
+    if cause == "missing":
         return f"no data set {repo} at the hub, and no such folder: check --repo; if it is private, `hf auth login`"
     return (
         f"cannot read {repo} ({type(error).__name__}: {words[0]}): check file and network; the same command continues"

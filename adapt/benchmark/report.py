@@ -1,0 +1,85 @@
+"""Ratios as a table and as a file, and two such files against each other."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt.benchmark.timing import Ratio
+from adapt.errors import Refusal
+from adapt.evaluation.tables import grid
+
+SLOWER = 0.95  # of the old ratio: less is no noise where the rounds do not overlap either
+
+
+def table(ratios: Sequence[Ratio]) -> str:
+    """Markdown: a line a ratio."""
+    head = ["stage", "work", "ours", "against", "ratio", "goal", "facts"]
+    lines = [
+        [
+            ratio.stage,
+            ratio.case,
+            ratio.ours,
+            ratio.baseline,
+            f"{ratio.value:.3g}" + (" [{:.3g}, {:.3g}]".format(*ratio.spread) if len(ratio.costs) > 1 else ""),
+            "" if ratio.goal is None else f"{ratio.goal:g}, {'met' if ratio.value >= ratio.goal else 'missed'}",
+            ", ".join(f"{name} {value}" for name, value in ratio.facts.items()),
+        ]
+        for ratio in ratios
+    ]
+    return grid([head, *lines])
+
+
+def plain(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
+    """For JSON: every round's cost, so that a reader can compute another statistic."""
+    return [
+        {
+            **{name: getattr(ratio, name) for name in ("stage", "case", "ours", "baseline", "unit", "goal")},
+            "ratio": ratio.value,
+            "spread": ratio.spread,
+            "costs": ratio.costs,
+            "baseline_costs": ratio.baseline_costs,
+            "facts": dict(ratio.facts),
+        }
+        for ratio in ratios
+    ]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that this recipe wrote before."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for line in found["ratios"]:
+            _key(line), float(line["ratio"]), [float(value) for value in line["spread"]]
+    except OSError as error:
+        raise Refusal(f"--compare {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"--compare {path}: not a benchmark.json of this recipe ({error!r})") from error
+    return found
+
+
+def compare(old: Mapping[str, Any], new: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+    """New ratio over old for what both have measured, as Markdown, and the names of what has surely got slower.
+
+    Surely: by more than 5 %, and the best round now is worse than the worst one then.
+    """
+    before = {_key(line): line for line in old["ratios"]}
+    lines, slower = [], []
+    for line in new:
+        was = before.get(_key(line))
+        if was is None:
+            continue
+        change = line["ratio"] / was["ratio"]
+        worse = change < SLOWER and max(line["spread"]) < min(was["spread"])
+        verdict = "slower" if worse else ""
+        lines.append([*_key(line), f"{was['ratio']:.3g}", f"{line['ratio']:.3g}", f"{change:.3g}", verdict])
+        slower += [" | ".join(_key(line))] if worse else []
+    if not lines:
+        raise Refusal(
+            "--compare: the two runs have measured nothing in common; give the same --stages and --backbones"
+        )
+    return grid([["stage", "work", "ours", "against", "then", "now", "now / then", ""], *lines]), slower
+
+
+def _key(line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    return line["stage"], line["case"], line["ours"], line["baseline"]

@@ -1,0 +1,221 @@
+"""Were the promises kept? Everything that was fitted on validation rows, measured on test rows with intervals.
+
+Metrics beside those of bootstrap.py, in the cells of metrics.py; a resample counts groups, so that each is a sum over
+groups. At the stated error rate an image is called real, fake, or `unsure`:
+
+    sure_false_alarm  share of photographs called fake        sure_miss  share of fakes called real
+    coverage          share that is called at all             selective_error  share of wrong ones among those
+
+The last two give each class half of the weight; for photographs alone coverage is theirs. `_per_quality` marks the
+same with the thresholds of a view's own quality (of other views: the global ones); balanced_accuracy_per_quality is
+about the threshold alone. ece_calibrated is the expected calibration error of the calibrated p_fake.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import ALL, BINS, CHUNK, MEANS, distinct, draw, interval
+from adapt.evaluation.decision import EVERY, Cuts, Decision
+from adapt.evaluation.metrics import Cell
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.tables import grid, index, show, views_of
+
+ERROR_RATE = 0.05  # that pages measure
+OWN = "_per_quality"
+HIGHER_IS_BETTER = ("coverage", "balanced_accuracy")
+PAGE = {  # row of the page: generator and metric
+    "photographs called fake": ("real", "sure_false_alarm"),
+    "processed ones called fake": ("edit:all", "sure_false_alarm"),
+    "seen fakes called real": ("mean:seen", "sure_miss"),
+    "unseen fakes called real": ("mean:unseen", "sure_miss"),
+    "called at all": ("mean:all", "coverage"),
+    "of these wrong": ("mean:all", "selective_error"),
+}
+ABOUT = (
+    "Stated error rate {rate:g}, promised from {real} validation groups with photographs and {fake} with fakes: of "
+    "images of new scenes like those, at most this share of photographs is called fake and at most this share of "
+    "fakes real; what is neither is unsure. With one threshold the promise is about all views together, with a "
+    "threshold for each quality about each of these views. It does not cover generators that validation lacks. Means "
+    "are over generators."
+)
+UNPROMISED = "No abstaining at a stated error rate: {why}."
+ABOUT_CALIBRATION = (
+    "ECE of p_fake as scored, and calibrated on validation ({kind} has the lowest cross-validated log loss there). "
+    "Balanced accuracy with one threshold, and with that of the view's own quality."
+)
+Values = dict[str, np.ndarray]  # metric -> (1 + resamples,)
+
+
+def keep(
+    scores: Scores,
+    decision: Decision,
+    threshold: float,
+    rate: float = ERROR_RATE,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Cell]:
+    """Cells of every (set, view, generator), of photographs and processed ones, of means and the worst.
+
+    The resamples are those of all other metrics. Where validation cannot promise this `rate`, what is about
+    thresholds and calibration alone.
+    """
+    test = scores.select(scores["split"] == "test")
+    counts, column = draw(test["set"], test["group"], resamples, seed)
+    seen = dict(zip(test["generator"], test["seen"], strict=True))
+    p_fake, cells = decision.calibration(test["logit"]), []
+    for view in distinct(test["view"]):
+        here = (test["view"] == view) & test.ok
+        arms = arms_of(view, decision, threshold, rate)
+
+        def values(rows: np.ndarray, here: np.ndarray = here, arms: dict[str, Cuts] = arms) -> tuple[Values, int]:
+            used = np.flatnonzero(rows & here)
+            sums = _sums(counts, column[used], _facts(test["logit"][used], p_fake[used], test.fake[used], arms))
+            return _shares(sums, arms), len(used)
+
+        plain, edited = ~test.fake & (test["edit"] == ""), test["edit"] != ""
+        parts = {}
+        for name in distinct(test["set"][here]):
+            real, n_real = values(plain & (test["set"] == name))
+            cells += _photographs(name, view, "real", real, n_real)
+            for generator in distinct(test["generator"][here & test.fake & (test["set"] == name)]):
+                fake, n_fake = values((test["generator"] == generator) & (test["set"] == name))
+                parts[name, generator] = (_both(real, fake), n_real, n_fake)
+                cells += _cells((name, view, generator), parts[name, generator][0], n_real, n_fake, seen[generator])
+        cells += _photographs(ALL, view, "real", *values(plain))
+        for edit in distinct(test["edit"][here & edited]):
+            cells += _photographs(ALL, view, f"edit:{edit}", *values(test["edit"] == edit))
+        if (here & edited).any():
+            cells += _photographs(ALL, view, "edit:all", *values(edited))
+        cells += _means(view, parts, seen)
+    return cells
+
+
+def arms_of(view: str, decision: Decision, threshold: float, rate: float) -> dict[str, Cuts]:
+    """Suffix of a metric -> cuts for a view; the threshold alone where the rate cannot be promised."""
+    found = {}
+    for suffix, name in (("", "global"), (OWN, "quality")):
+        if name == "quality" and not decision.thresholds:
+            continue
+        try:
+            rules = decision.rules(threshold, rate, thresholds=name)
+        except Refusal:
+            rules = decision.rules(threshold, thresholds=name)
+        found[suffix] = rules.cuts.get(view, rules.cuts[EVERY])
+    return found
+
+
+def _facts(logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, arms: dict[str, Cuts]) -> np.ndarray:
+    """(n, k): 1, the gap of p_fake in its bin, then for each arm: called fake, called real, reaches the threshold."""
+    facts = np.zeros((len(logit), 1 + BINS + 3 * len(arms)))
+    facts[:, 0] = 1
+    facts[np.arange(len(logit)), 1 + np.minimum((p_fake * BINS).astype(np.int64), BINS - 1)] = p_fake - fake
+    for i, cuts in enumerate(arms.values()):
+        called, first = cuts.verdicts(logit), 1 + BINS + 3 * i
+        facts[:, first : first + 3] = np.stack([called == "fake", called == "real", logit >= cuts.threshold], axis=1)
+    return facts
+
+
+def _sums(counts: np.ndarray, column: np.ndarray, facts: np.ndarray) -> np.ndarray:
+    """Sums of the rows' facts (n, k) in each resample: (r, k)."""
+    groups, place = np.unique(column, return_inverse=True)
+    table = np.zeros((len(groups), facts.shape[1]))
+    np.add.at(table, place, facts)
+    step = max(1, CHUNK // max(1, len(groups)))
+    return np.concatenate([counts[i : i + step, groups] @ table for i in range(0, len(counts), step)])
+
+
+def _shares(sums: np.ndarray, arms: dict[str, Cuts]) -> Values:
+    """Of rows of one class: gap (r, BINS), and for each arm the shares called fake, called real, above the threshold.
+
+    The first two only where the rate is promised.
+    """
+    with np.errstate(invalid="ignore"):
+        shares = sums[:, 1:] / sums[:, :1]
+    found = {"gap": shares[:, :BINS]}
+    for i, (suffix, cuts) in enumerate(arms.items()):
+        names = ("above",) if np.isinf(cuts.not_real) else ("fake", "real", "above")
+        found |= {name + suffix: shares[:, BINS + 3 * i + ("fake", "real", "above").index(name)] for name in names}
+    return found
+
+
+def _both(real: Values, fake: Values) -> Values:
+    """Metrics of a generator's fakes and their photographs."""
+    found = {}
+    for suffix in ("", OWN):
+        if "fake" + suffix in real:
+            alarm, miss = real["fake" + suffix], fake["real" + suffix]
+            coverage = 0.5 * (alarm + real["real" + suffix] + miss + fake["fake" + suffix])
+            with np.errstate(invalid="ignore"):
+                error = 0.5 * (alarm + miss) / coverage
+            rates = {"sure_miss": miss, "coverage": coverage, "selective_error": error}
+            found |= {name + suffix: values for name, values in rates.items()}
+    if "above" + OWN in real:
+        found["balanced_accuracy" + OWN] = 0.5 * (1 + fake["above" + OWN] - real["above" + OWN])
+    return found | {"ece_calibrated": 0.5 * np.abs(real["gap"] + fake["gap"]).sum(axis=1)}
+
+
+def _photographs(name: str, view: str, label: str, found: Values, n: int) -> list[Cell]:
+    values = {}
+    for suffix in ("", OWN):
+        if "fake" + suffix in found:
+            values["sure_false_alarm" + suffix] = found["fake" + suffix]
+            values["coverage" + suffix] = found["fake" + suffix] + found["real" + suffix]
+    return _cells((name, view, label), values, n, 0)
+
+
+def _means(view: str, parts: dict[tuple[str, str], tuple[Values, int, int]], seen: dict[str, str]) -> list[Cell]:
+    """Over the generators of one view that have photographs, resample by resample, as in bootstrap.py."""
+    cells = []
+    for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items():
+        used = {key: part for key, part in parts.items() if part[1] and part[2] and seen[key[1]] in which}
+        if not used:
+            continue
+        n_real = sum({name: n for (name, _), (_, n, _) in used.items()}.values())
+        values = {}
+        for metric in next(iter(used.values()))[0]:
+            stack = np.stack([found[metric] for found, _, _ in used.values()])
+            worst = stack.min(axis=0) if metric.startswith(HIGHER_IS_BETTER) else stack.max(axis=0)
+            values[metric] = worst if label == "worst:all" else stack.mean(axis=0)
+        cells += _cells((ALL, view, label), values, n_real, sum(n for _, _, n in used.values()))
+    return cells
+
+
+def _cells(key: tuple[str, str, str], values: Values, n_real: int, n_fake: int, seen: str = "") -> list[Cell]:
+    out = []
+    for metric, found in values.items():
+        low, high, skipped = interval(found[1:])
+        value = float(found[0])
+        skipped = 0 if np.isnan(value) else skipped
+        out.append(Cell(*key, metric, value, low, high, n_real, n_fake, skipped, seen))
+    return out
+
+
+def promises_section(cells: Sequence[Cell], decision: Decision, rate: float = ERROR_RATE) -> str:
+    """The part of the page about them, from the cells of `evaluate` and `keep`."""
+    at, views = index(cells), views_of(cells)
+    page = ["## Promises"]
+    blocks = [suffix for suffix in ("", OWN) if any(cell.metric == "coverage" + suffix for cell in cells)]
+    if blocks:
+        groups = {what: len(decision.tables[f"{what}/{EVERY}"]) for what in ("real", "fake")}
+        page.append(ABOUT.format(rate=rate, **groups))
+    else:
+        try:
+            decision.rules(0.0, rate)
+        except Refusal as refusal:
+            page.append(UNPROMISED.format(why=refusal))
+    for suffix in blocks:
+        rows = [["one threshold" if suffix == "" else "a threshold for each quality", *views]]
+        for name, (generator, metric) in PAGE.items():
+            found = [at.get((ALL, view, generator, metric + suffix)) for view in views]
+            if any(found):
+                rows.append([name, *map(show, found)])
+        page.append(grid(rows))
+    measures = {"ECE": "ece", f"ECE, {decision.calibration.kind}": "ece_calibrated"}
+    if decision.thresholds:
+        measures |= {"balanced accuracy, one threshold": "balanced_accuracy"}
+        measures |= {"balanced accuracy, one for each quality": "balanced_accuracy" + OWN}
+    rows = [[name, *(show(at.get((ALL, v, "mean:all", m))) for v in views)] for name, m in measures.items()]
+    page += [grid([["all generators", *views], *rows]), ABOUT_CALIBRATION.format(kind=decision.calibration.kind)]
+    return "\n\n".join(page)

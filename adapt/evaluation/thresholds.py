@@ -1,0 +1,53 @@
+"""Thresholds from validation rows alone: one for everything, and one for each JPEG quality among the views."""
+
+import re
+
+import numpy as np
+
+from adapt.evaluation.scores import Scores
+
+
+def quality_of(view: str) -> int | None:
+    """40 for `qf40`; None for any other view."""
+    found = re.fullmatch(r"qf(\d+)", view)
+    return int(found[1]) if found else None
+
+
+def unedited_validation(scores: Scores) -> Scores:
+    """The readable `val` rows, processed reals left out."""
+    return scores.select((scores["split"] == "val") & scores.ok & (scores["edit"] == ""))
+
+
+def balanced_weights(rows: Scores) -> np.ndarray:
+    """(n,) that sum to 1 in each class, the same for every generator. Rows of both classes are needed."""
+    _, generator, number = np.unique(rows["generator"], return_inverse=True, return_counts=True)
+    return 1 / number[generator] / np.where(rows.fake, len(number) - 1, 1)
+
+
+def pick_threshold(scores: Scores) -> float:
+    """The one threshold of a detector: best balanced accuracy on the `val` rows of all views pooled.
+
+    Generators weigh equally, processed reals are left out. Among equally good cuts the widest gap between
+    two neighbouring logits wins, and the threshold is its middle. If no cut beats 0.5 nothing is called
+    fake; without validation rows of both classes it is NaN.
+    """
+    val = unedited_validation(scores)
+    if val.fake.all() or not val.fake.any():
+        return float("nan")
+    weight = balanced_weights(val)
+    logit, place = np.unique(val["logit"], return_inverse=True)
+    reals_below, fakes_below = (np.cumsum(np.bincount(place, weight * c)) for c in (~val.fake, val.fake))
+    balanced = 0.5 + 0.5 * (reals_below - fakes_below)[:-1]  # of a cut between logit[k] and logit[k + 1]
+    best = np.flatnonzero(balanced >= balanced.max(initial=0.5) - 1e-12)
+    if not len(best):
+        return float(np.nextafter(logit[-1], np.inf))
+    k = best[np.argmax(np.diff(logit)[best])]
+    middle = logit[k] + 0.5 * (logit[k + 1] - logit[k])
+    return float(middle if middle > logit[k] else logit[k + 1])
+
+
+def quality_thresholds(scores: Scores) -> dict[str, float]:
+    """`pick_threshold` on the rows of each view `qfNN`, by its name; not of views without rows of both classes."""
+    views = sorted({view for view in scores["view"] if quality_of(view) is not None})
+    found = {view: pick_threshold(scores.select(scores["view"] == view)) for view in views}
+    return {view: threshold for view, threshold in found.items() if threshold == threshold}

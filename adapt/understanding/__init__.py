@@ -1,0 +1,1 @@
+"""Why a detector works and when it breaks: one module an item of recipes/understand.py."""

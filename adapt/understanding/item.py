@@ -1,0 +1,144 @@
+"""What one item hands over: numbers with intervals, figures, pictures; and the page that they make together."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adapt import html
+from adapt.evaluation.bootstrap import distinct, interval
+from adapt.evaluation.figures import save_png
+from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid, plain, show
+from adapt.files import atomic, write_text
+
+HOW_TO_READ = """\
+Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
+fakes are one group), unless an item says else. All numbers are of unedited test images of {groups} groups ({real}
+real, {fake} fake), drawn by seed {seed}; the detector and its threshold are as they were saved. Where the summary says
+most, highest or lowest, that one was picked among several on these very images. An interval that holds the value of
+chance, or of no effect, says nothing against it."""
+
+
+class Value(NamedTuple):
+    """A number with its 95 % interval; n counts the images behind it."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    n: int = 0
+
+
+def of_resamples(values: np.ndarray, n: int) -> Value:
+    """From a statistic of every resample (1 + r,), the sample itself first."""
+    return Value(float(values[0]), *interval(values[1:])[:2], int(n))
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> Value:
+    """Mean of (n,) numbers under weights (1 + r, n); NaN are left out."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample without any of them is NaN
+        found = weights[:, known] @ values[known] / weights[:, known].sum(axis=1)
+    return of_resamples(found, known.sum())
+
+
+def jackknifed(statistic: Callable[[np.ndarray], np.ndarray], units: int, n: int) -> list[Value]:
+    """Values of a statistic (k,) of `units` groups, given how often (0 or 1) each of them counts.
+
+    Intervals: value +- 1.96 standard errors of the delete-one jackknife (Efron 1982, section 3.2). For statistics such
+    as shares of variance, which a resample that holds groups twice would bias.
+    """
+    whole = statistic(np.ones(units))
+    without = np.array([statistic((np.arange(units) != unit).astype(float)) for unit in range(units)])
+    spread = 1.96 * np.sqrt((units - 1) / units * ((without - without.mean(axis=0)) ** 2).sum(axis=0))
+    return [Value(float(v), float(v - s), float(v + s), int(n)) for v, s in zip(whole, spread, strict=True)]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table: cells by (row, column), in the order in which they came; text stands as it is."""
+
+    caption: str
+    corner: str  # over the names of the rows
+    cells: Mapping[tuple[str, str], Value | str]
+
+    def table(self) -> list[list[str]]:
+        """Header and rows."""
+        columns = distinct(column for _, column in self.cells)
+        lines = [[self.corner, *columns]]
+        for row in distinct(row for row, _ in self.cells):
+            found = (self.cells.get((row, column), Value(float("nan"))) for column in columns)
+            lines.append([row, *(cell if isinstance(cell, str) else show(cell) for cell in found)])
+        return lines
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of the page. `headline`: what it says in a line or two, each a name and a cell of its tables."""
+
+    name: str
+    title: str
+    about: str  # how it was measured, how to read it
+    numbers: Sequence[Numbers]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    galleries: Sequence[html.Gallery] = ()
+    headline: Sequence[tuple[str, Value]] = ()
+
+
+def write_item(folder: Path, item: Item) -> Item:
+    """Write NAME.csv and the figures, as soon as they are measured; returns the item."""
+    for name, figure in item.figures.items():
+        save_png(figure, _figure_path(folder, item, name))
+    write_csv(folder / f"{item.name}.csv", item.numbers)
+    return item
+
+
+def _figure_path(folder: Path, item: Item, name: str) -> Path:
+    return folder / "figures" / f"{item.name}_{name}.png"
+
+
+def write_page(
+    folder: Path, items: Sequence[Item], about: str, left_out: Mapping[str, str], record: Mapping[str, Any], own: bool
+) -> str:
+    """Write report.html and table.md of written items; returns the summary table. `own`: of the embedded world."""
+    summary = [["item", "what", "value", "images"]]
+    summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
+    said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
+    page = ["# Understanding a detector", *([EMBEDDED] if own else []), about, grid(summary), *map(escape, said)]
+    parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
+    parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
+    parts += [html.Text(line) for line in said]
+    for item in items:
+        page += [f"## {item.title}", "\n".join(map(escape, item.about.splitlines()))]
+        parts += [html.Heading(item.title), html.Text(item.about)]
+        for numbers in item.numbers:
+            table = numbers.table()
+            page += [f"{numbers.caption}:", grid(table)]
+            parts.append(html.Table(table[0], table[1:], caption=numbers.caption))
+        for name in item.figures:
+            path = _figure_path(folder, item, name)
+            page.append(f"![{item.name}, {name}](figures/{path.name})")
+            parts.append(html.Picture(path.read_bytes(), f"{item.title}: {name}"))
+        parts += item.galleries
+    page += ["## Provenance", facts_list(record)]
+    write_text(folder / "table.md", "\n\n".join(page) + "\n")
+    parts += [html.Heading("Provenance"), html.Facts(json.loads(json.dumps(record, default=str)))]
+    write_text(folder / "report.html", html.page("Understanding a detector", parts))
+    return grid(summary)
+
+
+def write_csv(path: Path, tables: Sequence[Numbers]) -> None:
+    """All cells in long form, to six digits; a text stands under `value`."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["table", "row", "column", *Value._fields])
+        for numbers in tables:
+            for (row, column), cell in numbers.cells.items():
+                values = (cell, "", "", "") if isinstance(cell, str) else cell
+                shown = [f"{value:.6g}" if isinstance(value, float) else value for value in values]
+                words = [plain(word) for word in (numbers.caption, row, column)]
+                out.writerow([*words, *("n/a" if value == "nan" else value for value in shown)])

@@ -1,0 +1,106 @@
+"""How much faster than the usual way is each stage, here? Ratios, both ways timed in turns in one run.
+
+    python recipes/benchmark.py --output_dir results/benchmark              (a quiet machine; all its cores)
+    python recipes/benchmark.py --clock cpu --threads 1                     (a machine that others use too)
+    python recipes/benchmark.py --device cuda                               (the same on a GPU)
+    python recipes/benchmark.py --compare results/benchmark/benchmark.json  (has anything become slower?)
+
+Every round runs all ways of doing the same work; a ratio is the median of the rounds, in brackets their least and
+greatest. `bf16 products of its shapes` is what this machine's matrix multiplication reaches on bare products in the
+same run: that ratio is the fraction of the peak. Weights are random, which changes no speed. The goals of the encoder
+are for a processor with AMX. Writes benchmark.json and table.md; ends with status 1 if --compare finds something
+slower. Time: 15 minutes on 2 quiet cores with AMX, most of it the fp32 loops of ViT-L/14.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+
+Stage = Literal["encoder", "preprocessing", "pipeline", "store", "training", "heads", "metrics", "growth"]
+STAGES = {  # module with a function `measure(settings) -> list[Ratio]`
+    "encoder": "adapt.benchmark.encode",
+    "preprocessing": "adapt.benchmark.preprocessing",
+    "pipeline": "adapt.benchmark.pipeline",
+    "store": "adapt.benchmark.store",
+    "training": "adapt.benchmark.training",
+    "heads": "adapt.benchmark.heads",
+    "metrics": "adapt.benchmark.metrics",
+    "growth": "adapt.benchmark.growth",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    output_dir: Path = Path("results/runs/benchmark")  # benchmark.json, table.md
+    stages: tuple[Stage, ...] = tuple(STAGES)
+    backbones: tuple[str, ...] = ("open_clip:ViT-B-32@random", "open_clip:ViT-L-14@random")  # of open_clip
+    device: Literal["cpu", "cuda"] = "cpu"
+    clock: Literal["wall", "cpu"] = "wall"  # cpu: time that cores spent, for a machine that others use too
+    threads: int | None = None  # of both ways alike; None: every core
+    rounds: int = 5
+    photos: Path | None = None  # folder of JPEG photographs; None: 640 x 480 px of 1/f noise
+    compare: Path | None = None  # benchmark.json of an earlier run
+    small: bool = False  # the least work that runs the same code: a test, no measurement
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "rounds")
+        if self.threads is not None:
+            at_least(1, self, "threads")
+
+
+def main(cfg: Config) -> None:
+    import importlib
+    import json
+    import logging
+    import sys
+    import tempfile
+
+    import torch
+
+    from adapt import provenance
+    from adapt.benchmark.report import compare, plain, read, table
+    from adapt.benchmark.timing import Settings
+    from adapt.errors import Refusal
+    from adapt.evaluation.tables import facts_list
+    from adapt.files import write_text
+
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("--device cuda: torch sees no GPU here")
+    old = None if cfg.compare is None else read(cfg.compare)
+    photos = () if cfg.photos is None else tuple(sorted(cfg.photos.glob("*.jp*g")))
+    if cfg.photos is not None and not photos:
+        raise Refusal(f"--photos {cfg.photos}: no .jpg or .jpeg in this folder")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of every random tower
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        settings = Settings(
+            cfg.rounds, cfg.clock, cfg.device, cfg.small, Path(folder), photos=photos, backbones=cfg.backbones
+        )
+        for stage in cfg.stages:
+            ratios += (found := importlib.import_module(STAGES[stage]).measure(settings))
+            print(table(found) + "\n", flush=True)
+    facts = {"command": provenance.command(), "revision": provenance.revision(), "clock": cfg.clock}
+    facts |= {"rounds": cfg.rounds, **provenance.hardware(), "peak_memory_mib": provenance.peak_memory()}
+    facts |= {"bf16": f"AMX {torch.cpu._is_amx_tile_supported()}, AVX512 {torch.cpu._is_avx512_bf16_supported()}"}
+    facts |= provenance.versions()
+    lines = plain(ratios)
+    write_text(cfg.output_dir / "benchmark.json", json.dumps({"facts": facts, "ratios": lines}, indent=1) + "\n")
+    about = "Ratio: cost of the baseline over ours, median of the rounds [least, greatest]; more than 1 is cheaper."
+    parts = ["# Benchmark", about, table(ratios), "## Provenance", facts_list(facts)]
+    if old is not None:
+        changes, slower = compare(old, lines)
+        parts[3:3] = [f"## Against {cfg.compare.name} of {old['facts'].get('revision', '?')}", changes]
+        print(changes)
+    write_text(cfg.output_dir / "table.md", "\n\n".join(parts) + "\n")
+    if old is not None and slower:
+        print("slower than before: " + "; ".join(slower), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)

@@ -1,0 +1,82 @@
+"""Do several crops of an image help a detector, and what do they cost?
+
+    python recipes/crops.py --detector results/lora/detector --manifest data.csv --output_dir results/crops
+
+Scores the validation and test rows of a manifest with one crop as the detector was trained, with five (corners and
+centre) and with tiles at native resolution whose features are averaged, each with its own threshold from validation
+rows, and compares each with one crop by a paired bootstrap. The scores of each stay, for recipes/evaluate.py. Without
+--manifest on the embedded world: 2,136 images x 4 views with `tiny` are 85,000 encoder passes. Expected there: five
+crops and tiles find unseen generators better than one crop (AUC 0.948 and 0.950 against 0.927 on 48 of its test
+scenes, view none), at five and four times the cost.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    detector: Path  # folder of a saved detector, or hf-hub:OWNER/NAME[@REVISION]
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+    output_dir: Path = Path("results/runs/crops")  # run directory
+    crops: tuple[Literal["1", "5", "native"], ...] = ("1", "5", "native")  # compared with the first
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+    backbone: str | None = None  # the detector's base weights at another place
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    seed: int = 0  # of the bootstrap
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "resamples")
+        at_least(0, self, "seed")
+
+
+def main(cfg: Config) -> None:
+    import time
+
+    import numpy as np
+
+    from adapt.detector import detector_digest, load_detector, score
+    from adapt.embedded import read_manifests
+    from adapt.evaluation.tables import grid
+    from adapt.report import require_classes, show_finished
+    from adapt.run import Run
+    from adapt.study import Study, contrast, finish
+
+    run = Run(cfg)
+    if run.finished():
+        return show_finished(run)
+    rows = read_manifests(cfg.manifest)
+    require_classes(rows)
+    held = np.flatnonzero(rows["split"] != "train")
+    detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
+    scoring = {"workers": run.workers(cfg.num_workers), "share": run.share_of_rows, "gather": run.gather}
+    passes = []
+    detector.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    run.begin(data=rows.digest, base=detector.backbone.fingerprint, detector=detector_digest(cfg.detector))
+
+    found, costs = {}, [["crops", "encoder passes an image", "images / s"]]
+    for crops in dict.fromkeys(cfg.crops):
+        passes.clear()
+        start = time.monotonic()
+        found[crops] = score(detector, rows, held, cfg.test_views, progress=f"crops {crops}", crops=crops, **scoring)
+        images, spent = len(found[crops]), sum(run.gather([sum(passes)]))
+        costs.append([crops, f"{spent / images:.2f}", f"{images / (time.monotonic() - start):.1f}"])
+    if not run.main:
+        return run.end()
+
+    study = Study(("crops",), cfg.resamples, cfg.seed)
+    for crops, scores in found.items():
+        scores.write(run.folder / f"scores-{crops}.parquet")
+        study.add((crops,), scores)
+    first, *others = found
+    pages = [contrast((crops, first), [(found[crops], found[first])], cfg.resamples, cfg.seed) for crops in others]
+    finish(run, rows, study, [*study.grids(), "## Cost", grid(costs), *(line for page in pages for line in page)])
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)

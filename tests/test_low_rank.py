@@ -1,0 +1,102 @@
+"""The fast pass of a LoRA layer: peft's own values and gradients, and less kept for the backward pass."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from torch import nn
+
+from adapt.memory import kept_bytes
+from adapt.models import lora, low_rank
+from adapt.models.backbones import Backbone, load_backbone
+from adapt.models.low_rank import LowRankLinear
+
+
+def adapted(monkeypatch, fast: bool, precision: str, **options) -> Backbone:
+    with monkeypatch.context() as patch:
+        if not fast:
+            patch.setattr(lora, "_train_fast", lambda config: None)
+        backbone = load_backbone("tiny").to_precision(precision)
+        lora.add_adapter(backbone, "all", rank=4, alpha=6, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in backbone.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return backbone.train()
+
+
+def gradients(backbone: Backbone) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    torch.manual_seed(2)  # of dropout
+    features = backbone(pixels)
+    (features * torch.linspace(-1, 1, features.shape[1])).sum().backward()
+    return features.detach(), {n: p.grad for n, p in backbone.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"update": "svd"}, {"last_blocks": 2}])
+def test_features_and_gradients_are_pefts(monkeypatch, options) -> None:
+    """In fp32 every tensor to 1e-5 of its size; in bf16 all gradients together to 1 %, as far as each is from fp32."""
+    monkeypatch.setattr(low_rank, "drop", lambda x, share: (nn.functional.dropout(x, share), 1.0))  # peft's masks
+    for precision, within in (("fp32", 1e-5), ("bf16", 0.01)):
+        fast, plain = (adapted(monkeypatch, which, precision, **options) for which in (True, False))
+        kinds = [{type(m) for m in backbone.modules() if isinstance(m, Linear)} for backbone in (fast, plain)]
+        assert kinds == [{LowRankLinear}, {Linear}]
+        (found, ours), (expected, pefts) = gradients(fast), gradients(plain)
+        assert (found - expected).norm() <= within * expected.norm()
+        assert ours.keys() == pefts.keys() and all(grad.dtype == torch.float32 for grad in ours.values())
+        for names in ([name] for name in ours) if precision == "fp32" else [ours]:
+            a, b = (torch.cat([grads[name].flatten() for name in names]) for grads in (ours, pefts))
+            assert (a - b).norm() <= within * b.norm(), list(names)[:3]
+
+
+def test_gradients_against_finite_differences() -> None:
+    """In fp64, through every input."""
+    layer = nn.Sequential(nn.Linear(5, 4).double())
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["0"])
+    lora._train_fast(config)
+    module = get_peft_model(layer, config).double().base_model.model[0]
+    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def value(x, new_a, new_b):
+        return torch.func.functional_call(module, {"lora_A.default.weight": new_a, "lora_B.default.weight": new_b}, x)
+
+    start = (x, a.detach().clone().requires_grad_(), torch.randn_like(b).requires_grad_())
+    assert torch.autograd.gradcheck(value, start)
+    expected = x @ (layer[0].base_layer.weight + 3 / 2 * start[2] @ start[1]).T + layer[0].base_layer.bias
+    torch.testing.assert_close(value(*start), expected)
+
+
+def test_dropping() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(101, 1001, requires_grad=True)
+    for share, exact in ((0.25, 0.25), (0.1, round(0.1 * 65536) / 65536), (1e-6, 0)):
+        dropped, grown = low_rank.drop(x, share)
+        assert grown == pytest.approx(1 / (1 - exact), rel=1e-12) and set(dropped.unique().tolist()) <= {0.0, 1.0}
+        found, error = (dropped == 0).double().mean().item(), (exact * (1 - exact) / x.numel()) ** 0.5
+        assert abs(found - exact) <= 4 * error
+        (grad,) = torch.autograd.grad(dropped.sum(), x)
+        assert torch.equal(grad, dropped)
+    again = [low_rank.drop(x, 0.5)[0] for _ in range(2)]
+    together = (again[0] * again[1]).mean().item()
+    assert abs(together - 0.25) < 4 * (0.25 * 0.75 / x.numel()) ** 0.5  # draws are independent
+
+
+def kept(backbone: Backbone) -> int:
+    return kept_bytes(backbone, torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_less_is_kept_and_nothing_below_the_adapted_blocks(monkeypatch) -> None:
+    fast, plain = (adapted(monkeypatch, which, "bf16") for which in (True, False))
+    assert kept(fast) < 0.7 * kept(plain)
+    assert kept(adapted(monkeypatch, True, "bf16", last_blocks=1)) < 0.35 * kept(fast)  # one block of four
+
+
+def test_switched_off_or_merged_it_is_pefts(monkeypatch) -> None:
+    backbone = adapted(monkeypatch, True, "fp32")
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    with backbone.tower.disable_adapter():
+        torch.testing.assert_close(backbone(pixels), load_backbone("tiny")(pixels))
+    adapted_features = backbone(pixels).detach()
+    backbone.tower.merge_adapter()
+    torch.testing.assert_close(backbone(pixels), adapted_features, atol=1e-4, rtol=1e-4)
