@@ -17,7 +17,7 @@ import torch
 import zoo
 from processes import in_children
 
-from adapt import journal
+from adapt import journal, predict_maps
 from adapt import predict as library
 from adapt.data.crops import Crops
 from adapt.data.images import read_image
@@ -276,13 +276,13 @@ def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypat
     assert not config.output.exists()
     monkeypatch.setattr(journal.Journal, "_append", append)
     asked = []
-    passed_on = library.predict
+    passed_on = predict_maps.judge
 
     def watched(detectors, inputs, numbers, *others):
         asked.extend(numbers)
         return passed_on(detectors, inputs, numbers, *others)
 
-    monkeypatch.setattr(library, "predict", watched)
+    monkeypatch.setattr(predict_maps, "judge", watched)
     predict.main(config)
     assert asked == [1, 2] and config.output.read_bytes() == whole
 
