@@ -27,13 +27,14 @@ from adapt.hub import detector_folder
 from adapt.models.backbones import Backbone, Precision, load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import load_adapter, save_adapter
+from adapt.models.maps import MapHead
 from adapt.models.probes import Probe
 from adapt.progress import bar
 
 FORMAT = 2
 NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
 NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
-HEADS = {"linear": LinearHead, "probe": Probe}
+HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead}
 CARD = """---
 library_name: peft
 tags: [ai-generated-image-detection]
@@ -62,7 +63,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        head: LinearHead | Probe,
+        head: LinearHead | Probe | MapHead,
         threshold: float = 0.0,
         decision: Decision | None = None,
     ) -> None:

@@ -26,25 +26,38 @@ HOW_TO_READ = (
 
 
 def finish(
-    outputs: Sequence[Path], root: str, inputs: Sequence[Input], kept: Kept, pictures: int, facts: Mapping[str, object]
+    outputs: Sequence[Path],
+    root: str,
+    inputs: Sequence[Input],
+    kept: Kept,
+    pictures: int,
+    facts: Mapping[str, object],
+    maps: Path | None = None,
 ) -> str:
     """Write what the finished rows, one an input, make: the table and, as a second output, the page.
 
-    Returns what to tell the user.
+    `maps` is the folder of a localiser's pictures. Returns what to tell the user.
     """
     table, *pages = outputs
     write_predictions(kept.rows(), table)
     for file in pages:
-        write_text(file, gallery(kept.rows(), inputs, pictures, {**facts, "table": table.name}))
+        write_text(file, gallery(kept.rows(), inputs, pictures, {**facts, "table": table.name}, maps))
     told = [summary(tally(kept.rows())), f"{table}: the table; its paths are relative to {root}"]
+    told += [f"{maps}: where images were changed, a picture of each"] if maps else []
     return "\n".join([*told, *(f"{file}: the page" for file in pages)])
 
 
-def gallery(rows: Iterable[Row], inputs: Sequence[Input], pictures: int, facts: Mapping[str, object]) -> str:
+def gallery(
+    rows: Iterable[Row],
+    inputs: Sequence[Input],
+    pictures: int,
+    facts: Mapping[str, object],
+    maps: Path | None = None,
+) -> str:
     """The page of one row an input, in the inputs' order; the same rows and files give the same bytes.
 
-    Each verdict shows at most `pictures` images from either end. The rows are read once and never held: whatever
-    their number, the page and the memory it takes stay small.
+    Each verdict shows at most `pictures` images from either end, each beside its picture in the folder `maps`, where
+    there is one. The rows are read once and never held: whatever their number, page and memory stay small.
     """
     shown, verdicts, compression, reasons, names = {}, Counter(), Counter(), Counter(), {}
     for number, row in enumerate(rows):
@@ -62,7 +75,8 @@ def gallery(rows: Iterable[Row], inputs: Sequence[Input], pictures: int, facts: 
     parts: list[Part] = [Text(HOW_TO_READ, warning=True), Heading("Counts")]
     parts += [_verdicts(verdicts, known, reasons.total()), *_compression(compression, known)]
     for verdict in known:
-        parts += [Heading(f"Called {verdict}" if verdict != "unsure" else "Unsure"), *_ends(verdict, shown, inputs)]
+        parts.append(Heading(f"Called {verdict}" if verdict != "unsure" else "Unsure"))
+        parts += _ends(verdict, shown, inputs, maps)
     if reasons:
         parts += [Heading("Not judged"), _reasons(reasons, names)]
     return page("Predictions", [*parts, Heading("Provenance"), Facts(facts)])
@@ -94,31 +108,39 @@ def _compression(counted: Counter[tuple[str, str]], known: Sequence[str]) -> lis
     return [Table(header, rows, caption="Verdicts by compression")] if rows else []
 
 
-def _ends(verdict: str, shown: dict, inputs: Sequence[Input]) -> list[Gallery]:
+def _ends(verdict: str, shown: dict, inputs: Sequence[Input], maps: Path | None) -> list[Gallery]:
     """The images from either end of the logits; none of them twice."""
     *captions, first = ENDS[verdict]
     seen, parts = set(), []
     for sign in (first, -first):
         best = [(-key[1], row) for key, row in sorted(shown[verdict, sign], key=lambda kept: kept[0], reverse=True)]
-        tiles = [_tile(row, inputs[number]) for number, row in best if number not in seen]
+        tiles = [_tile(row, inputs[number], maps) for number, row in best if number not in seen]
         seen |= {number for number, _ in best}
         if tiles:
             parts.append(Gallery(tiles, captions[0 if sign > 0 else 1]))
     return parts
 
 
-def _tile(row: Row, item: Input) -> Picture:
+def _tile(row: Row, item: Input, maps: Path | None) -> Picture | tuple[Picture, Picture]:
     lines = [row["path"], f"logit {row['logit']:.2f}, p {row['p_fake']:.3f}"]
     if row["family"]:
         share = row["family_probability"]
         lines.append(row["family"] if share is None else f"{row['family']} ({share:.2f})")
+    if row["extent"]:
+        lines.append(", ".join(filter(None, (row["extent"], row["tool"], f"{100 * row['changed']:.1f} % changed"))))
     kind = quality(row)
     lines.append(", ".join(filter(None, (f"quality {kind}" if kind.isdigit() else kind, row["subsampling"]))))
+    picture = Picture(_thumbnail(item.file), row["path"], tuple(lines))
+    if not maps or not row["map"]:
+        return picture
+    return picture, Picture(_thumbnail(str(maps / row["map"])), f"map of {row['path']}", ("called changed: tinted",))
+
+
+def _thumbnail(file: str) -> bytes:
     try:
-        image = thumbnail(read_bytes(item.file))
+        return thumbnail(read_bytes(file))
     except Unreadable as problem:  # it was there when it was judged
-        image = placeholder(problem.reason)
-    return Picture(image, row["path"], tuple(lines))
+        return placeholder(problem.reason)
 
 
 def _reasons(reasons: Counter[str], names: Mapping[str, Sequence[str]]) -> Table:

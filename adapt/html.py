@@ -91,9 +91,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures side by side, each with its lines (path, score, verdict) below it."""
+    """Small pictures side by side, each with its lines (path, score, verdict) below it; two of a pair share a row."""
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[Picture | tuple[Picture, Picture]]
     caption: str = ""
 
 
@@ -179,7 +179,7 @@ def _part(part: Part, images: _Images) -> str:
         case Picture():
             return _picture(part, images, "picture")
         case Gallery():
-            tiles = "\n".join(_picture(picture, images, "tile") for picture in part.pictures)
+            tiles = "\n".join(_tile(picture, images) for picture in part.pictures)
             return f'<figure>\n{_caption(part.caption)}<div class="gallery">\n{tiles}\n</div>\n</figure>'
         case Commands():
             words = (line.split(" ") for line in part.text.strip("\n").split("\n"))
@@ -248,6 +248,13 @@ def _cell(cell: Cell, kind: str, column: int) -> str:
     shown = f"<strong>{shown}</strong>" if cell.best else shown
     sorts = "" if key is None else f' data-key="{key}"'
     return f"<td{kind}{sorts}>{shown}</td>" if column else f'<th scope="row"{kind}{sorts}>{shown}</th>'
+
+
+def _tile(entry: Picture | tuple[Picture, Picture], images: _Images) -> str:
+    if isinstance(entry, Picture):
+        return _picture(entry, images, "tile")
+    both = "\n".join(_picture(picture, images, "tile") for picture in entry)
+    return f'<div class="pair">\n{both}\n</div>'
 
 
 def _picture(part: Picture, images: _Images, kind: str) -> str:

@@ -87,8 +87,8 @@ def kept(folder: Path, what: dict[str, Any]) -> Kept:
             if before != what:
                 changed = ", ".join(name for name in what if before.get(name) != what[name])
                 raise Refusal(
-                    f"{folder} holds rows of another {changed} (a file came, went or changed, or the detector or "
-                    f"--crops did): choose another --output, or delete {folder} to begin anew"
+                    f"{folder} holds rows of another {changed} (a file came, went or changed, or the detector, "
+                    f"--crops or --maps did): choose another --output, or delete {folder} to begin anew"
                 )
             found[entry["batch"]] = path, start
     return Kept(found)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from adapt.data.crops import Crops, Kind
+from adapt.data.crops import Crops, Kind, Whole
 from adapt.data.groups import heed_main_process
 from adapt.data.images import Unreadable, decode, read_bytes
 from adapt.data.inputs import Input
@@ -40,6 +40,7 @@ COLUMNS = {"path": str, "status": str}
 COLUMNS |= {"format": str, "width": int, "height": int}
 COLUMNS |= {"jpeg_quality": int, "jpeg_tables": str, "table_distance": int, "subsampling": str}
 COLUMNS |= {"logit": float, "p_fake": float, "verdict": str, "family": str, "family_probability": float}
+COLUMNS |= {"extent": str, "tool": str, "changed": float, "map": str}  # of a localiser: adapt/predict_maps.py
 Row = dict[str, Any]  # a value for each of COLUMNS; None: not known, or not asked for
 
 
@@ -65,7 +66,7 @@ def predict(
     """
     rules, classes = written(rules or rules_of(detectors)), _common_classes(detectors)
     loader = DataLoader(
-        _Files(inputs, [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]),
+        Files(inputs, [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]),
         batch_sampler=[range(n * BATCH, min((n + 1) * BATCH, len(inputs))) for n in numbers],
         num_workers=workers,
         collate_fn=list,
@@ -83,7 +84,7 @@ def predict(
         of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
         first = number * BATCH
         rows = [
-            _row(inputs[first + i].path, header, reason, joint(of_image, detectors), rules, classes, of_classes[i])
+            row_of(inputs[first + i].path, header, reason, joint(of_image, detectors), rules, classes, of_classes[i])
             for i, ((header, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
         ]
         yield number, rows, passes
@@ -142,11 +143,11 @@ def _common_classes(detectors: Sequence[Detector]) -> tuple[str, ...]:
     return first if len(first) > 2 and all(classes == first for classes in others) else ()
 
 
-class _Files(Dataset):
-    """Item i: header (None if there is none), for each of `looks` uint8 crops (n, 3, size, size), and reason ("" where
-    they show the image)."""
+class Files(Dataset):
+    """Item i: header (None if there is none), what each of `looks` makes of the image (a blank where there is none),
+    and reason ("" where there is an image)."""
 
-    def __init__(self, inputs: Sequence[Input], looks: Sequence[Crops]) -> None:
+    def __init__(self, inputs: Sequence[Input], looks: Sequence[Crops | Whole]) -> None:
         self.inputs, self.looks = inputs, looks
 
     def __len__(self) -> int:
@@ -168,7 +169,7 @@ class _Files(Dataset):
         return header, [look(image) for look in self.looks], ""
 
 
-def _row(
+def row_of(
     path: str,
     header: Header | None,
     reason: str,
@@ -183,10 +184,10 @@ def _row(
     row |= header._asdict() if header else {}
     if reason:
         return row
-    logit, standard = _rounded(logit), header is not None and header.jpeg_tables == "standard"
+    logit, standard = rounded(logit), header is not None and header.jpeg_tables == "standard"
     cuts = rules.at(header.jpeg_quality if standard else None)
     p_fake, verdict = rules.calibration(logit), str(cuts.verdicts(np.float64(logit)))
-    row |= {"logit": logit, "p_fake": _rounded(float(p_fake)), "verdict": verdict}
+    row |= {"logit": logit, "p_fake": rounded(float(p_fake)), "verdict": verdict}
     if verdict == "fake" and class_logits is not None:
         row |= _family(classes, class_logits, rules, cuts)
     return row
@@ -198,7 +199,7 @@ def _family(classes: Sequence[str], class_logits: torch.Tensor, rules: Rules, cu
         return {"family": UNKNOWN}
     shares = class_logits.softmax(dim=0).tolist()
     best = max(range(1, len(classes)), key=shares.__getitem__)
-    return {"family": classes[best], "family_probability": _rounded(shares[best])}
+    return {"family": classes[best], "family_probability": rounded(shares[best])}
 
 
 def written(rules: Rules) -> Rules:
@@ -207,14 +208,15 @@ def written(rules: Rules) -> Rules:
     Rounding keeps the order, so what is surely no photograph or no fake here is none with all digits.
     """
     names = ("threshold", "not_real", "not_fake")
-    rounded = {
-        key: dataclasses.replace(cuts, **{name: _rounded(getattr(cuts, name)) for name in names})
+    short = {
+        key: dataclasses.replace(cuts, **{name: rounded(getattr(cuts, name)) for name in names})
         for key, cuts in rules.cuts.items()
     }
-    return dataclasses.replace(rules, cuts=rounded)
+    return dataclasses.replace(rules, cuts=short)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To the digits that a table is written with."""
     return float(f"{value:.{DIGITS}g}")
 
 
@@ -246,7 +248,8 @@ def _write_parquet(rows: Iterator[Row], file: Path) -> None:
 
 def tally(rows: Iterable[Row]) -> dict[str, Counter[str]]:
     """How many files there are of what."""
-    titles = ("files", "verdict", "not judged", "family", "JPEG quality", "subsampling", "other formats")
+    titles = ("files", "verdict", "not judged", "family", "extent", "tool")
+    titles += ("JPEG quality", "subsampling", "other formats")
     counted = {title: Counter() for title in titles}
     for row in rows:
         found = {
@@ -254,6 +257,8 @@ def tally(rows: Iterable[Row]) -> dict[str, Counter[str]]:
             "verdict": row["verdict"],
             "not judged": row["status"] if row["status"] != "ok" else None,
             "family": row["family"],
+            "extent": row["extent"],
+            "tool": row["tool"],
             "JPEG quality": quality(row) if row["jpeg_quality"] else None,
             "subsampling": row["subsampling"],
             "other formats": row["format"] if row["format"] != "JPEG" else None,

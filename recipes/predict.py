@@ -9,11 +9,13 @@ One row for each input, in the order of the paths' bytes: status (`ok`, or why t
 says of format, size and JPEG compression, logit, calibrated p_fake, verdict, and for heads with classes the most
 probable one of what was called fake, or `unknown`. Verdicts are by the detector's one frozen threshold, or by what you
 state: --error_rate 0.05 says `unsure` rather than err more often, --max_false_positive_rate 0.01 keeps false alarms
-rare, --thresholds quality goes by the JPEG quality of each file. Beside the table stands a page, OUTPUT with suffix
-.html: counts, the most and the least certain images, what could not be read. Finished rows are kept whatever happens
-(OUTPUT.parts): the same command continues. However the work is cut, shuffled or interrupted, table and page have the
-same bytes, on the same machine, threads and versions. Time: 64 images (512 x 384) a second with `tiny` on two cores
-that others used, too; --crops 5 and native cost as many encoder passes a file as a line at the end says.
+rare, --thresholds quality goes by the JPEG quality of each file. A localiser (recipes/localize.py) adds extent, tool
+and the share of the area that was changed, and with --maps FOLDER a picture of each image that shows where. Beside the
+table stands a page, OUTPUT with suffix .html: counts, the most and the least certain images, what could not be read.
+Finished rows are kept whatever happens (OUTPUT.parts): the same command continues. However the work is cut, shuffled
+or interrupted, table and page have the same bytes, on the same machine, threads and versions. Time: 64 images (512 x
+384) a second with `tiny` on two cores that others used, too; --crops 5 and native cost as many encoder passes a file
+as a line at the end says.
 """
 
 import sys
@@ -36,6 +38,7 @@ class Config:
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
     crops: Literal["1", "5", "native"] = "1"  # 5: corners and centre; native: tiles of the image's own pixels
     gallery: int = 24  # images that OUTPUT.html shows from either end of a verdict; 0: no page
+    maps: Path | None = None  # folder for a picture of each image that shows where; of a localiser
     backbone: str | None = None  # the detectors' base weights at another place
     error_rate: float | None = None  # of photographs and of fakes; rather than err more often: `unsure`. None: never
     max_false_positive_rate: float | None = None  # share of photographs that may be called fake
@@ -62,16 +65,17 @@ def main(cfg: Config) -> None:
     from adapt.detector import detector_digest, load_detector
     from adapt.gallery import finish
     from adapt.journal import Journal, kept
-    from adapt.predict import BATCH, COLUMNS, batches, predict, rules_stated
+    from adapt.predict import BATCH, COLUMNS, batches, rules_stated
+    from adapt.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
 
     processes = Processes()
-    root, inputs = inputs_for(cfg.input, outputs(cfg))
+    root, inputs = inputs_for(cfg.input, outputs(cfg), cfg.maps)
     what = {"detector": [detector_digest(name) for name in cfg.detector], "inputs": inputs_digest(inputs)}
     stated = {name: getattr(cfg, name) for name in RULES}
     rules = rules_stated(cfg.detector, stated)
-    what |= {"rules": stated, "crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS]}
+    what |= {"rules": stated, "crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):
@@ -89,7 +93,8 @@ def main(cfg: Config) -> None:
     with Journal(parts, name, what) as journal:
         if todo:
             detectors = [load_detector(name, cfg.backbone).to(processes.device) for name in cfg.detector]
-            found = predict(detectors, inputs, todo, processes.workers(cfg.num_workers), cfg.crops, rules)
+            workers = processes.workers(cfg.num_workers)
+            found = judge(detectors, inputs, todo, workers, cfg.crops, rules, cfg.maps)
             start, files, spent = time.monotonic(), 0, 0
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
@@ -114,7 +119,7 @@ def main(cfg: Config) -> None:
             processes.say(f"{len(rows_of)} of {total} x {BATCH} files done: the last shard writes {cfg.output}")
         else:
             facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops}
-            processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts))
+            processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts, cfg.maps))
     processes.leave()
 
 

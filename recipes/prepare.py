@@ -16,8 +16,8 @@ from typing import Any
 
 from adapt.cli import run_one
 
-SOURCES = ("community_forensics", "elsa_d3", "folders", "genimage", "openfake", "real_fake", "synthbuster")
-SOURCES += ("synthwildx", "table", "webdataset")
+SOURCES = ("community_forensics", "elsa_d3", "folders", "genimage", "masks", "openfake", "real_fake")
+SOURCES += ("synthbuster", "synthwildx", "table", "webdataset")
 
 
 def main(source: Any) -> None:

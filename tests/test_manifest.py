@@ -59,6 +59,7 @@ def test_columns_after_reading(tmp_path):
         "split",
         "set",
         "edit",
+        "mask",
         "family",
         "source",
         "sha256",

@@ -17,7 +17,7 @@ import torch
 import zoo
 from processes import in_children
 
-from adapt import journal
+from adapt import journal, predict_maps
 from adapt import predict as library
 from adapt.data.crops import Crops
 from adapt.data.images import read_image
@@ -141,11 +141,11 @@ def test_a_linear_head_names_no_family(detectors, photos, tmp_path) -> None:
 
 def test_verdict_by_the_threshold_as_written() -> None:
     def verdict(logit: float, threshold: float) -> str:
-        return library._row("a", None, "", logit, library.written(Decision().rules(threshold)), (), None)["verdict"]
+        return library.row_of("a", None, "", logit, library.written(Decision().rules(threshold)), (), None)["verdict"]
 
     assert verdict(0.25, 0.25) == "fake" and verdict(math.nextafter(0.25, 0), 0.25) == "fake"
     assert verdict(0.249999, 0.25) == "real" and verdict(30.0, math.inf) == "real" and verdict(-800.0, 0) == "real"
-    lost = library._row("a", None, "", math.nan, Decision().rules(0.0), (), None)
+    lost = library.row_of("a", None, "", math.nan, Decision().rules(0.0), (), None)
     assert lost["status"] == "not-finite" and lost["logit"] is None and lost["verdict"] is None
 
 
@@ -276,13 +276,13 @@ def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypat
     assert not config.output.exists()
     monkeypatch.setattr(journal.Journal, "_append", append)
     asked = []
-    passed_on = library.predict
+    passed_on = predict_maps.judge
 
     def watched(detectors, inputs, numbers, *others):
         asked.extend(numbers)
         return passed_on(detectors, inputs, numbers, *others)
 
-    monkeypatch.setattr(library, "predict", watched)
+    monkeypatch.setattr(predict_maps, "judge", watched)
     predict.main(config)
     assert asked == [1, 2] and config.output.read_bytes() == whole
 
@@ -401,7 +401,7 @@ def test_links_pipes_and_folders(tmp_path) -> None:
     assert root == str(folder.resolve())
     expected = {"inside": "", "out": "outside", "outfolder": "outside", "broken": "", "circle": "", "pipe": ""}
     assert {item.path: item.reason for item in found} == expected | {"sub/a.png": ""}
-    files = library._Files(found, [Crops(load_backbone("tiny").preprocess)])
+    files = library.Files(found, [Crops(load_backbone("tiny").preprocess)])
     reasons = {item.path: files[i][2] for i, item in enumerate(found)}
     expected |= {"broken": "missing", "circle": "io-error", "pipe": "not-a-file", "sub/a.png": ""}
     assert reasons == expected

@@ -13,7 +13,9 @@ from adapt import frontier, shots
 from adapt.ablation_page import Page, write_tables
 from adapt.cells import read_metrics
 from adapt.errors import Refusal
-from adapt.evaluation.read_back import read_run
+from adapt.evaluation.attribution import Count, Rate
+from adapt.evaluation.map_tables import map_sections
+from adapt.evaluation.read_back import read_rows, read_run
 from adapt.evaluation.side_by_side import read_numbers
 from adapt.evaluation.tables import grid, markdown
 from adapt.study import Study
@@ -26,6 +28,7 @@ FILES = {  # of recipes whose page compares many scores, or none
     "recipes/ablation.py": ("ablation.csv", "ablation.tex", "report.html", "config.yaml", "figures/generators.png"),
     "recipes/color_stability.py": ("stability.csv", "config.yaml"),
     "recipes/frontier.py": ("frontier.csv", "config.yaml", "figures/frontier.png"),
+    "recipes/localize.py": (*OF_A_RUN, "localization.csv", "confusion-extents.csv", "confusion-tools.csv"),
     "recipes/pair.py": ("metrics.csv", "config.yaml"),
     "recipes/onboard.py": ("metrics.csv", "config.yaml", "figures/recovery.png"),
     "recipes/head_scaling.py": ("metrics.csv", "config.yaml"),
@@ -54,6 +57,7 @@ NOT_IN_THE_FILES = {
     ("linear_probe", "Controls"): "controls.csv is written since, these runs are older",
     ("lora", "Comparison.*"): "comparison.csv of these runs was not kept: paired differences need both scores",
     ("lora", "Holes.*|Elsewhere.*|Before and after.*|New generator.*"): "paired differences need both scores",
+    ("localize", "Promises"): "the name of the calibration is in the detector, which is not kept",
     ("pair", ".* minus .*"): "paired differences need both scores",
     ("onboard", ".*, less the detector as it is.*"): "paired differences need both scores",
     ("frontier", "Validation score per learning rate"): "of runs that were not chosen, so in no file",
@@ -94,11 +98,14 @@ def of_study(folder: Path, table: str = "metrics.csv", **of_study) -> Study:
 
 def made_again(folder: Path, recipe: str, record: dict) -> str:
     """What the library makes of the numbers in the committed files, as Markdown."""
-    if recipe in ("lora", "linear_probe"):
+    if recipe in ("lora", "linear_probe", "localize"):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         found = read_run(folder, record["trained_on"], config.get("classes", "family"))
         layers = of_study(folder, "layers.csv").grids(level="###") if (folder / "layers.csv").is_file() else []
         sections = ["## Layers", *layers] if layers else []
+        if recipe == "localize":
+            confused = [read_rows(folder / f"confusion-{name}.csv", Count) for name in ("extents", "tools")]
+            sections = map_sections(read_rows(folder / "localization.csv", Rate), *confused)
         return markdown(found.cells, None, found.controls, found.differences, sections, found.attribution)
     if recipe == "jpeg_matrix":
         every, page = of_study(folder), []

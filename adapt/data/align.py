@@ -97,6 +97,8 @@ def align(
     inside = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118 (ends with a slash)
     if any(file.startswith(inside) for file in manifest["file"]):
         raise Refusal(f"{folder} holds images of the manifest itself: choose another folder for the copies")
+    if any(manifest["mask"]):
+        raise Refusal("the manifest has masks, which would no longer fit: align the images first, then composite them")
     groups = manifest.groups()
     journal = folder / "journal" / f"{shard}-of-{num_shards}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -60,6 +61,15 @@ class Crops:
             columns, rows = (math.isqrt(TILES * a // b) for a, b in ((columns, rows), (rows, columns)))
             columns, rows = (min(max(1, n), TILES) for n in (columns, rows))
         return [(x, y) for y in _spread(rows) for x in _spread(columns)]
+
+
+class Whole:
+    """PIL image -> uint8 tensor (height, width, 3): for those who cut it themselves."""
+
+    shape, dtype = (1, 1, 3), torch.uint8
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image))
 
 
 def _spread(n: int) -> list[float]:

@@ -139,14 +139,11 @@ def make_batch(
 
 def collate(items: list[Batch]) -> Batch:
     """One batch of several groups. A batch without any image gets a blank one of weight 0: every process must step."""
-    nothing = np.zeros(1)
-    blank = make_batch(items[0].pixels.new_zeros(1, *items[0].pixels.shape[1:]), nothing, nothing, 0, 1, [])
-    parts = items if any(len(item.fake) for item in items) else [*items, blank]
-    names = ("pixels", "fake", "weight", "group", "twin")
-    return Batch(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in names),
-        unreadable=[problem for item in items for problem in item.unreadable],
-    )
+    names = [name for name, value in vars(items[0]).items() if isinstance(value, Tensor)]
+    joined = {name: torch.cat([getattr(item, name) for item in items]) for name in names}
+    if not len(joined["fake"]):
+        joined = {name: value.new_zeros(1, *value.shape[1:]) for name, value in joined.items()}
+    return dataclasses.replace(items[0], **joined, unreadable=[each for item in items for each in item.unreadable])
 
 
 def heed_main_process(_: int) -> None:

@@ -46,10 +46,11 @@ def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
     return root, [Input(os.path.relpath(file, root), file, *found[file]) for file in ordered]
 
 
-def inputs_for(names: Sequence[str], outputs: Sequence[Path]) -> tuple[str, list[Input]]:
-    """`find_inputs` without the files that predictions are written to: these, their temporary ones and OUTPUT.parts.
+def inputs_for(names: Sequence[str], outputs: Sequence[Path], maps: Path | None = None) -> tuple[str, list[Input]]:
+    """`find_inputs` without the files that predictions are written to: these, their temporary ones, OUTPUT.parts,
+    and the folder `maps`.
 
-    Refuses an output that would overwrite an input or that could not hold an input's name.
+    Refuses an output or a folder that would overwrite an input, and an output that could not hold an input's name.
     """
     root, inputs = find_inputs(names)
     first = outputs[0]
@@ -61,6 +62,11 @@ def inputs_for(names: Sequence[str], outputs: Sequence[Path]) -> tuple[str, list
             raise Refusal(f"--output {path} is a folder or an input: name a file of its own")
     made = [os.path.join(folder, f"{first.stem}.parts", "")]  # noqa: PTH118
     made += [os.path.join(folder, f".{path.name}.") for path in outputs]  # noqa: PTH118
+    if maps:
+        pictures = os.path.join(os.path.realpath(maps), "")  # noqa: PTH118
+        if any(os.path.join(name, "").startswith(pictures) for name in named):  # noqa: PTH118
+            raise Refusal(f"--maps {maps} is an input or holds one: name a folder of its own")
+        made.append(pictures)
     inputs = [item for item in inputs if item.file not in ours and not item.file.startswith(tuple(made))]
     if not inputs:
         raise Refusal(f"no file in {', '.join(names)} but this recipe's own: name a folder that holds images")

@@ -19,7 +19,8 @@ from adapt.files import atomic, sha256
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("path", "group", "generator", "split")
-OPTIONAL = ("set", "edit", "family", "source", "sha256")
+PLACES = ("file", "mask_file")  # absolute names, which are found and never written
+OPTIONAL = ("set", "edit", "mask", "family", "source", "sha256")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +29,9 @@ class Manifest:
 
     Always there: `path` (as written), `file` (absolute, to open; `shard.tar::member` inside an archive),
     `group` (one scene: a photograph and its fakes), `generator` (`real` for a camera image), `split`, `set`,
-    `edit` (ordinary processing of a real image, which stays real), `family`, `source`, `sha256`. Other
-    columns of the file are kept. Make one with `read` or `of`, which refuse what would make a score wrong.
+    `edit` (ordinary processing of a real image, which stays real), `mask` (image of which pixels were changed, where
+    only a part was; by the generator, or by the `edit` of a real image), `family`, `source`, `sha256`. Other columns
+    of the file are kept. Make one with `read` or `of`, which refuse what would make a score wrong.
     """
 
     columns: dict[str, np.ndarray]
@@ -70,6 +72,11 @@ class Manifest:
         """Labels (n,) as booleans: True where the image is AI-generated."""
         return (self["generator"] != "real").astype(bool)
 
+    @property
+    def mask_files(self) -> np.ndarray:
+        """Masks (n,) as absolute names, to open; empty where the whole image is what its row says."""
+        return self.columns.get("mask_file", self["mask"])  # without the column no row has a mask
+
     def select(self, rows) -> "Manifest":
         """Rows by boolean mask or by indices, in the order of the indices."""
         rows = np.asarray(rows)
@@ -101,6 +108,7 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 (hex) over the rows in their order; the same wherever the folder lies."""
         names = ("path", "group", "generator", "split", "set", "edit", "sha256")
+        names += ("mask",) if any(self["mask"]) else ()  # a manifest without masks keeps the digest it always had
         digest = hashlib.sha256()
         for row in zip(*(self[name] for name in names), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
@@ -113,12 +121,14 @@ class Manifest:
         """
         path = Path(path)
         folder = os.path.join(os.path.realpath(path.parent), "")  # noqa: PTH118 (ends with a slash)
-        for file in self["file"]:
+        for file in (*self["file"], *filter(None, self.mask_files)):
             if not file.startswith(folder):
                 raise Refusal(f"{file!r} lies outside {folder}: write the manifest above all its images")
-        names = [name for name in self.columns if name in REQUIRED or (name != "file" and any(self[name]))]
+        names = [name for name in self.columns if name in REQUIRED or (name not in PLACES and any(self[name]))]
         columns = {name: self[name] for name in names}
         columns["path"] = _strings([file[len(folder) :] for file in self["file"]])
+        if "mask" in columns:
+            columns["mask"] = _strings([file[len(folder) :] for file in self.mask_files])
         with atomic(path) as temporary:
             _write_table(columns, temporary, path.suffix.lower())
 
@@ -217,22 +227,28 @@ def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[s
     """One manifest's columns with `file` and the optional ones added, after the checks within a row."""
     if missing := [column for column in REQUIRED if column not in columns]:
         raise Refusal(f"{name}: no column {missing[0]!r}, only {', '.join(columns) or 'none'}: add or rename it")
-    if "file" in columns:
-        raise Refusal(f"{name}: the column 'file' is reserved for absolute paths: rename it")
+    if reserved := [column for column in PLACES if column in columns]:
+        raise Refusal(f"{name}: the column {reserved[0]!r} is reserved for absolute paths: rename it")
     count = len(columns["path"])
     if not count:
         raise Refusal(f"{name} has no rows: list at least one image")
     columns = dict.fromkeys(OPTIONAL, np.full(count, "", object)) | columns
     columns["sha256"] = _strings([digest.lower() for digest in columns["sha256"]])
-    cells = zip(*(columns[column] for column in (*REQUIRED, "edit", "sha256")), strict=True)
+    cells = zip(*(columns[column] for column in (*REQUIRED, "edit", "mask", "sha256")), strict=True)
     for number, row in enumerate(cells, 1):
         if problem := _problem(*row):
             raise Refusal(f"{name}, row {number}: {problem}")
     columns["file"] = _locate(columns["path"], folder, name)
+    if any(columns["mask"]):
+        columns["mask_file"] = _locate(columns["mask"], folder, name)
+        images = set(columns["file"])
+        for number, (mask, file) in enumerate(zip(columns["mask"], columns["mask_file"], strict=True), 1):
+            if file in images:
+                raise Refusal(f"{name}, row {number}: the mask {mask!r} is an image of the manifest: drop one of them")
     return columns
 
 
-def _problem(path: str, group: str, generator: str, split: str, edit: str, digest: str) -> str:
+def _problem(path: str, group: str, generator: str, split: str, edit: str, mask: str, digest: str) -> str:
     """What is wrong with one row's values, and the remedy; empty if nothing is."""
     if not (path and group.strip() and generator.strip()):
         return f"empty path, group or generator ({path!r}, {group!r}, {generator!r}): fill it in"
@@ -244,13 +260,15 @@ def _problem(path: str, group: str, generator: str, split: str, edit: str, diges
         return f"generator {generator!r} would count as a fake: write 'real'"
     if edit and generator != "real":
         return f"edit {edit!r} on generator {generator!r}: only a camera image ('real') may have an edit"
+    if mask and generator == "real" and not edit:
+        return f"mask {mask!r} on a camera image without an edit: name the edit or the generator that changed a part"
     if digest and not re.fullmatch("[0-9a-f]{64}", digest):
         return f"sha256 {digest!r} is not 64 hexadecimal digits: correct it or leave it empty"
     return ""
 
 
 def _locate(paths: np.ndarray, folder: Path, name: str) -> np.ndarray:
-    """Absolute file names; refuses a path that leaves the folder by its text or through a symbolic link."""
+    """Absolute file names ("" of ""); refuses a path that leaves the folder by its text or through a symbolic link."""
     root = os.path.realpath(folder)
 
     @functools.cache  # one look at each folder, not one for each of its files
@@ -259,6 +277,9 @@ def _locate(paths: np.ndarray, folder: Path, name: str) -> np.ndarray:
 
     files = []
     for number, path in enumerate(paths, 1):
+        if not path:
+            files.append("")
+            continue
         archive, member = split_member(path)
         file = posixpath.normpath(f"{root}/{archive}")
         stays = "\0" not in path and not path.startswith("/") and not member.startswith("/")

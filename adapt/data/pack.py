@@ -19,6 +19,8 @@ def pack(manifest: Manifest, output: Path, shard: int = 0, num_shards: int = 1) 
     """
     if output.suffix.lower() not in (".csv", ".parquet"):
         raise Refusal(f"output {str(output)!r}: name a .csv or .parquet file, the manifest to write")
+    if any(manifest["mask"]):
+        raise Refusal("the manifest has masks, which tar files do not take: pack the rows without a mask")
     groups = manifest.groups()
     names = [name for name in manifest.columns if name not in ("path", "file")]
     what = {"packed": manifest.digest}

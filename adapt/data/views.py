@@ -88,8 +88,9 @@ def _crop(image: Image.Image, side: float, at: At) -> Image.Image:
     missing = [max(0, side - length) for length in image.size]
     if any(missing):
         (left, top), (x, y) = (length // 2 for length in missing), missing
-        margins = ((top, y - top), (left, x - left), (0, 0))
-        image = Image.fromarray(np.pad(np.asarray(image), margins, mode="reflect"))
+        pixels = np.asarray(image)
+        margins = ((top, y - top), (left, x - left), (0, 0))[: pixels.ndim]  # a mask has no channels
+        image = Image.fromarray(np.pad(pixels, margins, mode="reflect"))
     left, top = (round(place * (length - side)) for place, length in zip(at, image.size, strict=True))
     return image.crop((left, top, left + side, top + side))
 
@@ -153,6 +154,7 @@ OPS = {
     "lowpass": _Op(_lowpass, 0.005, 0.5, False, "cutoff, cycles/px"),
     "highpass": _Op(_highpass, 0.005, 0.5, False, "cutoff, cycles/px"),
 }
+GEOMETRY = ("resize", "crop")  # these move pixels; the others change them in place
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,12 @@ class View:
         if self.steps and self.steps[-1][0] == "qf":
             return _jpeg_pixels(View("", self.steps[:-1])(image), int(self.steps[-1][1]))
         return np.array(self(image))
+
+    def follow(self, mask: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
+        """Grey mask of the image before the view -> of the image after it: only what moves pixels applies."""
+        for op, number in self.steps:
+            mask = OPS[op].apply(mask, number, at) if op in GEOMETRY else mask
+        return mask
 
 
 def parse_view(name: str) -> View:

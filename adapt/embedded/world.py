@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from adapt.data import composites
+from adapt.data.manifest import Manifest
 from adapt.embedded.camera import draw_camera, photograph
 from adapt.embedded.filters import one_thread, to_bytes
 from adapt.embedded.generators import (
@@ -129,3 +131,18 @@ def embedded_manifest(seed: int = 0, scenes: tuple[int, int, int] = SCENES, trac
     cache = Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt")
     sizes = "-".join(map(str, scenes))
     return make_world(cache / f"world-v{VERSION}-{trace}-seed{seed}-{sizes}", seed, scenes, trace)
+
+
+def embedded_composites(seed: int = 0, scenes: tuple[int, int, int] = SCENES, trace: str = "subtle") -> Path:
+    """Manifest of partly modified images of `embedded_manifest`, in the cache beside it, made on the first call."""
+    world = embedded_manifest(seed, scenes, trace).parent
+    folder = world.with_name(f"{world.name}-composites-v{composites.VERSION}")
+    if not (folder / "manifest.csv").is_file():
+        print("compositing the embedded world: once, about half a minute", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
+            fresh = Path(parent) / "world"
+            rows, recipe = Manifest.read(world / "manifest.csv"), composites.Recipe(seed)
+            composites.write_composites(rows, fresh / "manifest.csv", recipe, processes=2)
+            with contextlib.suppress(OSError):  # another process was first: its images have the same bytes
+                fresh.replace(folder)
+    return folder / "manifest.csv"

@@ -22,6 +22,7 @@ A layer is one string, of parts joined by `+` whose features are concatenated (2
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -85,23 +86,31 @@ class Backbone(nn.Module):
         parts = {layer: [self._part(part, layer) for part in layer.split("+")] for layer in layers}
         if not self._packed:
             return self._encode(pixels, parts)
-        every = [part for found in parts.values() for part in found]
-        first = self._first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
-        self._packed[-1].first_only = first  # of the last block nothing else is read
-        rows = rows_of_a_pass(self._packed[0].tokens)
-        return in_passes(lambda batch: self._encode(batch, parts), pixels, rows)
+        return in_passes(lambda batch: self._encode(batch, parts), pixels, rows_of_a_pass(self._packed[0].tokens))
 
     def _encode(self, pixels: Tensor, parts: dict[str, list[re.Match[str]]]) -> dict[str, Tensor]:
         every = [part for found in parts.values() for part in found]
-        blocks: Collection[int] = {int(part["block"]) for part in every if part["block"]}
-        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
-        states, end = self._walk(
-            self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in every)
-        )
+        first = self._first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
+        states, end = self._tokens(pixels, every, first)
         return {
             layer: torch.cat([self._feature(part, states, end).float() for part in found], dim=-1)
             for layer, found in parts.items()
         }
+
+    def patches(self, pixels: Tensor) -> list[Tensor]:
+        """Patch tokens in their places (n, d, s, s) float32, for each part of `layer`, whatever it pools.
+
+        Side s differs between the stages of a convolutional tower. Refuses `proj`, which has no places.
+        """
+        parts = [self._part(part, self.layer) for part in self.layer.split("+")]
+        if any(part["proj"] for part in parts):
+            raise Refusal(f"layer {self.layer!r}: a projection has no places; use last or block1 to block{self.depth}")
+        states, end = self._tokens(pixels, parts)
+        found = [states[int(part["block"])].patches if part["block"] else end.patches for part in parts]
+        sides = [math.isqrt(tokens.shape[1]) for tokens in found]
+        if any(side * side != tokens.shape[1] for side, tokens in zip(sides, found, strict=True)):
+            raise Refusal(f"layer {self.layer!r} of {self.name}: its tokens are no square grid; choose other blocks")
+        return [tokens.transpose(1, 2).unflatten(2, (s, s)).float() for s, tokens in zip(sides, found, strict=True)]
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Patch tokens (n, p, dim) float32 at the backbone's layer, in the space of its features; row by row.
@@ -111,13 +120,20 @@ class Backbone(nn.Module):
         part = self._part(self.layer, self.layer) if "+" not in self.layer else None
         if part is None or part["proj"] or part["how"] == "both":
             raise Refusal(f"layer {self.layer!r} has no patch tokens of its own: only last, blockK and their _mean do")
-        blocks = {int(part["block"])} if part["block"] else set()
-        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
-        states, end = self._walk(self.tower, normalised.to(self.dtype), blocks, not blocks)
+        states, end = self._tokens(pixels, [part])
         tokens = (states[int(part["block"])].patches if part["block"] else end.patches).float()
         if tokens.shape[-1] != self.dim:
             raise Refusal(f"{self.name}: patch tokens of width {tokens.shape[-1]}, features of {self.dim}")
         return tokens
+
+    def _tokens(
+        self, pixels: Tensor, parts: Sequence[re.Match[str]], first_only: bool = False
+    ) -> tuple[dict[int, Tokens], End | None]:
+        if self._packed:
+            self._packed[-1].first_only = first_only  # of the last block nothing else is read
+        blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"]}
+        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
 
     @property
     def has_class_token(self) -> bool:

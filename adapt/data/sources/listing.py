@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from adapt.errors import Refusal
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Meant as images, but no decoder reads them: each becomes a lost row with its reason.
 UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl")
-OURS = (".parts", ".shards", ".images", ".aligned")  # folders that this package wrote
+OURS = (".parts", ".shards", ".images", ".aligned", ".masks")  # folders that this package wrote
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # what others call the three splits
 
@@ -48,7 +48,9 @@ class Listing(Output):
         """Images under `folder`, relative to it."""
         return walk(self.folder, self.home([self.folder]))
 
-    def write(self, rows: Iterable[dict[str, str]]) -> Path | None:
+    def write(
+        self, rows: Iterable[dict[str, str]], fetch: Callable[[list[dict[str, str]]], object] | None = None
+    ) -> Path | None:
         """`write_listing` of the chosen rows, whose `file` is still relative to `folder`."""
         rows = limit(list(rows), self.per_class, self.real, self.seed)
         if self.split == "auto":
@@ -56,7 +58,7 @@ class Listing(Output):
         if self.families is not None:
             add_families(rows, self.families)
         root = os.path.realpath(self.folder)
-        return self.write_listing([row | {"file": f"{root}/{row['file']}"} for row in rows], [self.folder])
+        return self.write_listing([row | {"file": f"{root}/{row['file']}"} for row in rows], [self.folder], fetch)
 
 
 def walk(folder: Path, within: Path | None = None) -> list[str]:

@@ -62,7 +62,7 @@ class Output:
         self,
         rows: Iterable[dict[str, str]],
         folders: Sequence[Path],
-        fetch: Callable[[list[dict[str, str]]], None] | None = None,
+        fetch: Callable[[list[dict[str, str]]], object] | None = None,
     ) -> Path | None:
         """Look once at every listed file, write the manifest and return its path; None if other shards have work left.
 

@@ -1,0 +1,58 @@
+"""Partly modified images from matched groups: a region of a fake, or of an ordinary edit, in its photograph.
+
+    python recipes/composites.py --manifest data.csv --output data/composites.csv
+    python recipes/localize.py --manifest data.csv data/composites.csv
+
+Every group lends its photograph; each of its fakes becomes `--parts` composites, and each of `--edits` (copy-move,
+splice of two photographs, local blur, local brightness) one more. Regions are rectangles, ellipses, blobs and shapes
+that follow the picture, of `--low` to `--high` of the area, about half of them with soft edges. The new manifest holds
+the composites, each with the mask of what was changed (column `mask`), in the groups and splits of their photographs;
+give both manifests to a run. Images and masks are PNG in OUTPUT.images, compression is left to views. The same command
+gives the same bytes. What could not be composited is listed with its reason in OUTPUT.lost.csv. Time on one
+core for a group with 8 composites: 0.03 s at 96 px, 0.13 s at 224 px.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...]  # tables of images with whole groups; embedded[@SEED] is built in
+    output: Path = Path("composites.csv")  # manifest to write, .csv or .parquet; its images go beside it
+    parts: int = 1  # composites of each fake
+    edits: tuple[str, ...] = ("copy-move", "splice", "local-blur", "local-brightness")  # one of each for a group
+    low: float = 0.01  # smallest share of the area that is changed
+    high: float = 0.6  # largest
+    soft: float = 0.5  # share of the regions that are to have soft edges
+    processes: int = 1  # that share the work
+    seed: int = 0  # of all choices
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "processes")
+        at_least(0, self, "parts", "soft", "seed")
+
+
+def main(cfg: Config) -> None:
+    from collections import Counter
+
+    from adapt.data.composites import Recipe, write_composites
+    from adapt.data.manifest import Manifest
+    from adapt.embedded import read_manifests
+    from adapt.evaluation.tables import grid
+
+    recipe = Recipe(cfg.seed, cfg.parts, cfg.edits, cfg.low, cfg.high, cfg.soft)
+    rows = Manifest.read(write_composites(read_manifests(cfg.manifest), cfg.output, recipe, cfg.processes))
+    made = Counter(zip(rows["generator"], rows["edit"], rows["split"], strict=True))
+    kinds, splits = sorted({key[:2] for key in made}), ("train", "val", "test")
+    table = [[*kind, *(str(made[*kind, split]) for split in splits)] for kind in kinds]
+    print(grid([["generator", "edit", *splits], *table]))
+    print(f"\n{cfg.output}: the composites; {cfg.output.with_suffix('.lost.csv')}: what is missing, and why")
+    print(f"next: python recipes/localize.py --manifest {' '.join(cfg.manifest)} {cfg.output}")
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)

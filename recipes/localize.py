@@ -1,0 +1,144 @@
+"""Where was an image changed, and by what? A map for images of which only a part is generated or edited.
+
+    python recipes/localize.py                                   # embedded world, frozen tiny
+    python recipes/composites.py --manifest data.csv --output data/composites.csv
+    accelerate launch recipes/localize.py --manifest data.csv data/composites.csv --tune lora --learning_rate 1e-4 \\
+        --layer block6+block12+block24 --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/map-l14
+
+Trains a head that reads the patch tokens of native tiles, stitched to a map of the whole image, on rows with a `mask`
+beside whole photographs and whole fakes. From the map, pooled, follow three extents (real, generated, part) and the
+tool (family of generators, or ordinary edit). Epoch, thresholds of image and map come from validation rows. The page
+has pixel AUC, F1 and IoU by size of region, tool and view, the area called changed where nothing was, and all that
+any detector's page has, where `part:NAME` are the composites of a generator. Results to expect: results/README.md.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Config:
+    manifest: tuple[str, ...] = ("embedded", "embedded-composites")  # tables of images, some with masks; [@SEED]
+    output_dir: Path = Path("results/runs/localize")  # run directory; continues the run that it holds
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    layer: str = "block1+block2"  # whose patch tokens: blockK, last; joined by +. Early ones keep fine traces
+    tune: Literal["frozen", "lora", "norm"] = "frozen"  # of the tower beneath the head
+    tools: Literal["family", "generator"] = "family"  # what fakes are attributed to; ordinary edits have their names
+    targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
+    rank: int = 8  # of each update; alpha is the same
+    hidden: int = 48  # channels of the head
+    crop: int | None = None  # side of a training crop, native px; None: one and a half tiles
+    members: int = 6  # images that a group shows in an epoch, untouched, generated and edited ones in turn
+    decisions: float = 0.3  # weight of the losses over the image (extent, tool) beside that over the cells
+    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
+    val_views: tuple[str, ...] = ("qf90", "qf40")  # that select the epoch; thresholds come from all test views
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+    epochs: int = 5  # passes over the training groups
+    groups: int = 8  # groups per optimizer step, over all processes
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
+    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # of the head
+    weight_decay: float = 1e-2  # AdamW
+    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
+    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+    seed: int = 0  # of head, adapters, draws and bootstrap
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "rank", "hidden", "members", "epochs", "groups", "gradient_accumulation_steps", "resamples")
+        at_least(1, self, "checkpointing_steps")
+        at_least(0, self, "decisions", "learning_rate", "head_learning_rate", "weight_decay", "warmup", "seed")
+
+
+def main(cfg: Config) -> None:
+    import numpy as np
+    import torch
+    from torch.nn import functional as F
+
+    from adapt.data.jpeg import with_sample_views
+    from adapt.data.masked_groups import MaskedGroups
+    from adapt.data.masks import require_masks, tools
+    from adapt.detector import Detector
+    from adapt.embedded import read_manifests
+    from adapt.evaluation.maps import mean_pixel_auc
+    from adapt.localization import report_maps, score_maps, show_maps
+    from adapt.models.backbones import load_backbone
+    from adapt.models.lora import add_adapter
+    from adapt.models.maps import MapHead, is_ai
+    from adapt.report import log_validation, require_classes, show_finished, validation_score
+    from adapt.run import Run, warmup_cosine
+    from adapt.tiles import Localizer
+
+    cfg = with_sample_views(cfg)
+    run = Run(cfg)
+    if run.finished():
+        return show_finished(run)
+    rows = read_manifests(cfg.manifest)
+    require_classes(rows)
+    for split in ("train", "val", "test"):
+        if not any(rows["mask"][rows["split"] == split]):
+            raise Refusal(f"split {split!r} has no mask: recipes/composites.py makes them of matched groups")
+    require_masks(rows)
+    train_rows = rows.select(rows["split"] == "train")
+    val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
+    tool = tools(rows, cfg.tools)
+    known = sorted(set(tool[rows["split"] == "train"]) - {"real"}, key=lambda name: (not is_ai(name), name))
+    number = {name: i for i, name in enumerate(("real", *known))}
+
+    backbone = load_backbone(cfg.backbone, cfg.layer, "native").to(run.device).to_precision(cfg.precision)
+    if cfg.tune != "frozen":
+        targets = "norm" if cfg.tune == "norm" else cfg.targets
+        add_adapter(backbone, targets, cfg.rank, cfg.rank, seed=cfg.seed)
+    torch.manual_seed(cfg.seed)
+    localizer = Localizer(Detector(backbone, MapHead(backbone.dim, tuple(number), cfg.hidden))).to(run.device)
+    tiling = localizer.tiling
+    numbers = np.array([number[name] for name in tool[rows["split"] == "train"]])
+    data = MaskedGroups(
+        train_rows, numbers, cfg.train_views, tiling.crop(cfg.crop), tiling.fine, cfg.members, cfg.seed
+    )
+
+    adapters = [p for p in backbone.parameters() if p.requires_grad]
+    parameters = [{"params": localizer.head.parameters(), "lr": cfg.head_learning_rate}]
+    parameters += [{"params": adapters, "lr": cfg.learning_rate}] if adapters else []
+    total = cfg.epochs * (len(data) // min(cfg.groups, len(data)))
+    model = run.prepare(
+        localizer,
+        torch.optim.AdamW(parameters, weight_decay=cfg.weight_decay),
+        schedule=lambda step: warmup_cosine(step, total, int(cfg.warmup * total)),
+        data=rows.digest,
+        base=backbone.fingerprint,
+    )
+    workers = run.workers(cfg.num_workers)
+    scoring = {"tool": tool, "workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    for batch in run.steps(data, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, workers):
+        maps, extent, made_by = model(batch.pixels)
+        where = F.binary_cross_entropy_with_logits(maps, batch.changed, reduction="none").mean(dim=(1, 2))
+        what = F.cross_entropy(extent, batch.extent, reduction="none")
+        what = what + F.cross_entropy(made_by, batch.tool, reduction="none")
+        loss = (batch.weight * (where + cfg.decisions * what)).sum() / run.share
+        run.step(loss, cfg.max_grad_norm)
+        if run.epoch_ended:
+            found = score_maps(localizer, rows, val, cfg.val_views, progress="validation", **scoring)
+            log_validation(run, found.scores)
+            pixels = mean_pixel_auc(found, found.scores.fake)  # composites of generators: nothing else has both kinds
+            run.log({"val/pixel_auc": pixels})
+            run.say(f"step {run.step_number}: validation {pixels:.4f} (pixel AUC)")
+            show_maps(run, localizer, rows, val, cfg.val_views[0])
+            run.select((validation_score(found.scores) + pixels) / 2)
+
+    picked = run.use_selected()
+    trained = sum(p.numel() for p in localizer.parameters() if p.requires_grad)
+    found = score_maps(localizer, rows, held, cfg.test_views, progress="scoring", **scoring)
+    report_maps(run, localizer, rows, found, cfg.resamples, trainable_parameters=trained, **picked)
+
+
+if __name__ == "__main__":
+    run_recipe(main, Config)
