@@ -57,7 +57,6 @@ NOT_IN_THE_FILES = {
     ("linear_probe", "Controls"): "controls.csv is written since, these runs are older",
     ("lora", "Comparison.*"): "comparison.csv of these runs was not kept: paired differences need both scores",
     ("lora", "Holes.*|Elsewhere.*|Before and after.*|New generator.*"): "paired differences need both scores",
-    ("localize", "Promises"): "the name of the calibration is in the detector, which is not kept",
     ("pair", ".* minus .*"): "paired differences need both scores",
     ("onboard", ".*, less the detector as it is.*"): "paired differences need both scores",
     ("frontier", "Validation score per learning rate"): "of runs that were not chosen, so in no file",
