@@ -157,7 +157,8 @@ def write_page(
         lines = [f"- {name}: {escape(' '.join(why.split()))}" for name, why in reasons.items()]
         sections += [f"## {title}", "\n".join(lines)] if lines else []
     sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
-    write_text(root / "report.html", report(page, figures, _images(config, record)))
+    images = _images(config, record) if config.pictures else None
+    write_text(root / "report.html", report(page, figures, images, config.pictures))
     write_tensorboard(root, done, beside)
     write_sweep(config, every, root, sections, missing)
 

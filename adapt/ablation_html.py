@@ -52,19 +52,23 @@ Of the {n} methods with the best AUC on {kind} generators (mean over views), und
 photographs that look most like fakes and the fakes that look most like photographs, by the distance of a logit from
 the frozen threshold, mean over seeds, one image a scene. Pictures show what the view left; nothing was chosen by them.
 """
+NOT_SHOWN = "Pictures are left out, as was asked (--no_pictures)."
 NO_IMAGES = "The manifest is gone or has changed since these runs: their images are not shown."
 
 
-def report(page: Page, figures: Mapping[str, bytes], images: Manifest | None) -> str:
-    """The page; `figures` are PNG by name, `images` the manifest of the runs, None if there is none any more."""
-    return html_page("Ablation", list(Report(page, figures, images).parts()))
+def report(page: Page, figures: Mapping[str, bytes], images: Manifest | None, pictures: bool = True) -> str:
+    """The page; `figures` are PNG by name, `images` the manifest of the runs, None if there is none any more.
+
+    Without `pictures` mistakes are named only.
+    """
+    return html_page("Ablation", list(Report(page, figures, images, pictures).parts()))
 
 
 class Report:
     """What the sections share: the finished runs' scores, read once."""
 
-    def __init__(self, page: Page, figures: Mapping[str, bytes], images: Manifest | None) -> None:
-        self.page, self.figures, self.images = page, figures, images
+    def __init__(self, page: Page, figures: Mapping[str, bytes], images: Manifest | None, pictures: bool) -> None:
+        self.page, self.figures, self.images, self.pictures = page, figures, images, pictures
         self.at = leaderboard.by_row(page.numbers)
         self.scores = {row: [Scores.read(run / "scores.parquet") for run in of] for row, of in page.runs.items()}
         self.cuts = {row: [pick_threshold(scores) for scores in of] for row, of in self.scores.items()}
@@ -140,12 +144,17 @@ class Report:
         best = self.best(kind)
         yield Heading("Worst mistakes")
         yield Text(ABOUT_MISTAKES.format(n=len(best), kind=kind))
-        yield from [] if self.images else [Text(NO_IMAGES, warning=True)]
+        if not self.pictures:
+            yield Text(NOT_SHOWN)
+        elif not self.images:
+            yield Text(NO_IMAGES, warning=True)
         for row in best:
             yield Heading(self.name(row), 3)
             for view in distinct([self.views[0], self.views[-1]]):
                 for fake, words in ((False, "photographs most like fakes"), (True, "fakes most like photographs")):
-                    yield Gallery(self.tiles(row, view, fake), f"view {view}: {words}")
+                    tiles, caption = self.tiles(row, view, fake), f"view {view}: {words}"
+                    named = Table(["image", "kind", "verdict"], [tile.lines for tile in tiles], caption=caption)
+                    yield Gallery(tiles, caption) if self.pictures else named
 
     def best(self, kind: str) -> list[Row]:
         """At most `BEST` methods by the AUC on seen or unseen generators; none if there are no such generators."""

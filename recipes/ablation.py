@@ -70,6 +70,7 @@ class Config:
     only: tuple[str, ...] = ()  # run these only: patterns of names, as 'probe-*' or '*-seed0'
     shard: int = 0  # run every num_shards-th, beginning here
     num_shards: int = 1  # starts that share the work
+    pictures: bool = True  # of the worst mistakes, in report.html; off for photographs that are not yours to pass on
     dry_run: bool = False  # print the plan and leave
 
     def __post_init__(self) -> None:

@@ -403,6 +403,10 @@ def test_images_that_are_gone_leave_a_placeholder(config, numbers, tmp_path) -> 
     gone = placeholder("missing")
     tiles = [data for alt, each in found.pictures.items() if alt.endswith(".png") for data in each]
     assert set(tiles) == {gone} and len(tiles) > 20 and ablation_html.NO_IMAGES in found.text
+    unshown = Parsed(ablation_html.report(page, figures, None, pictures=False))
+    assert not [alt for alt in unshown.pictures if alt.endswith(".png")] and ablation_html.NOT_SHOWN in unshown.text
+    names = [name for name in found.pictures if name.endswith(".png")]
+    assert names and all(name.split(" ")[-1] in unshown.text for name in names)
 
 
 @pytest.mark.browser
