@@ -9,7 +9,7 @@ Every round runs all ways of doing the same work; a ratio is the median of the r
 greatest. `bf16 products of its shapes` is what this machine's matrix multiplication reaches on bare products in the
 same run: that ratio is the fraction of the peak. Weights are random, which changes no speed. The goals of the encoder
 are for a processor with AMX. Writes benchmark.json and table.md; ends with status 1 if --compare finds something
-slower. Time: 15 minutes on 2 quiet cores with AMX, most of it the fp32 loops of ViT-L/14.
+slower. The time of all stages has not been measured; the fp32 loops of ViT-L/14 take most of it.
 """
 
 from dataclasses import dataclass
