@@ -22,9 +22,9 @@ class Preprocess:
     `resize` scales the shortest side to `shortest` pixels and crops, as CLIP does; `squash` scales both sides to
     `size`, as SigLIP does; `native` only crops, so that traces of one or two pixels survive (smaller images are
     padded by reflection). The crop lies at the relative position `at`, the centre unless a training draw says else.
-    `resizer` torch is faster than pillow, and a level apart in fewer than 0.5 % of a photograph's values. It is used
-    for `resize` from `SHRINKS` times the size on, up to an aspect of `ASPECT`. Pillow scales all other images: it
-    takes long ones, and most of those that `squash` distorts, in another order (rows, then columns) than torch.
+    `resizer` torch is faster than pillow, and a level apart (seldom two) in fewer than 0.5 % of a photograph's values.
+    It is used for `resize` from `SHRINKS` times the size on, up to an aspect of `ASPECT`. Pillow scales all other
+    images: it takes long ones, and most of those that `squash` distorts, in another order (rows, then columns).
     """
 
     size: int
