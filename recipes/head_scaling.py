@@ -56,7 +56,7 @@ def write_features(cfg: Config, rows: int, views: int, folder: str):
             here = slice(start, start + 20_000)
             x = rng.standard_normal((len(fake[here]), cfg.dim), dtype=np.float32)
             x += (1.35 * fake[here, None] * direction).astype(np.float32) + 0.5
-            write_shard(Path(folder) / view, ids[here], x)
+            write_shard(Path(folder) / view, ids[here], [x])
         spaces["synthetic", view] = Space.open(Path(folder) / view)
     return Features(Manifest.of(columns, folder), names, ("synthetic",), ids, {}, spaces)
 

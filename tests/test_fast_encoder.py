@@ -202,7 +202,7 @@ def test_unusual_images_are_scaled_by_pillow_either_way(size, geometry) -> None:
 @pytest.mark.parametrize("name", ["none", "qf1", "qf40", "qf90", "qf100", "crop40+qf65", "qf40+qf90", "qf40+grey"])
 def test_jpeg_views_are_pillows_pixel_for_pixel(name, monkeypatch) -> None:
     for size in ((61, 47), (16, 16), (40, 333)):
-        fast, fast_array = parse_view(name)(photo(*size)), parse_view(name).pixels(photo(*size))
+        fast, fast_array = parse_view(name)(photo(*size)), parse_view(name).pixels(np.array(photo(*size)))
         with monkeypatch.context() as patch:
             patch.setattr(views, "_same_codec", lambda: False)
             slow = parse_view(name)(photo(*size))

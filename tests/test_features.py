@@ -250,7 +250,7 @@ def test_a_large_space_is_mapped_and_not_read_into_memory(tmp_path) -> None:
         shard.ids = [rng.bytes(32) for _ in range(20_000)]
         block = np.zeros((20_000, 768), np.float32)
         block[:, 0] = np.arange(start, start + 20_000)
-        shard.rows = list(block)
+        shard.rows = [block]
         expected |= {image: start + i for i, image in enumerate(shard.ids)}
         shard.publish()
     del block, shard

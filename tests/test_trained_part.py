@@ -76,7 +76,7 @@ def test_stored_tokens_are_the_tokens_bit_for_bit(tmp_path, precision) -> None:
         tokens = part.lower(pixels()).flatten(1)
     ids = np.frombuffer(bytes(96), "V32").copy()
     ids[1], ids[2] = bytes([1] * 32), bytes([2] * 32)
-    write_shard(tmp_path, ids, _stored(tokens))
+    write_shard(tmp_path, ids, [_stored(tokens)])
     read = torch.from_numpy(Space.open(tmp_path).take(ids))
     assert torch.equal(read, tokens.float()) and part(read).equal(part(pixels()))
     size = next(tmp_path.glob("*.safetensors")).stat().st_size

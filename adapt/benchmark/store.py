@@ -25,7 +25,7 @@ def measure(settings: Settings) -> list[Ratio]:
         shard = Shard(folder)
         for start in range(0, rows, BATCH):
             here = slice(start, start + BATCH)
-            shard.add(ids[here], features[here], [""] * len(ids[here]))
+            shard.add(ids[here], features[here].copy(), [""] * len(ids[here]))
         shard.publish()
 
     def write_tar() -> None:

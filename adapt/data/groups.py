@@ -207,7 +207,7 @@ class Images(Dataset):
     ) -> None:
         self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
         self.views = [parse_view(name) for name in views]
-        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares a copy to Pillow and back
+        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares copies to Pillow and back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -218,9 +218,10 @@ class Images(Dataset):
         reasons = [""] * len(self.views)
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+            pixels = np.array(image) if self.arrays else None
             for v, view in enumerate(self.views):
                 try:
-                    made[v] = self.preprocess(view.pixels(image) if self.arrays else view(image))
+                    made[v] = self.preprocess(view(image) if pixels is None else view.pixels(pixels))
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:

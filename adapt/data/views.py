@@ -30,14 +30,14 @@ def _jpeg(image: Image.Image, quality: float, at: At) -> Image.Image:
     return Image.fromarray(_jpeg_pixels(image, int(quality)))
 
 
-def _jpeg_pixels(image: Image.Image, quality: int) -> np.ndarray:
+def _jpeg_pixels(image: Image.Image | np.ndarray, quality: int) -> np.ndarray:
     """(h, w, 3) of `jpeg_bytes` decoded again, by OpenCV where that gives the same pixels in less time."""
     if _same_codec():
         return _through_opencv(image, quality)
-    return np.array(_decoded(jpeg_bytes(image, quality)))
+    return np.array(_decoded(jpeg_bytes(Image.fromarray(np.asarray(image)), quality)))
 
 
-def _through_opencv(image: Image.Image, quality: int) -> np.ndarray:
+def _through_opencv(image: Image.Image | np.ndarray, quality: int) -> np.ndarray:
     import cv2
 
     pixels = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2BGR)
@@ -175,11 +175,14 @@ class View:
             image = OPS[op].apply(image, number, at)
         return image
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """The same as a writable array (h, w, 3) uint8: one copy less where JPEG comes last. Crops are centred."""
-        if self.steps and self.steps[-1][0] == "qf":
-            return _jpeg_pixels(View("", self.steps[:-1])(image), int(self.steps[-1][1]))
-        return np.array(self(image))
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """The same of an array (h, w, 3) uint8, without a copy where JPEG is all: `none` is the array itself."""
+        if not self.steps:
+            return image
+        *before, (op, number) = self.steps
+        if op != "qf":
+            return np.array(self(Image.fromarray(image)))
+        return _jpeg_pixels(View("", tuple(before))(Image.fromarray(image)) if before else image, int(number))
 
     def follow(self, mask: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
         """Grey mask of the image before the view -> of the image after it: only what moves pixels applies."""

@@ -80,23 +80,24 @@ def measure(
     """
     if not len(logit):
         return {name: np.full(len(weights), np.nan) for name in METRICS}
-    order = np.argsort(-logit, kind="stable")
-    logit, fake = logit[order], fake[order]
-    last = np.flatnonzero(np.diff(logit, append=-np.inf))  # the last row of each run of equal logits
+    distinct_logits, place = np.unique(-logit, return_inverse=True)  # from the highest on
     cuts = {"": threshold, "_at_0.5": 0.0}
-    above = {suffix: None if np.isnan(cut) else np.count_nonzero(logit[last] >= cut) for suffix, cut in cuts.items()}
-    deviation = p_fake[order] - fake
-    bins = np.minimum((p_fake[order] * BINS).astype(np.int64), BINS - 1) + BINS * fake
+    above = {
+        suffix: None if np.isnan(cut) else np.count_nonzero(-distinct_logits >= cut) for suffix, cut in cuts.items()
+    }
+    k = len(distinct_logits)
+    cells = place + k * fake  # reals of each distinct logit, then fakes: tied rows meet here, whatever their order
+    deviation = p_fake - fake
+    bins = np.minimum((p_fake * BINS).astype(np.int64), BINS - 1) + BINS * fake
     step = max(1, BLOCK // len(logit))
     blocks = []
     for first in range(0, len(weights), step):
-        block = weights[first : first + step, order].astype(np.float64)
-        called, tp = np.cumsum(block, axis=1), np.cumsum(block * fake, axis=1)
-        if len(last) < len(logit):
-            called, tp = called[:, last], tp[:, last]
-        found = _from_counts(tp, called, above)
+        block = weights[first : first + step].astype(np.float64)
+        counts = np.stack([np.bincount(cells, row, 2 * k) for row in block]).reshape(-1, 2, k).cumsum(axis=2)
+        fp, tp = counts[:, 0], counts[:, 1]
+        found = _from_counts(tp, fp + tp, above)
         sums = np.stack([np.bincount(bins, row * deviation, 2 * BINS) for row in block])
-        blocks.append(found | {"ece": _ece(sums, tp[:, -1], called[:, -1])})
+        blocks.append(found | {"ece": _ece(sums, tp[:, -1], fp[:, -1])})
     return {name: np.concatenate([block[name] for block in blocks]) for name in METRICS}
 
 
@@ -131,12 +132,11 @@ def _from_counts(tp: np.ndarray, called: np.ndarray, above: dict[str, int | None
     return {name: value if name in one_class else np.where(absent, np.nan, value) for name, value in out.items()}
 
 
-def _ece(sums: np.ndarray, n_fake: np.ndarray, total: np.ndarray) -> np.ndarray:
+def _ece(sums: np.ndarray, n_fake: np.ndarray, n_real: np.ndarray) -> np.ndarray:
     """Sum over the bins of |mean of p_fake - share of fakes| x weight, each class weighing half, NaN without one.
 
     `sums` (r, 2 x bins): p_fake - fake, summed over the reals of each bin, then over the fakes of each bin.
     """
-    n_real = total - n_fake
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = sums[:, :BINS] / n_real[:, None] + sums[:, BINS:] / n_fake[:, None]
     return np.where((n_fake == 0) | (n_real == 0), np.nan, 0.5 * np.abs(gap).sum(axis=1))

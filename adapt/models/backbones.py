@@ -132,7 +132,7 @@ class Backbone(nn.Module):
         if self._packed:
             self._packed[-1].first_only = first_only  # of the last block nothing else is read
         blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"]}
-        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        normalised = (pixels - self.mean).div_(self.std)  # in place: fresh memory costs more than the arithmetic
         return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
 
     @property
