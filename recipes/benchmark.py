@@ -19,7 +19,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
-Stage = Literal["encoder", "preprocessing", "pipeline", "store", "training", "heads", "metrics", "growth"]
+Stage = Literal["encoder", "preprocessing", "pipeline", "store", "training", "heads", "metrics", "growth", "accuracy"]
 STAGES = {  # module with a function `measure(settings) -> list[Ratio]`
     "encoder": "adapt.benchmark.encode",
     "preprocessing": "adapt.benchmark.preprocessing",
@@ -29,6 +29,7 @@ STAGES = {  # module with a function `measure(settings) -> list[Ratio]`
     "heads": "adapt.benchmark.heads",
     "metrics": "adapt.benchmark.metrics",
     "growth": "adapt.benchmark.growth",
+    "accuracy": "adapt.benchmark.accuracy",
 }
 
 
@@ -42,6 +43,9 @@ class Config:
     threads: int | None = None  # of both ways alike; None: every core
     rounds: int = 5
     photos: Path | None = None  # folder of JPEG photographs; None: 640 x 480 px of 1/f noise
+    trained: str = "tiny"  # of accuracy: a backbone with trained weights,
+    manifest: tuple[str, ...] = ("embedded",)  # the images on which a probe is trained and tested,
+    geometry: Literal["resize", "squash", "native"] | None = None  # and how they reach the backbone's size
     compare: Path | None = None  # benchmark.json of an earlier run
     small: bool = False  # the least work that runs the same code: a test, no measurement
 
@@ -79,7 +83,8 @@ def main(cfg: Config) -> None:
     ratios = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         settings = Settings(
-            cfg.rounds, cfg.clock, cfg.device, cfg.small, Path(folder), photos=photos, backbones=cfg.backbones
+            *(cfg.rounds, cfg.clock, cfg.device, cfg.small, Path(folder), photos, cfg.backbones),
+            *(cfg.trained, cfg.manifest, cfg.geometry),
         )
         for stage in cfg.stages:
             ratios += (found := importlib.import_module(STAGES[stage]).measure(settings))

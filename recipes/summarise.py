@@ -19,6 +19,7 @@ from adapt.errors import Refusal
 
 GLANCE = ("none", "qf40")  # views of the summary
 GLANCE_TITLE = "## At a glance"
+RECORDS = ("provenance.json", "benchmark.json")  # a folder with one of these is a result
 SECTION = re.compile(r"^## \[(?P<title>.*?)\]\((?P<folder>[\w-]+)/table\.md\)$", re.MULTILINE)
 
 
@@ -34,7 +35,10 @@ def first_table(page: str) -> str:
 
 
 def command(folder: Path) -> str:
-    """The command, its time, and the cores it had."""
+    """The command, its time, and the cores it had; of a benchmark, whose times are its numbers, the first and last."""
+    if (folder / "benchmark.json").is_file():
+        facts = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["facts"]
+        return f"`{facts['command']}` (on {facts['threads']} of {facts['cores']} cores)"
     record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     hardware = record["hardware"]
     threads = f"{hardware['threads']} of {hardware['cores']} cores"
@@ -78,7 +82,7 @@ def main(cfg: Config) -> None:
     path = cfg.results / "README.md"
     text = path.read_text(encoding="utf-8")
     sections = list(SECTION.finditer(text))
-    have = {record.parent.name for record in cfg.results.glob("*/provenance.json")}
+    have = {record.parent.name for name in RECORDS for record in cfg.results.glob(f"*/{name}")}
     named = {section["folder"] for section in sections}
     if have != named:
         raise Refusal(f"folders without a section: {sorted(have - named)}, sections without: {sorted(named - have)}")

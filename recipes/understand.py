@@ -62,6 +62,7 @@ class Config:
     qualities: tuple[int, ...] = (90, 65, 40)  # JPEG after the attack
     transfer_to: tuple[str, ...] = ()  # further detectors, attacked as well: what their training changes
     examples: int = 3  # pictures of a kind
+    pictures: bool = True  # of images, in report.html; off for photographs that are not yours to pass on
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     resamples: int = 200  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
@@ -131,7 +132,7 @@ def main(cfg: Config) -> None:
     record = run.record(items=[item.name for item in found], unreadable=subject.unreadable, data=describe(rows))
     own = "embedded" in rows["set"]
     about = HOW_TO_READ.format(seed=cfg.seed, **counts)
-    run.say("\n" + write_page(run.folder, found, about, left_out, shown(record), own))
+    run.say("\n" + write_page(run.folder, found, about, left_out, shown(record), own, cfg.pictures))
     run.write_record(record)
     run.say(f"\npage         {run.folder / 'report.html'}")
     run.end()

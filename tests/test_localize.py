@@ -5,7 +5,9 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import localize
@@ -14,6 +16,7 @@ import predict
 import pytest
 import torch
 from PIL import Image
+from processes import in_children
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,6 +28,7 @@ from adapt.data.masks import GENERATED, PART, REAL
 from adapt.embedded.world import make_world
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
+from adapt.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,35 @@ def test_a_finished_run_is_shown_again_and_other_settings_are_refused(trained, c
     assert "this run is complete" in capsys.readouterr().out
     with pytest.raises(Refusal, match="other settings"):
         localize.main(dataclasses.replace(config, seed=1))
+
+
+def test_killed_and_resumed_is_bit_identical(trained, config, tmp_path, monkeypatch) -> None:
+    again, step = dataclasses.replace(config, output_dir=tmp_path / "run", checkpointing_steps=1), Run.step
+
+    def strike(run, *values) -> None:
+        step(run, *values)
+        if run.step_number in (1, 4):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Run, "step", strike)
+    assert in_children(lambda: localize.main(again)) == [-signal.SIGKILL]
+    monkeypatch.setattr(Run, "step", step)
+    localize.main(again)
+    for name in ("maps.safetensors", "localization.csv", "detector/head.safetensors"):
+        assert (again.output_dir / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_two_processes_find_what_one_does(config, tmp_path) -> None:
+    alone = dataclasses.replace(config, output_dir=tmp_path / "one", epochs=1)
+    both = dataclasses.replace(alone, output_dir=tmp_path / "two")
+    assert in_children(lambda: localize.main(alone)) == [0]
+    assert in_children(lambda: localize.main(both), world=2) == [0, 0]
+    one, two = (Scores.read(folder / "scores.parquet") for folder in (alone.output_dir, both.output_dir))
+    assert list(one["path"]) == list(two["path"])
+    np.testing.assert_allclose(two["logit"], one["logit"], atol=0.02 * np.std(one["logit"]))
+    counts = [load_file(folder / "maps.safetensors") for folder in (alone.output_dir, both.output_dir)]
+    for name in ("changed", "unchanged"):
+        np.testing.assert_array_equal(*(each[name].sum(axis=1) for each in counts))  # the same pixels
 
 
 def test_unknown_files_get_extent_tool_area_and_a_picture(trained, manifests, tmp_path, capsys) -> None:

@@ -11,6 +11,8 @@ import yaml
 
 from adapt import frontier, shots
 from adapt.ablation_page import Page, write_tables
+from adapt.benchmark.report import table as benchmark_table
+from adapt.benchmark.timing import Ratio
 from adapt.cells import read_metrics
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
@@ -49,6 +51,19 @@ def test_a_result_says_how_it_was_made(folder: Path) -> None:
     assert ("**Embedded world**" in page) == ("embedded" in record["identity"].get("manifest", [""])[0])
     for name in FILES.get(record["command"].split()[1], OF_A_RUN):
         assert (folder / name).is_file(), name
+
+
+def test_benchmarks_are_their_json() -> None:
+    """Every round's cost is kept: the ratios and goals of the page come from them."""
+    folders = [path.parent for path in RESULTS.glob("*/benchmark.json")]
+    assert folders
+    for folder in folders:
+        found = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+        kept = ("stage", "case", "ours", "baseline", "costs", "baseline_costs", "unit", "goal", "facts")
+        ratios = [Ratio(**{name: line[name] for name in kept}) for line in found["ratios"]]
+        page = (folder / "table.md").read_text(encoding="utf-8")
+        assert benchmark_table(ratios) in page and found["facts"]["command"] in page.replace("\\", "")
+        assert found["facts"]["processor"] and found["facts"]["revision"] and found["facts"]["torch"]
 
 
 # Tables of committed pages that their CSV files cannot give, by recipe and heading, and why.

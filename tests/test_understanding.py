@@ -377,6 +377,13 @@ def test_the_recipe_leaves_one_page_with_every_item(done, config):
     assert {path.name for path in (done / "figures").glob("*.png")} >= {"content_views.png", "layers_cka.png"}
 
 
+def test_pictures_are_left_out_on_demand(config, tmp_path):
+    settings = {"items": ("content", "maps"), "pictures": False, "output_dir": tmp_path / "run"}
+    understand.main(dataclasses.replace(config, **settings))
+    report, figures = (tmp_path / "run" / "report.html").read_text(), list((tmp_path / "run" / "figures").iterdir())
+    assert report.count("<img ") == len(figures) and "Pictures are left out" in report
+
+
 def test_content_is_the_detectors_own_score(done, config, subject):
     scores = score(subject.detector, subject.sample, np.arange(len(subject.sample)), ("none", "shuffle32"))
     for view in ("none", "shuffle32"):

@@ -67,7 +67,8 @@ def run(parts: list[Manifest], views: int, settings: Settings) -> tuple[float, f
 
 
 def measure(settings: Settings, sizes: tuple[int, ...] = ()) -> list[Ratio]:
-    """Each goal is a ratio: 1 where time is linear and memory flat, 2 where two processes take half the time.
+    """Each goal is a ratio: 1 where time is linear and memory flat. Two processes share the cores that one has, so they
+    gain only what one leaves idle.
 
     One run each, whatever the rounds: the largest takes minutes.
     """
@@ -96,5 +97,5 @@ def _measure(settings: Settings, sizes: tuple[int, ...]) -> Iterator[Ratio]:
         yield Ratio("growth", case, f"{views} views", "1 view", (cost,), (single,), goal=0.9)
     halves = [rows.select(np.arange(i, middle, 2)) for i in range(2)]
     two = run(halves, 1, settings)[0]
-    yield Ratio("growth", f"{middle:,} images", "2 processes", "1 process", (two,), (single,), goal=1.6)
+    yield Ratio("growth", f"{middle:,} images", "2 processes", "1 process, same cores", (two,), (single,))
     shutil.rmtree(folder)

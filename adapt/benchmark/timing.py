@@ -32,6 +32,9 @@ class Settings:
     folder: Path = Path()  # scratch space, deleted afterwards
     photos: tuple[Path, ...] = ()  # JPEG files; none: drawn
     backbones: tuple[str, ...] = ("open_clip:ViT-B-32@random", "open_clip:ViT-L-14@random")
+    trained: str = "tiny"  # the backbone, manifest and geometry of what bf16 costs in accuracy
+    manifest: tuple[str, ...] = ("embedded",)
+    geometry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ class Ratio:
     A fraction of a limit (a matrix product of the same shapes, say) is a ratio too: the limit is its baseline.
     """
 
-    stage: str  # encoder, preprocessing, pipeline, store, training, heads, metrics
+    stage: str  # encoder, preprocessing, pipeline, store, training, heads, metrics, growth, accuracy
     case: str  # the work: model, batch, size
     ours: str
     baseline: str
     costs: tuple[float, ...]  # ours, one a round
     baseline_costs: tuple[float, ...]
-    unit: Literal["s", "MiB"] = "s"
+    unit: Literal["s", "MiB", "AUC"] = "s"
     goal: float | None = None  # the least value that is wanted
     facts: Mapping[str, float | str] = field(default_factory=dict)  # what belongs to it: agreement, bytes...
 

@@ -41,7 +41,7 @@ class TrainedPart(nn.Module):
 
     def lower(self, pixels: Tensor) -> Tensor:
         """Tokens (n, t, d) behind the first `start` blocks, in the precision of the tower."""
-        normalised = (pixels.to(self.backbone.mean.dtype) - self.backbone.mean) / self.backbone.std
+        normalised = (pixels - self.backbone.mean).div_(self.backbone.std)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.start == 0):
             tokens = self.visual._embeds(normalised.to(self.backbone.dtype))
             for block in self.visual.transformer.resblocks[: self.start]:

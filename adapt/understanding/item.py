@@ -102,9 +102,18 @@ def _figure_path(folder: Path, item: Item, name: str) -> Path:
 
 
 def write_page(
-    folder: Path, items: Sequence[Item], about: str, left_out: Mapping[str, str], record: Mapping[str, Any], own: bool
+    folder: Path,
+    items: Sequence[Item],
+    about: str,
+    left_out: Mapping[str, str],
+    record: Mapping[str, Any],
+    own: bool,
+    pictures: bool = True,
 ) -> str:
-    """Write report.html and table.md of written items; returns the summary table. `own`: of the embedded world."""
+    """Write report.html and table.md of written items; returns the summary table.
+
+    `own`: of the embedded world. Without `pictures` no image that was looked at is on the page, only figures.
+    """
     summary = [["item", "what", "value", "images"]]
     summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
     said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
@@ -112,6 +121,7 @@ def write_page(
     parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
     parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
     parts += [html.Text(line) for line in said]
+    parts += [] if pictures else [html.Text("Pictures are left out, as was asked (--no_pictures).")]
     for item in items:
         page += [f"## {item.title}", "\n".join(map(escape, item.about.splitlines()))]
         parts += [html.Heading(item.title), html.Text(item.about)]
@@ -123,7 +133,7 @@ def write_page(
             path = _figure_path(folder, item, name)
             page.append(f"![{item.name}, {name}](figures/{path.name})")
             parts.append(html.Picture(path.read_bytes(), f"{item.title}: {name}"))
-        parts += item.galleries
+        parts += item.galleries if pictures else ()
     page += ["## Provenance", facts_list(record)]
     write_text(folder / "table.md", "\n\n".join(page) + "\n")
     parts += [html.Heading("Provenance"), html.Facts(json.loads(json.dumps(record, default=str)))]
