@@ -25,6 +25,7 @@ from adapt.understanding.item import Numbers, Value
 
 RESULTS = Path(__file__).parents[1] / "results"
 RUNS = sorted(path.parent for path in RESULTS.glob("*/provenance.json"))
+BENCHMARKS = sorted(path.parent for path in RESULTS.glob("*/benchmark.json"))
 OF_A_RUN = ("metrics.csv", "config.yaml", "log.jsonl", "figures/auc_per_view.png")
 FILES = {  # of recipes whose page compares many scores, or none
     "recipes/ablation.py": ("ablation.csv", "ablation.tex", "report.html", "config.yaml", "figures/generators.png"),
@@ -55,9 +56,8 @@ def test_a_result_says_how_it_was_made(folder: Path) -> None:
 
 def test_benchmarks_are_their_json() -> None:
     """Every round's cost is kept: the ratios and goals of the page come from them."""
-    folders = [path.parent for path in RESULTS.glob("*/benchmark.json")]
-    assert folders
-    for folder in folders:
+    assert BENCHMARKS
+    for folder in BENCHMARKS:
         found = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
         kept = ("stage", "case", "ours", "baseline", "costs", "baseline_costs", "unit", "goal", "facts")
         ratios = [Ratio(**{name: line[name] for name in kept}) for line in found["ratios"]]
@@ -240,16 +240,16 @@ def first_table(text: str) -> list[str]:
 def test_the_summary_repeats_the_pages() -> None:
     summary = (RESULTS / "README.md").read_text(encoding="utf-8")
     sections = re.split(r"^## .*?\(([\w-]+)/table\.md\).*$", summary, flags=re.MULTILINE)
-    assert set(sections[1::2]) == {folder.name for folder in RUNS}
+    assert set(sections[1::2]) == {folder.name for folder in (*RUNS, *BENCHMARKS)}
     for name, text in zip(sections[1::2], sections[2::2], strict=True):
         page = (RESULTS / name / "table.md").read_text(encoding="utf-8")
         assert len(first_table(text)) >= 2 and first_table(text) == first_table(page), name
 
 
 def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
-    for folder in RUNS:
+    for folder in (*RUNS, *BENCHMARKS):
         (tmp_path / folder.name).mkdir()
-        for name in ("table.md", "metrics.csv", "ablation.csv", "provenance.json"):
+        for name in ("table.md", "metrics.csv", "ablation.csv", "provenance.json", "benchmark.json"):
             if (folder / name).is_file():
                 (tmp_path / folder.name / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())

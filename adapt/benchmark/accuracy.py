@@ -24,7 +24,8 @@ def measure(settings: Settings) -> list[Ratio]:
     heads = {name: fit_on_features(found, "logistic", "binary", VIEWS, 0)[0] for name, found in features.items()}
     fp32 = _aucs(features["fp32"], heads["fp32"])
     ways = {"bf16, its own probe": heads["bf16"], "bf16, the probe of fp32": heads["fp32"]}
-    case = f"{settings.trained.partition('@')[0]}, {' '.join(map(_named, settings.manifest))}, {len(fp32)} views x generators"
+    name, data = settings.trained.partition("@")[0], " ".join(map(_named, settings.manifest))
+    case = f"{name}, {data}, {len(fp32)} views x generators"
     return [_against(case, way, fp32, _aucs(features["bf16"], head)) for way, head in ways.items()]
 
 

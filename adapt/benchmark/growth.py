@@ -67,8 +67,8 @@ def run(parts: list[Manifest], views: int, settings: Settings) -> tuple[float, f
 
 
 def measure(settings: Settings, sizes: tuple[int, ...] = ()) -> list[Ratio]:
-    """Each goal is a ratio: 1 where time is linear and memory flat. Two processes share the cores that one has, so they
-    gain only what one leaves idle.
+    """Each goal is a ratio: 1 where time is linear and memory flat. Two processes share the cores that one has, so
+    they gain only what one leaves idle.
 
     One run each, whatever the rounds: the largest takes minutes.
     """
