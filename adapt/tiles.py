@@ -69,8 +69,8 @@ class Tiling:
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
     def crop(self, asked: int | None) -> int:
-        """Side of training crops: as asked, or one and a half tiles; refuses less than a tile, and parts of cells."""
-        side = asked if asked is not None else -(-3 * self.side // 2) * self.fine
+        """Side of training crops: as asked, or one tile; refuses less than that, and parts of cells."""
+        side = asked if asked is not None else self.size
         if side < self.size or side % self.fine:
             raise Refusal(f"--crop {side}: give a multiple of {self.fine} px, at least the tile of {self.size}")
         return side
@@ -107,8 +107,8 @@ class Localizer(nn.Module):
         each = len(spots) if torch.is_grad_enabled() else max(1, AT_ONCE // n)
         for first in range(0, len(spots), each):
             some = spots[first : first + each]
-            tiles = torch.cat([images[:, :, top : top + size, left : left + size] for top, left in some])
-            made = self.head.cells(self.detector.backbone.patches(tiles.to(device)))
+            tiles = torch.cat([images[:, :, top : top + size, left : left + size] for top, left in some]).to(device)
+            made = self.head.cells(self.detector.backbone.patches(tiles), tiles)
             made = nn.functional.avg_pool2d(made, coarser) if coarser > 1 else made
             for (top, left), cells in zip(some, made.split(n), strict=True):
                 at = (..., slice(top // pitch, top // pitch + side), slice(left // pitch, left // pitch + side))

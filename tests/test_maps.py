@@ -25,7 +25,7 @@ from adapt.evaluation.maps import (
 from adapt.evaluation.scores import Scores
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead
-from adapt.models.maps import MapHead
+from adapt.models.maps import MapHead, Residuals
 from adapt.overlay import heat, overlay
 from adapt.tiles import Found, Localizer, Tiling, load_localizer, locate, strips
 
@@ -176,10 +176,10 @@ def test_pages_and_tables(tmp_path) -> None:
             assert sum(c.share for c in own) == pytest.approx(1) or sum(c.count for c in own) == 0
 
 
-def localizer(layer: str = "block1") -> Localizer:
+def localizer(layer: str = "block1", residual: int = 2) -> Localizer:
     torch.manual_seed(0)
     backbone = load_backbone("tiny", layer, "native")
-    return Localizer(Detector(backbone, MapHead(backbone.dim, TOOLS, 8))).eval()
+    return Localizer(Detector(backbone, MapHead(backbone.dim, TOOLS, 8, residual))).eval()
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -209,6 +209,29 @@ def test_tiles_that_lap_are_averaged_and_batches_change_nothing() -> None:
         torch.testing.assert_close(cells[i, :, :, :4], left[:, :, :4], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(cells[i, :, :, 4:8], (left[:, :, 4:] + right[:, :, :4]) / 2, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(cells[i, :, :, 8:], right[:, :, 4:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_residuals_see_fine_detail_and_no_brightness() -> None:
+    """A pattern of two pixels raises its own cells alone; a constant added to the picture changes no cell."""
+    torch.manual_seed(0)
+    stream = Residuals(3)
+    plain = torch.full((2, 3, 64, 64), 100, dtype=torch.uint8)
+    marked = plain.clone()
+    marked[1, :, 16:32, 24:48:2] += 40
+    found, flat = stream(marked, 8), stream(plain + 60, 8)
+    assert found.shape == (2, 12, 8, 8)
+    torch.testing.assert_close(stream(plain, 8), flat)
+    torch.testing.assert_close(found[0], flat[0])
+    moved = (found[1] - flat[1]).abs().amax(dim=0)
+    assert moved[2:4, 3:6].min() > 100 * moved[6:, :].max() and moved[2:4, 3:6].min() > 0.1
+    # the convolutions by hand, at one cell
+    x = marked[1:].float() / 2
+    smooth = torch.nn.AvgPool2d(3, 1)(torch.nn.ReflectionPad2d(1)(x))
+    y = torch.nn.functional.gelu(stream.second(torch.nn.functional.gelu(stream.first(x - smooth))))
+    cell = y[0, :, 16:24, 24:32].flatten(1)
+    expected = torch.cat([cell.mean(dim=1), cell.square().mean(dim=1).sqrt()])
+    torch.testing.assert_close(found[1, :, 2, 3], expected, rtol=1e-3, atol=2e-3)
 
 
 @torch.no_grad()
@@ -271,13 +294,14 @@ def test_layers_without_places_are_refused(layer) -> None:
 
 @pytest.mark.parametrize("crop", [32, 68])
 def test_crops_that_are_refused(crop) -> None:
-    assert Tiling(64, 8).crop(None) == 96
+    assert Tiling(64, 8).crop(None) == 64
     with pytest.raises(Refusal, match=f"--crop {crop}"):
         Tiling(64, 8).crop(crop)
 
 
-def test_a_localiser_is_saved_and_loaded_as_any_detector(tmp_path) -> None:
-    model = localizer("block1+block2")
+@pytest.mark.parametrize("residual", [0, 2])
+def test_a_localiser_is_saved_and_loaded_as_any_detector(tmp_path, residual) -> None:
+    model = localizer("block1+block2", residual)
     model.head.threshold.fill_(-1.25)
     model.detector.threshold = 0.5
     model.detector.save(tmp_path, {})
