@@ -6,8 +6,11 @@ import sys
 import pytest
 from benchmark import Config, main
 
+from adapt.benchmark import accuracy
 from adapt.benchmark.report import compare, plain
 from adapt.benchmark.timing import Ratio, Settings, in_turns
+from adapt.embedded import read_manifests
+from adapt.embedded.world import make_world
 from adapt.errors import Refusal
 
 
@@ -57,6 +60,22 @@ def test_the_recipe_measures_writes_and_compares(tmp_path, one_thread, monkeypat
     with pytest.raises(SystemExit) as end:
         main(Config(tmp_path, ("store",), compare=tmp_path / "old.json", **few))
     assert end.value.code == 1 and "slower than before: store" in capsys.readouterr().err
+
+
+def test_a_change_of_accuracy_is_found_where_it_is_greatest(tmp_path, one_thread, monkeypatch) -> None:
+    world = make_world(tmp_path / "world", seed=5, scenes=(8, 3, 3), processes=1)
+    settings = Settings(folder=tmp_path, manifest=(str(world),))
+    own, fp32 = accuracy.measure(settings)
+    assert "32 views x generators" in own.case  # 4 views of the 8 test generators
+    for ratio in (own, fp32):
+        change, cells = ratio.facts["largest change of AUC"], ratio.facts["cells above the limit"]
+        assert ratio.value == pytest.approx(0.001 / max(change, 1e-9), rel=1e-3) and (cells > 0) == (change > 0.001)
+    features = accuracy._features(read_manifests(settings.manifest), "fp32", settings)
+    monkeypatch.setattr(accuracy, "_features", lambda *_: features)
+    assert [ratio.facts["largest change of AUC"] for ratio in accuracy.measure(settings)] == [0, 0]
+    before, after = ({("", "v", "a"): a, ("", "v", "b"): b} for a, b in ((0.5, 0.5), (0.501, 0.3)))
+    worst = accuracy._against("", "", before, after)
+    assert worst.value == pytest.approx(0.005) and worst.facts["its view and generator"] == "v b"
 
 
 def test_mistakes_are_refused(tmp_path) -> None:
