@@ -9,8 +9,8 @@ Every round runs all ways of doing the same work; a ratio is the median of the r
 greatest. `bf16 products of its shapes` is what this machine's matrix multiplication reaches on bare products in the
 same run: that ratio is the fraction of the peak. Weights are random, which changes no speed. The goals of the encoder
 are for a processor with AMX. The last stage compares accuracy, not time: a probe on bf16 features against fp32. Writes
-benchmark.json and table.md; ends with status 1 if --compare finds something slower. Time: about 35 minutes on 2 cores, of
-which ViT-L/14 in fp32 and 100,000 images take most.
+benchmark.json and table.md; ends with status 1 if --compare finds something slower. Time: about 35 minutes on 2
+cores, of which ViT-L/14 in fp32 and 100,000 images take most.
 """
 
 from dataclasses import dataclass
