@@ -362,7 +362,6 @@ def write_shard(
 
     The file is laid out here, a header and the arrays' own memory: safetensors' writer would copy them three times.
     """
-    blocks = [np.ascontiguousarray(block) for block in blocks]
     kind = {"float32": "F32", "uint16": "U16"}[blocks[0].dtype.name]
     shape, end = [len(ids), blocks[0].shape[1]], sum(block.nbytes for block in blocks)
     header: dict[str, Any] = {
@@ -372,7 +371,8 @@ def write_shard(
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
-    parts = [struct.pack("<Q", len(text)), text, *(memoryview(block).cast("B") for block in blocks), ids.tobytes()]
+    flat = (np.ascontiguousarray(block).reshape(-1).view(np.uint8) for block in blocks)
+    parts = [struct.pack("<Q", len(text)), text, *flat, ids.tobytes()]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

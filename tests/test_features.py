@@ -70,6 +70,17 @@ def test_nothing_is_encoded_twice(rows, tiny, tmp_path, passes) -> None:
     assert again.views == VIEWS[::-1]
 
 
+def test_layers_that_lack_different_images_are_filled_by_one_pass(rows, tiny, tmp_path, passes) -> None:
+    """Whole batches bring nothing new for the layer that has them already."""
+    extract(tiny, rows.select(np.arange(12)), ("none",), ("last",), cache=tmp_path)
+    both = extract(tiny, rows, ("none",), ("last", "block2"), cache=tmp_path, batch_size=4)
+    assert sum(passes) == 12 + 24
+    alone = extract(tiny, rows, ("none",), ("last", "block2"), cache=tmp_path / "alone")
+    for layer in both.layers:
+        found, expected = (features.take(np.arange(24), "none", layer) for features in (both, alone))
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
 def test_one_decoding_serves_all_views(rows, tiny, tmp_path, monkeypatch) -> None:
     from adapt.data import groups
 
