@@ -33,7 +33,7 @@ class Config:
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
     rank: int = 8  # of each update; alpha is the same
     hidden: int = 48  # channels of the head
-    residual: int = 24  # channels of its second stream, noise residuals of the pixels; 0: patch tokens alone
+    residual: int = 16  # channels of its second stream, noise residuals of the pixels; 0: patch tokens alone
     crop: int | None = None  # side of a training crop, native px; None: one tile
     members: int = 6  # images that a group shows in an epoch, untouched, generated and edited ones in turn
     decisions: float = 0.2  # weight of the losses over the image (extent, tool) beside that over the cells

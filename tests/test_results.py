@@ -73,6 +73,7 @@ NOT_IN_THE_FILES = {
     ("lora", "Comparison.*"): "comparison.csv of these runs was not kept: paired differences need both scores",
     ("lora", "Holes.*|Elsewhere.*|Before and after.*|New generator.*"): "paired differences need both scores",
     ("pair", ".* minus .*"): "paired differences need both scores",
+    ("localize", "Promises"): "the name of the calibration is in the detector, which is not kept",
     ("onboard", ".*, less the detector as it is.*"): "paired differences need both scores",
     ("frontier", "Validation score per learning rate"): "of runs that were not chosen, so in no file",
     ("color_stability", ""): "intervals of means over statistics need all resamples",
