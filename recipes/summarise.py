@@ -64,7 +64,8 @@ def glance(title: str, folder: Path) -> list[str]:
         rows = [row for row in rows if row["trained on"] == "mixed"]
     found: dict[tuple[str, ...], dict[tuple[str, str], list[float]]] = {}
     for row in rows:
-        if row["set"] == "all" and row["metric"] == "auc" and row["generator"] in ("mean:seen", "mean:unseen"):
+        wanted = row["metric"] == "auc" and row["generator"] in ("mean:seen", "mean:unseen") and row["value"] != "n/a"
+        if row["set"] == "all" and wanted:
             name = tuple(row[key] for key in keys if key not in ("draw", "seed", "trained on"))
             found.setdefault(name, {}).setdefault((row["generator"], row["view"]), []).append(float(row["value"]))
     lines = []

@@ -20,6 +20,7 @@ from adapt.evaluation.map_tables import map_sections
 from adapt.evaluation.read_back import read_rows, read_run
 from adapt.evaluation.side_by_side import read_numbers
 from adapt.evaluation.tables import grid, markdown
+from adapt.localization import PARTLY
 from adapt.study import Study
 from adapt.understanding.item import Numbers, Value
 
@@ -115,7 +116,8 @@ def made_again(folder: Path, recipe: str, record: dict) -> str:
     """What the library makes of the numbers in the committed files, as Markdown."""
     if recipe in ("lora", "linear_probe", "localize"):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        found = read_run(folder, record["trained_on"], config.get("classes", "family"))
+        parts = [PARTLY + name for name in record["trained_on"]] if recipe == "localize" else []
+        found = read_run(folder, [*record["trained_on"], *parts], config.get("classes", "family"))
         layers = of_study(folder, "layers.csv").grids(level="###") if (folder / "layers.csv").is_file() else []
         sections = ["## Layers", *layers] if layers else []
         if recipe == "localize":
