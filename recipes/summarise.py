@@ -35,7 +35,7 @@ def first_table(page: str) -> str:
 
 
 def command(folder: Path) -> str:
-    """The command, its time, and the cores it had; of a benchmark, whose times are its numbers, the first and last."""
+    """The command, its time, and the cores it had. A benchmark's own numbers are times: none beside its command."""
     if (folder / "benchmark.json").is_file():
         facts = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["facts"]
         return f"`{facts['command']}` (on {facts['threads']} of {facts['cores']} cores)"
@@ -93,7 +93,7 @@ def main(cfg: Config) -> None:
     for i, section in enumerate(sections):
         end = sections[i + 1].start() if i + 1 < len(sections) else len(text)
         below = text[section.end() : end].split(f"\n{GLANCE_TITLE}")[0]
-        words = [part for part in below.strip().split("\n\n") if not re.match(r"[|`]", part)]
+        words = [part for part in below.strip().split("\n\n") if not re.match(r"\||`python ", part)]
         folder = cfg.results / section["folder"]
         table = first_table((folder / "table.md").read_text(encoding="utf-8"))
         place = front if (folder / "ablation.csv").is_file() else parts

@@ -266,6 +266,11 @@ def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
                 line for line in (tmp_path / "README.md").read_text().splitlines() if "(embedded-lora/" in line
             )
             assert line.endswith(f"| {float(row['value']):.3f} |")
+    place = f"({RUNS[0].name}/table.md)\n\n"
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text(page.replace(place, place + "`x` in words, which stay.\n\n"), encoding="utf-8")
+    summarise.main(summarise.Config(results=tmp_path))
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").count("`x` in words, which stay.") == 1
     (tmp_path / RUNS[0].name / "provenance.json").unlink()
     with pytest.raises(Refusal, match="sections without"):
         summarise.main(summarise.Config(results=tmp_path))
