@@ -1,5 +1,6 @@
 """Where a number comes from: command, code, versions, hardware."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -46,6 +47,7 @@ def revision() -> str:
         return ""
 
 
+@functools.cache  # reading them takes 13 ms, and every space of features asks
 def versions() -> dict[str, str]:
     """Python, adapt, and every package that can change a number."""
     import adapt

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adapt.models.attention import fuse, split
+from adapt.models.attention import _Mixed, fuse, split
 
 
 @pytest.fixture
@@ -70,3 +70,12 @@ def test_gradients_of_the_products_are_those_of_the_fused_kernel(attention) -> N
         new(seen, seen, seen)[0].square().sum().backward()
         found.append(torch.cat([seen.grad.flatten().float(), new.q_proj.weight.grad.flatten().float()]))
     assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()
+
+
+def test_weights_that_are_computed_again_give_the_gradients_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, tokens, 4, generator=generator, dtype=torch.float64) for tokens in (1, 5, 5)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]  # one query, as for a class token alone
+    assert torch.autograd.gradcheck(_Mixed.apply, inputs)
+    expected = nn.functional.scaled_dot_product_attention(*inputs)
+    torch.testing.assert_close(_Mixed.apply(*inputs), expected, atol=1e-12, rtol=0)

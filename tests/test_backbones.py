@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from adapt.errors import Refusal
 from adapt.models.attention import SplitAttention, fuse_all
@@ -205,3 +206,24 @@ def test_fingerprint_tells_weights_and_preprocessing_apart(local) -> None:
     tensors["visual.conv1.weight"][0, 0, 0, 0] += 1
     save_file(tensors, path)
     assert load_backbone(f"open_clip:local-dir:{local}").fingerprint["weights"] != first["weights"]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_norm_computes_in_fp32_and_a_frozen_one_keeps_nothing_wide(trained) -> None:
+    """On a CPU the tokens of bf16 blocks enter a frozen norm as they are: torch's kernel widens them inside."""
+    norm = next(m for m in load_backbone("tiny").to_precision("bf16").tower.modules() if isinstance(m, nn.LayerNorm))
+    norm.requires_grad_(trained)
+    generator = torch.Generator().manual_seed(0)
+    tokens, towards = (torch.randn(3, 65, 192, generator=generator).bfloat16() for _ in range(2))
+    kept, found = [], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ours = norm(tokens.requires_grad_())
+    assert ours.dtype == torch.bfloat16
+    assert trained == any(t.dtype == torch.float32 and t.numel() >= tokens.numel() for t in kept)
+    wide = tokens.detach().float().requires_grad_()
+    for inputs, out in ((tokens, ours), (wide, norm.forward(wide))):  # the second without the hooks
+        norm.zero_grad()
+        out.backward(towards.to(out.dtype))
+        found.append([out, inputs.grad, *(p.grad.clone() for p in norm.parameters() if trained)])
+    for value, expected in zip(*found, strict=True):
+        assert (value.float() - expected).norm() < 0.004 * expected.norm()  # one rounding to 8 bits

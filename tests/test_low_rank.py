@@ -25,6 +25,10 @@ def adapted(monkeypatch, fast: bool, precision: str, **options) -> Backbone:
     return backbone.train()
 
 
+def pefts_draw(x: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
+    return nn.functional.dropout(torch.ones(x.shape), share) > 0, 1 / (1 - share)
+
+
 def gradients(backbone: Backbone) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     pixels = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     torch.manual_seed(2)  # of dropout
@@ -36,7 +40,7 @@ def gradients(backbone: Backbone) -> tuple[torch.Tensor, dict[str, torch.Tensor]
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"update": "svd"}, {"last_blocks": 2}])
 def test_features_and_gradients_are_pefts(monkeypatch, options) -> None:
     """In fp32 every tensor to 1e-5 of its size; in bf16 all gradients together to 1 %, as far as each is from fp32."""
-    monkeypatch.setattr(low_rank, "drop", lambda x, share: (nn.functional.dropout(x, share), 1.0))  # peft's masks
+    monkeypatch.setattr(low_rank, "draw_kept", pefts_draw)
     for precision, within in (("fp32", 1e-5), ("bf16", 0.01)):
         fast, plain = (adapted(monkeypatch, which, precision, **options) for which in (True, False))
         kinds = [{type(m) for m in backbone.modules() if isinstance(m, Linear)} for backbone in (fast, plain)]
@@ -67,19 +71,25 @@ def test_gradients_against_finite_differences() -> None:
     torch.testing.assert_close(value(*start), expected)
 
 
-def test_dropping() -> None:
+def test_drawing_what_is_kept() -> None:
     torch.manual_seed(0)
-    x = torch.ones(101, 1001, requires_grad=True)
-    for share, exact in ((0.25, 0.25), (0.1, round(0.1 * 65536) / 65536), (1e-6, 0)):
-        dropped, grown = low_rank.drop(x, share)
-        assert grown == pytest.approx(1 / (1 - exact), rel=1e-12) and set(dropped.unique().tolist()) <= {0.0, 1.0}
-        found, error = (dropped == 0).double().mean().item(), (exact * (1 - exact) / x.numel()) ** 0.5
+    x = torch.ones(101, 1001)
+    for share, exact in ((0.25, 0.25), (0.1, round(0.1 * 65536) / 65536), (1e-6, 0), (0.995, 0.995)):
+        stays, grown = low_rank.draw_kept(x, share)
+        assert stays.dtype == torch.bool and stays.shape == x.shape and grown == pytest.approx(1 / (1 - exact), 1e-12)
+        found, error = 1 - stays.double().mean().item(), (exact * (1 - exact) / x.numel()) ** 0.5
         assert abs(found - exact) <= 4 * error
-        (grad,) = torch.autograd.grad(dropped.sum(), x)
-        assert torch.equal(grad, dropped)
-    again = [low_rank.drop(x, 0.5)[0] for _ in range(2)]
-    together = (again[0] * again[1]).mean().item()
+    again = [low_rank.draw_kept(x, 0.5)[0] for _ in range(2)]
+    together = (again[0] & again[1]).double().mean().item()
     assert abs(together - 0.25) < 4 * (0.25 * 0.75 / x.numel()) ** 0.5  # draws are independent
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_what_a_layer_sees_is_the_product_with_what_is_kept(dtype) -> None:
+    x = torch.tensor([[1.5, -2.0, float("nan"), float("inf"), -0.0, 7.0]], dtype=dtype)
+    stays = torch.tensor([[True, False, False, False, True, True]])
+    assert low_rank._seen(x, stays).tolist() == [[1.5, 0.0, 0.0, 0.0, 0.0, 7.0]]
+    assert low_rank._seen(x, None).data_ptr() == x.data_ptr()
 
 
 def kept(backbone: Backbone) -> int:
@@ -89,6 +99,8 @@ def kept(backbone: Backbone) -> int:
 def test_less_is_kept_and_nothing_below_the_adapted_blocks(monkeypatch) -> None:
     fast, plain = (adapted(monkeypatch, which, "bf16") for which in (True, False))
     assert kept(fast) < 0.7 * kept(plain)
+    dropping = [kept(adapted(monkeypatch, which, "bf16", dropout=0.25)) for which in (True, False)]
+    assert dropping[0] < 0.5 * dropping[1]
     assert kept(adapted(monkeypatch, True, "bf16", last_blocks=1)) < 0.35 * kept(fast)  # one block of four
 
 

@@ -38,14 +38,37 @@ class SplitAttention(nn.Module):
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (n, heads, t, d / heads)
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
-        trained = torch.is_grad_enabled() and q.requires_grad
+        trained = torch.is_grad_enabled() and q.requires_grad and attn_mask is None
         if trained and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            # Here the fused kernel's backward is 2 to 4 times slower than these three products; in fp32 it is not.
-            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-            mixed = (scores if attn_mask is None else scores + attn_mask).softmax(dim=-1) @ v
+            mixed = _Mixed.apply(q, k, v)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+class _Mixed(torch.autograd.Function):
+    """softmax(q k^T / sqrt(d)) v, of which q, k and v alone are kept: the weights are computed again going back.
+
+    On a CPU in bf16 the fused kernel's backward pass is 2 to 4 times slower than these products; in fp32 it is not.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v)
+        return _weights(q, k) @ v
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        q, k, v = ctx.saved_tensors
+        weights = _weights(q, k)
+        of_scores = torch._softmax_backward_data(grad @ v.transpose(-1, -2), weights, -1, weights.dtype)
+        of_scores *= q.shape[-1] ** -0.5
+        return of_scores @ k, of_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 def split(attention: nn.MultiheadAttention) -> SplitAttention:

@@ -4,8 +4,8 @@
 
 peft's own layer widens x to fp32 for A and B, one copy for each of q, k and v, and keeps the copies for the backward
 pass. Here A and B are rounded to the precision of W for the products (s B is multiplied in fp32 first), W gets no
-gradient, and x' is kept in the precision of x, with the (n, rank) product. A, B and their gradients stay in fp32. In
-fp32 this is peft's arithmetic in another order.
+gradient, and x is kept in its own precision, which q, k and v share, with what was dropped of it, a byte an entry, and
+the (n, rank) product. A, B and their gradients stay in fp32. In fp32 this is peft's arithmetic in another order.
 """
 
 import torch
@@ -23,53 +23,60 @@ class LowRankLinear(Linear):
         if not torch.is_grad_enabled() or not plain or self.disable_adapters or self.merged or self.lora_bias[name]:
             return super().forward(x, *args, **kwargs)
         dropout = self.lora_dropout[name]
-        dropped, grown = drop(x, dropout.p) if dropout.training and getattr(dropout, "p", 0) else (None, 1.0)
+        kept, grown = draw_kept(x, dropout.p) if dropout.training and getattr(dropout, "p", 0) else (None, 1.0)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _LowRank.apply(x, dropped, base.weight, base.bias, a, b, self.scaling[name] * grown)
+        return _LowRank.apply(x, kept, base.weight, base.bias, a, b, self.scaling[name] * grown)
 
 
-def drop(x: Tensor, share: float) -> tuple[Tensor, float]:
-    """x with a random share of its entries zero, and what makes the mean right: 1 / (1 - share).
+def draw_kept(x: Tensor, share: float) -> tuple[Tensor, float]:
+    """Which entries of x stay when a random share is dropped, bool of its shape, and what makes the mean right.
 
     On a CPU the share is a multiple of 2^-16: 16 random bits an entry are drawn ten times faster than torch's dropout
     draws, which would take a seventh of a step.
     """
     if x.device.type != "cpu" or share > 0.99:
-        return F.dropout(x, share), 1.0
+        stays = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - share)
+        return stays, 1 / (1 - share) if share < 1 else 0.0
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     steps = round(share * 2**16)
-    return x * (bits[: x.numel()].view(x.shape) >= steps - 2**15), 1 / (1 - steps / 2**16)
+    return bits[: x.numel()].view(x.shape) >= steps - 2**15, 1 / (1 - steps / 2**16)
 
 
 class _LowRank(torch.autograd.Function):
-    """x (..., in), x' or None for x itself, W (out, in), b (out,) or None, A (r, in), B (out, r), s -> (..., out)."""
+    """x (..., in), which entries A sees or None, W (out, in), b (out,) or None, A (r, in), B (out, r), s -> (..., out)."""
 
     @staticmethod
-    def forward(ctx, x, dropped, weight, bias, a, b, scale):
+    def forward(ctx, x, kept, weight, bias, a, b, scale):
         a, b = a.to(x.dtype), (b * scale).to(x.dtype)
         x = x.contiguous()
-        seen = (x if dropped is None else dropped).flatten(0, -2)
-        inner = seen @ a.T
+        inner = _seen(x, kept) @ a.T
         out = F.linear(x, weight, bias)  # no view: some towers add to it in place
         out.flatten(0, -2).addmm_(inner, b.T)
-        ctx.save_for_backward(seen, inner, weight, a, b)
-        ctx.scale, ctx.dropout = scale, dropped is not None
+        ctx.save_for_backward(x, kept, inner, weight, a, b)
+        ctx.scale = scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        seen, inner, weight, a, b = ctx.saved_tensors
-        shape = (*grad.shape[:-1], a.shape[1])
+        x, kept, inner, weight, a, b = ctx.saved_tensors
         grad = grad.flatten(0, -2)
         small = grad @ b
-        of_a, of_b = (small.T @ seen).float(), (grad.T @ inner).float() * ctx.scale
-        of_x = of_dropped = None
+        of_a, of_b = (small.T @ _seen(x, kept)).float(), (grad.T @ inner).float() * ctx.scale
+        of_x = None
         if ctx.needs_input_grad[0]:
             of_x = grad @ weight
-            if not ctx.dropout:
+            if kept is None:
                 of_x.addmm_(small, a)
-            of_x = of_x.view(shape)
-        if ctx.needs_input_grad[1]:
-            of_dropped = (small @ a).view(shape)
-        return of_x, of_dropped, None, None, of_a, of_b, None
+            else:
+                of_x += _seen(small @ a, kept)
+            of_x = of_x.view(x.shape)
+        return of_x, None, None, None, of_a, of_b, None
+
+
+def _seen(x: Tensor, kept: Tensor | None) -> Tensor:
+    """What A sees of x, (rows, in): the bits of an entry, or none, seven times as fast as a product with a bool."""
+    if kept is None:
+        return x.flatten(0, -2)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return (x.view(bits) & -kept.view(torch.int8).view(x.shape)).view(x.dtype).flatten(0, -2)

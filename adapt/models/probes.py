@@ -6,6 +6,8 @@ seconds by scikit-learn (the perceptron by torch) and kept as one torch module, 
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -151,9 +153,22 @@ def fit_one(kind: Kind, rows: np.ndarray, labels: np.ndarray, strength: float, s
         model = LinearSVC(C=strength, class_weight="balanced", max_iter=2000, random_state=seed)
     else:
         model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _scipy_on_one_thread():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that did not converge is judged as it is
         return model.fit(rows, labels)
+
+
+def _scipy_on_one_thread() -> AbstractContextManager:
+    """While numpy's BLAS multiplies by the rows.
+
+    scipy's wheels bring a BLAS of their own. Between the steps of L-BFGS, on vectors as short as a row, its threads
+    wait busily for more work, on the cores that numpy's need: on two cores a fit took nearly twice as long.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    every = ThreadpoolController()
+    scipys = [lib.filepath for lib in every.lib_controllers if Path(lib.filepath).parent.name == "scipy.libs"]
+    return every.select(filepath=scipys).limit(limits=1)
 
 
 def _fit_mlp(probe: Probe, features: Tensor, labels: np.ndarray, strength: float, seed: int, epochs: int = 15):
