@@ -27,12 +27,14 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
     pixels = torch.randint(0, 256, (rows, 3, ours.preprocess.size, ours.preprocess.size), dtype=torch.uint8)
     pixels = pixels.to(settings.device)
     normalised = (pixels - ours.mean) / ours.std
-    share, products = _products(width, rows * tokens, ours.depth, settings)
+    share, products = _products(width, rows * tokens, ours.depth, torch.bfloat16, settings)
+    _, wide = _products(width, rows * tokens, ours.depth, torch.float32, settings)
     ways = {
         "open_clip fp32": lambda: theirs(normalised),
         "plain bf16": lambda: plain(pixels),
         "ours": lambda: ours(pixels),
         "products": products,
+        "fp32 products": wide,
     }
     seconds = in_turns(ways, settings)
     cosine = torch.cosine_similarity(ours(pixels), theirs(normalised).float()).min().item()
@@ -48,6 +50,8 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
         Ratio("encoder", case, f"{way} bf16", "plain bf16", seconds["ours"], seconds["plain bf16"]),
         Ratio("encoder", case, f"{way} bf16", "bf16 products of its shapes", seconds["ours"], limit,
               goal=goals[1], facts=rate),
+        Ratio("encoder", case, "bf16 products of its shapes", "fp32 products", seconds["products"],
+              seconds["fp32 products"]),
     ]  # fmt: skip
 
 
@@ -65,12 +69,14 @@ def _shape(backbone: Backbone) -> tuple[int, int, int]:
     return patches.out_channels, (backbone.preprocess.size // patch) ** 2 + 1, patch
 
 
-def _products(width: int, rows: int, depth: int, settings: Settings) -> tuple[int, Callable[[], None]]:
+def _products(
+    width: int, rows: int, depth: int, dtype: torch.dtype, settings: Settings
+) -> tuple[int, Callable[[], None]]:
     """Floating-point operations of the products of all blocks, and a call that does them into kept memory."""
     shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.bfloat16, device=settings.device)
+        return torch.randn(shape, dtype=dtype, device=settings.device)
 
     made = [(draw(rows, a), draw(a, b), draw(rows, b)) for a, b in shapes]
 

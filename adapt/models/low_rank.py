@@ -43,7 +43,7 @@ def draw_kept(x: Tensor, share: float) -> tuple[Tensor, float]:
 
 
 class _LowRank(torch.autograd.Function):
-    """x (..., in), which entries A sees or None, W (out, in), b (out,) or None, A (r, in), B (out, r), s -> (..., out)."""
+    """x (..., in), what A sees of it or None, W (out, in), b or None, A (r, in), B (out, r), s -> (..., out)."""
 
     @staticmethod
     def forward(ctx, x, kept, weight, bias, a, b, scale):
