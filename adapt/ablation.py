@@ -16,7 +16,7 @@ from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
 from adapt.evaluation import leaderboard
-from adapt.evaluation.figures import png
+from adapt.evaluation.drawing import png
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import Number, Row, SideBySide, read_numbers, write_numbers
 from adapt.evaluation.tables import escape

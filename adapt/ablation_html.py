@@ -15,7 +15,8 @@ from adapt.data.views import parse_view
 from adapt.evaluation import leaderboard
 from adapt.evaluation.attribution import Attribution, Count, attribute
 from adapt.evaluation.bootstrap import ALL, distinct
-from adapt.evaluation.figures import confusion, png, reliabilities
+from adapt.evaluation.drawing import png
+from adapt.evaluation.figures import confusion, reliabilities
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, Row

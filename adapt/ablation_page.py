@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adapt.evaluation import leaderboard
 from adapt.evaluation.bootstrap import ALL
-from adapt.evaluation.figures import cost_against_accuracy, heat_map, methods_over_views
+from adapt.evaluation.drawing import cost_against_accuracy, heat_map, methods_over_views
 from adapt.evaluation.latex import table as latex_table
 from adapt.evaluation.leaderboard import COSTS, Table
 from adapt.evaluation.metrics import PREFIXES

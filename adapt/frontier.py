@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from adapt.cells import Cell
 from adapt.evaluation import metrics
 from adapt.evaluation.bootstrap import ALL, distinct, interval, replicate
-from adapt.evaluation.figures import cost_against_accuracy
+from adapt.evaluation.drawing import cost_against_accuracy
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import show
 from adapt.files import atomic

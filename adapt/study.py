@@ -10,7 +10,7 @@ import numpy as np
 
 from adapt.data.manifest import Manifest
 from adapt.evaluation.bootstrap import ALL
-from adapt.evaluation.figures import save_png
+from adapt.evaluation.drawing import save_png
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, index, show, views_of

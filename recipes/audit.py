@@ -55,7 +55,7 @@ def main(cfg: Config) -> None:
     from adapt.data.duplicates import twins
     from adapt.data.verdict import keep_verdict
     from adapt.embedded import read_manifests
-    from adapt.evaluation.figures import save_png
+    from adapt.evaluation.drawing import save_png
     from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid
     from adapt.files import write_text
 

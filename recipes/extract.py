@@ -30,7 +30,7 @@ class Config:
     cache: Path | None = None  # None: $ADAPT_CACHE/features
     shard: int = 0  # which part of the manifest's rows this job encodes
     num_shards: int = 1  # how many parts there are
-    batch_size: int = 64  # images x views in one pass of the encoder
+    batch_size: int = 32  # images x views in one pass of the encoder
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def main(cfg: Config) -> None:
 def write_page(cfg: Config, cells: dict) -> None:
     """The page of the configurations whose runs are all finished; the record only when that is every one of them."""
     from adapt.cells import uses_gpu, write_sweep
-    from adapt.evaluation.figures import save_png
+    from adapt.evaluation.drawing import save_png
     from adapt.evaluation.tables import grid
     from adapt.frontier import figure, headline, measure, per_view, validation, write_csv
 

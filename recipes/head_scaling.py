@@ -34,7 +34,8 @@ def write_features(cfg: Config, rows: int, views: int, folder: str):
     import numpy as np
 
     from adapt.data.manifest import Manifest
-    from adapt.features import Features, Space, write_shard
+    from adapt.features import Features
+    from adapt.shards import Space, write_shard
 
     rng = np.random.default_rng(cfg.seed)
     split = np.repeat(["train", "val", "test"], [rows, rows // 10, rows // 10])

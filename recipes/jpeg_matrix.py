@@ -49,7 +49,7 @@ def main(cfg: Config) -> None:
 
     from adapt.data.jpeg import with_sample_views
     from adapt.embedded import read_manifests
-    from adapt.evaluation.figures import heat_map
+    from adapt.evaluation.drawing import heat_map
     from adapt.features import extract
     from adapt.frozen import frozen_backbone
     from adapt.probing import fit_on_features, score_features

@@ -34,7 +34,7 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import find_inputs
     from adapt.data.jpeg import read_headers, views_like
-    from adapt.evaluation.figures import save_png
+    from adapt.evaluation.drawing import save_png
     from adapt.evaluation.tables import grid
     from adapt.files import atomic
 
@@ -88,7 +88,7 @@ def figure(headers: "list[Header]") -> "Figure":
     """Files for each JPEG quality, custom tables on top of standard ones."""
     from matplotlib.figure import Figure
 
-    from adapt.evaluation.figures import COLOURS
+    from adapt.evaluation.drawing import COLOURS
 
     drawn = Figure(figsize=(8, 3.5), layout="constrained")
     axes = drawn.subplots()

@@ -57,7 +57,7 @@ def main(cfg: Config) -> None:
     from adapt.data.jpeg import with_sample_views
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
-    from adapt.evaluation.figures import curves
+    from adapt.evaluation.drawing import curves
     from adapt.features import extract
     from adapt.frozen import frozen_backbone
     from adapt.models.probes import fit_probe

@@ -15,7 +15,7 @@ from scipy.special import logsumexp, softmax
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
 from adapt.errors import Refusal
-from adapt.evaluation import figures
+from adapt.evaluation import drawing, figures
 from adapt.evaluation.attribution import attribute
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.decision import fit_decision
@@ -399,7 +399,7 @@ def test_confusion_figure_shows_the_shares_and_sets_absent_classes_apart(found):
 def test_heat_map_prints_numbers_with_their_intervals_and_gaps():
     values = np.array([[0.5, np.nan, 1.0], [0.25, 0.125, 0.9]])
     low, high = values - 0.1, values + 0.05
-    axes = figures.heat_map(values, "ab", "xyz", "t", low, high, limits=(0.5, 1.0)).axes[0]
+    axes = drawing.heat_map(values, "ab", "xyz", "t", low, high, limits=(0.5, 1.0)).axes[0]
     placed = {}
     for text in axes.texts:
         placed.setdefault(tuple(round(x) for x in text.get_position()), []).append(text.get_text())

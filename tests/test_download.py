@@ -23,7 +23,8 @@ from fault_server import FaultServer, endless, head, in_turn, raw, redirect, res
 
 from adapt.data import download as module
 from adapt.data import download_state
-from adapt.data.download import download, is_public, opted_out, read_outcomes, seconds_to_wait
+from adapt.data.download import download, read_outcomes
+from adapt.data.url_rules import is_public, opted_out, seconds_to_wait
 from adapt.errors import Refusal
 
 PNG = zoo.save(zoo.picture(), "PNG")

@@ -19,8 +19,10 @@ from adapt.data.images import read_image
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features import Space, extract, fingerprint
+from adapt.features import extract, fingerprint
+from adapt.files import sha256
 from adapt.models.backbones import Backbone, load_backbone
+from adapt.shards import Shard, Space
 
 VIEWS = ("none", "qf40")
 
@@ -215,9 +217,10 @@ CHILD = """
 import sys, numpy as np
 from pathlib import Path
 import adapt.features as f
+import adapt.shards
 from adapt.data.manifest import Manifest
 from adapt.models.backbones import load_backbone
-f.SHARD_BYTES = 1  # every image is published alone
+adapt.shards.SHARD_BYTES = 1  # every image is published alone
 rows = Manifest.read(sys.argv[1]).select(np.arange(24))
 f.extract(load_backbone("tiny", "proj"), rows, ("none", "qf40"), cache=Path(sys.argv[2]), batch_size=2)
 """
@@ -237,7 +240,7 @@ def test_kill_9_loses_no_published_shard_and_leaves_no_half_one(planted, rows, t
     process.wait()
     kept = list(tmp_path.glob("*/*.safetensors"))
     assert len(kept) >= 6
-    assert all(module.sha256(path) == path.stem for path in kept)
+    assert all(sha256(path) == path.stem for path in kept)
     extract(tiny, rows, VIEWS, cache=tmp_path)
     assert sum(passes) == 48 - len(kept)
 
@@ -256,7 +259,7 @@ def test_a_large_space_is_mapped_and_not_read_into_memory(tmp_path) -> None:
     """100,000 x 768 float32 are 293 MiB; opening them and reading 1,000 rows must not cost that much."""
     psutil = pytest.importorskip("psutil")
     rng = np.random.default_rng(0)
-    shard, expected = module.Shard(tmp_path), {}
+    shard, expected = Shard(tmp_path), {}
     for start in range(0, 100_000, 20_000):
         shard.ids = [rng.bytes(32) for _ in range(20_000)]
         block = np.zeros((20_000, 768), np.float32)

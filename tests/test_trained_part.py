@@ -16,13 +16,13 @@ from torch import nn
 from adapt import checkpoint, prefix
 from adapt.detector import Detector
 from adapt.errors import Refusal
-from adapt.features import Space, _stored, write_shard
 from adapt.memory import accumulation_that_fits, kept_bytes
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead
 from adapt.models.lora import add_adapter
 from adapt.models.trained_part import Prefix, TrainedPart, trained_part
 from adapt.run import Run
+from adapt.shards import Space, stored, write_shard
 
 
 def detector(layer: str = "last", precision: str = "fp32", **options) -> Detector:
@@ -76,7 +76,7 @@ def test_stored_tokens_are_the_tokens_bit_for_bit(tmp_path, precision) -> None:
         tokens = part.lower(pixels()).flatten(1)
     ids = np.frombuffer(bytes(96), "V32").copy()
     ids[1], ids[2] = bytes([1] * 32), bytes([2] * 32)
-    write_shard(tmp_path, ids, [_stored(tokens)])
+    write_shard(tmp_path, ids, [stored(tokens)])
     read = torch.from_numpy(Space.open(tmp_path).take(ids))
     assert torch.equal(read, tokens.float()) and part(read).equal(part(pixels()))
     size = next(tmp_path.glob("*.safetensors")).stat().st_size

@@ -54,6 +54,8 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v):
+        # Products of strided tokens take twice the time of a copy and products of that; so does scaling the scores.
+        q, k, v = (q * q.shape[-1] ** -0.5).contiguous(), k.contiguous(), v.contiguous()
         ctx.save_for_backward(q, k, v)
         return _weights(q, k) @ v
 
@@ -61,14 +63,14 @@ class _Mixed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         q, k, v = ctx.saved_tensors
-        weights = _weights(q, k)
+        weights, grad = _weights(q, k), grad.contiguous()
         of_scores = torch._softmax_backward_data(grad @ v.transpose(-1, -2), weights, -1, weights.dtype)
-        of_scores *= q.shape[-1] ** -0.5
-        return of_scores @ k, of_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
+        of_q = (of_scores @ k).mul_(q.shape[-1] ** -0.5)
+        return of_q, of_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5).softmax(dim=-1)
+    return (q @ k.transpose(-1, -2)).softmax(dim=-1)
 
 
 def split(attention: nn.MultiheadAttention) -> SplitAttention:

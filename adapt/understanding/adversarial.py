@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapt.data.views import parse_view
 from adapt.detector import Detector
-from adapt.evaluation.figures import COLOURS, LINES, MARKERS
+from adapt.evaluation.drawing import COLOURS, LINES, MARKERS
 from adapt.html import Gallery, Picture
 from adapt.thumbnails import thumbnail
 from adapt.understanding.content import to_image

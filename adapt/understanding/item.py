@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from adapt import html
 from adapt.evaluation.bootstrap import distinct, interval
-from adapt.evaluation.figures import save_png
+from adapt.evaluation.drawing import save_png
 from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid, plain, show
 from adapt.files import atomic, write_text
 

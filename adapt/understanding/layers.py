@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapt.evaluation.bootstrap import ALL, replicate
-from adapt.evaluation.figures import COLOURS, LINES, heat_map
+from adapt.evaluation.drawing import COLOURS, LINES, heat_map
 from adapt.features import Encoder, Features
 from adapt.models.backbones import Backbone
 from adapt.probing import fit_on_features, score_features

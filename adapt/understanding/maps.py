@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from adapt.detector import Detector
 from adapt.errors import Refusal
-from adapt.evaluation.figures import COLOURS
+from adapt.evaluation.drawing import COLOURS
 from adapt.html import Gallery, Picture
 from adapt.thumbnails import thumbnail
 from adapt.understanding.content import to_image

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from adapt.evaluation.figures import COLOURS
+from adapt.evaluation.drawing import COLOURS
 from adapt.models.heads import LinearHead
 from adapt.models.probes import Probe
 from adapt.models.prompts import prompt_features

@@ -9,7 +9,7 @@ from sklearn.manifold import TSNE
 
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import distinct
-from adapt.evaluation.figures import COLOURS, MARKERS
+from adapt.evaluation.drawing import COLOURS, MARKERS
 from adapt.models.backbones import Backbone
 from adapt.understanding.item import Item, Numbers, Value, jackknifed, mean, of_resamples
 from adapt.understanding.subject import Subject, logits
