@@ -36,7 +36,7 @@ def measure(settings: Settings) -> list[Ratio]:
         "ours": lambda: models.update(ours=fit_one("logistic", x[:middle], y[:middle], 1.0)),
         "svm": lambda: models.update(svm=LinearSVC(C=1.0).fit(x[:middle], y[:middle])),
     }
-    costs = in_turns(ways, settings, warm_up=0)
+    costs = in_turns(ways, settings)
     auc = {name: float(roc_auc_score(truth, model.decision_function(test))) for name, model in models.items()}
     times = []
     for size in sizes:
