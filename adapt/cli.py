@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -78,13 +79,16 @@ def plain(config: Any) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values}
 
 
-def at_least(low: float, config: Any, *names: str) -> None:
-    """Refuse a config in which one of these numbers (or of a list of them) is below `low`, or is not a number."""
+def at_least(low: float, config: Any, *names: str, below: float = math.inf) -> None:
+    """Refuse a config in which one of these numbers (or of a list of them) is less than `low`, not less than `below`
+    where that is given, or not a number."""
     for name in names:
         given = getattr(config, name)
         for value in given if isinstance(given, tuple) else (given,):
             if not value >= low:
                 raise Refusal(f"--{name} {value}: give at least {low}")
+            if below < math.inf and not value < below:
+                raise Refusal(f"--{name} {value}: give less than {below}")
 
 
 def _list_flags(config_class: type) -> set[str]:

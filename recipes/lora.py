@@ -63,7 +63,8 @@ class Config:
     def __post_init__(self) -> None:
         at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps")
         at_least(1, self, "resamples", "holes")
-        at_least(0, self, "learning_rate", "head_learning_rate", "weight_decay", "dropout", "warmup", "seed")
+        at_least(0, self, "learning_rate", "head_learning_rate", "weight_decay", "warmup", "seed")
+        at_least(0, self, "dropout", below=1)
 
 
 def main(cfg: Config) -> None:

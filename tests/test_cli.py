@@ -43,6 +43,13 @@ def test_typo_gets_a_hint(capsys) -> None:
     assert "--learning_rate" in capsys.readouterr().err
 
 
+def test_numbers_out_of_range_are_refused() -> None:
+    for value, message in ((-0.1, "give at least 0"), (1.0, "give less than 1"), (float("nan"), "give at least 0")):
+        with pytest.raises(Refusal, match=f"--learning_rate {value}: {message}"):
+            cli.at_least(0, Config(learning_rate=value), "learning_rate", below=1)
+    cli.at_least(0, Config(learning_rate=0.999), "learning_rate", below=1)
+
+
 def test_saved_config_reads_back_equal(tmp_path) -> None:
     config = Config(("a b.csv", "x=1.csv"), Path("some where"), "qv", 3e-5, 2, True)
     file = tmp_path / "config.yaml"

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.multiclass import OneVsOneClassifier
 from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import LinearSVC
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
@@ -217,3 +218,29 @@ def test_binary_logit_is_the_logit_of_one_minus_the_softmax_of_real():
 def test_binary_logit_refuses_other_shapes(shape):
     with pytest.raises(Refusal, match=re.escape(str(shape))):
         binary_logit(torch.zeros(shape))
+
+
+def test_a_fit_holds_scipys_threads_back_and_changes_nothing(monkeypatch) -> None:
+    """Where scipy brings a BLAS of its own; numpy's keeps its threads, and the weights are scikit-learn's own."""
+
+    def threads() -> dict[bool, list[int]]:
+        blas = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas"]
+        return {
+            own: [lib.num_threads for lib in blas if ("scipy.libs" in lib.filepath) == own] for own in (True, False)
+        }
+
+    seen, fit = [], LogisticRegression.fit
+
+    def watched(model, *given):
+        seen.append(threads())
+        return fit(model, *given)
+
+    rows, labels = toy(400, 2)
+    expected = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000).fit(rows, labels)
+    with threadpool_limits(2):
+        before = threads()
+        monkeypatch.setattr(LogisticRegression, "fit", watched)
+        found = probes.fit_one("logistic", rows, labels, 0.1)
+        assert threads() == before
+    assert seen[0][False] == before[False] and set(seen[0][True]) <= {1}
+    assert np.array_equal(found.coef_, expected.coef_)

@@ -22,13 +22,13 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
     model = name.partition(":")[2].partition("@")[0] or name
     theirs, ours = upstream(name, settings), load_backbone(name, "proj").to(settings.device).for_features("bf16")
     plain = load_backbone(name, "proj").to(settings.device).for_features("bf16", "plain")
-    width, tokens, patch = _shape(ours)
+    width, tokens, patch = shape_of(ours)
     rows = rows_of_a_pass(tokens) if settings.device == "cpu" else 128
     pixels = torch.randint(0, 256, (rows, 3, ours.preprocess.size, ours.preprocess.size), dtype=torch.uint8)
     pixels = pixels.to(settings.device)
     normalised = (pixels - ours.mean) / ours.std
-    share, products = _products(width, rows * tokens, ours.depth, torch.bfloat16, settings)
-    _, wide = _products(width, rows * tokens, ours.depth, torch.float32, settings)
+    share, products = products_of(width, rows * tokens, ours.depth, torch.bfloat16, settings)
+    _, wide = products_of(width, rows * tokens, ours.depth, torch.float32, settings)
     ways = {
         "open_clip fp32": lambda: theirs(normalised),
         "plain bf16": lambda: plain(pixels),
@@ -40,7 +40,7 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
     cosine = torch.cosine_similarity(ours(pixels), theirs(normalised).float()).min().item()
     facts = {"least cosine to fp32": round(cosine, 6)}
     case, way = f"{model}, batch {rows}", "packed" if ours.identity("proj").get("encoder") else "plain"
-    flops = ours.depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + 6 * (tokens - 1) * width * patch**2
+    flops = flops_of(width, tokens, patch, ours.depth)
     limit = tuple(s * rows * flops / share for s in seconds["products"])
     goals = GOALS.get(model, (None, None)) if settings.device == "cpu" else (None, None)
     rate = {"TFLOP/s": round(rows * flops / min(seconds["ours"]) / 1e12, 3)}
@@ -62,14 +62,19 @@ def upstream(name: str, settings: Settings) -> nn.Module:
         return create_clip(name, name.partition(":")[2]).visual.eval().requires_grad_(False).to(settings.device)
 
 
-def _shape(backbone: Backbone) -> tuple[int, int, int]:
+def flops_of(width: int, tokens: int, patch: int, depth: int) -> int:
+    """Of one image's forward pass through a vision transformer, a multiplication and an addition as two."""
+    return depth * (24 * tokens * width**2 + 4 * tokens**2 * width) + 6 * (tokens - 1) * width * patch**2
+
+
+def shape_of(backbone: Backbone) -> tuple[int, int, int]:
     """Width, tokens and side of a patch."""
     patches = next(m for m in backbone.tower.modules() if isinstance(m, nn.Conv2d))
     patch = patches.kernel_size[0]
     return patches.out_channels, (backbone.preprocess.size // patch) ** 2 + 1, patch
 
 
-def _products(
+def products_of(
     width: int, rows: int, depth: int, dtype: torch.dtype, settings: Settings
 ) -> tuple[int, Callable[[], None]]:
     """Floating-point operations of the products of all blocks, and a call that does them into kept memory."""

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from adapt.benchmark.encode import upstream
-from adapt.benchmark.preprocessing import QUALITIES, VIEWS, Pillow, photographs
+from adapt.benchmark.preprocessing import QUALITIES, VIEWS, Pillow, kind_of, photographs
 from adapt.benchmark.timing import CLOCKS, Ratio, Settings, in_turns
 from adapt.data.manifest import Manifest
 from adapt.features import extract
@@ -95,7 +95,7 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
     seconds = in_turns(ways, settings)
     again = in_turns({"first": first, "second": second}, settings)
     network = tuple(inside[-settings.rounds :])
-    case, goal = f"{model}, {len(files)} photographs x {len(VIEWS)} views", GOALS.get(model)
+    case, goal = f"{model}, {len(files)} {kind_of(settings)} x {len(VIEWS)} views", GOALS.get(model)
     ratios = [
         Ratio("pipeline", case, "extract", "DataLoader, a pass a quality, fp32", seconds["ours"], seconds["loader"],
               goal=goal),

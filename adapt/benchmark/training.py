@@ -9,15 +9,15 @@ bf16 products are six times as fast as its fp32 ones; with AVX512-BF16 alone the
 
 import multiprocessing
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adapt.benchmark.encode import flops_of, products_of
 from adapt.benchmark.timing import Ratio, Settings, in_turns
 from adapt.models.backbones import load_backbone
 from adapt.models.heads import LinearHead, balanced_bce
@@ -26,6 +26,7 @@ from adapt.models.trained_part import TrainedPart
 from adapt.provenance import peak_memory
 
 RANK, ALPHA, DROPOUT, BATCH = 8, 8.0, 0.25, 8
+PEAKS = 3  # processes whose peak is taken: how the heap is torn differs from one to the next
 Step = Callable[[], object]
 
 
@@ -138,6 +139,15 @@ def _architecture(name: str) -> str:
     return name.removeprefix("open_clip:").partition("@")[0]
 
 
+def _shape(name: str) -> tuple[int, int, int, int]:
+    """Width, tokens, side of a patch and number of blocks."""
+    import open_clip
+
+    shape = open_clip.get_model_config(_architecture(name))["vision_cfg"]
+    tokens = (shape["image_size"] // shape["patch_size"]) ** 2 + 1
+    return shape["width"], tokens, shape["patch_size"], shape["layers"]
+
+
 def _pixels(name: str, batch: int, device: str) -> Tensor:
     import open_clip
 
@@ -169,15 +179,16 @@ def measure(settings: Settings) -> list[Ratio]:
         model, wide = _architecture(name), "L-14" in name
         batch, last = (2, 1) if settings.small else (BATCH, 4 if wide else 3)
         work = (name, batch, settings.device)
-        ways: Mapping[str, Step] = {
+        width, tokens, patch, depth = _shape(name)
+        ways: dict[str, Step] = {
             "plain": plain_step(*work),
             "peft": peft_step(*work),
             "ours": our_step(*work),
             "recomputed": our_step(*work, recompute=True),
             "cached": our_step(*work, last=last, cached=True),
         }
-        rounds = replace(settings, rounds=max(1, settings.rounds // 2)) if wide else settings
-        costs = in_turns(ways, rounds)
+        share, ways["products"] = products_of(width, batch * tokens, depth, torch.bfloat16, settings)
+        costs = in_turns(ways, settings)
         full, few = f"{model}, batch {batch}, all blocks", f"{model}, batch {batch}, last {last} blocks"
         for case, ours, cost, baseline, other, goal in (
             (full, "ours, bf16", "ours", "plain fp32 LoRA", "plain", 6 if wide else 5),
@@ -188,9 +199,15 @@ def measure(settings: Settings) -> list[Ratio]:
             facts = {"ms a step": round(1e3 * statistics.median(costs[cost]), 1)}
             ratios.append(Ratio("training", case, ours, baseline, costs[cost], costs[other], goal=goal, facts=facts))
         ways.clear()
+        # forward and gradient of the tokens; of the last block's tokens only keys and values
+        flops = 2 * batch * (flops_of(width, tokens, patch, depth - 1) + 4 * tokens * width**2)
+        limit = tuple(seconds * flops / share for seconds in costs["products"])
+        rate = {"TFLOP/s": round(flops / min(costs["ours"]) / 1e12, 3)}
+        products = ("ours, bf16", "bf16 products of its shapes", costs["ours"], limit)
+        ratios.append(Ratio("training", full, *products, facts=rate))
         if not settings.small:
-            makers = ("ours", "recomputed", "plain")
-            peaks = {maker: (peak_of(maker, *work, torch.get_num_threads()),) for maker in makers}
+            threads, makers = torch.get_num_threads(), ("ours", "recomputed", "plain")
+            peaks = {maker: tuple(peak_of(maker, *work, threads) for _ in range(PEAKS)) for maker in makers}
             for way, goal in (("ours", 2 if wide else None), ("recomputed", None)):
                 ours = "peak memory of ours" + ", activations computed again" * (way == "recomputed")
                 ratio = Ratio("training", full, ours, "plain fp32 LoRA", peaks[way], peaks["plain"], "MiB", goal=goal)

@@ -36,7 +36,7 @@ def draw_kept(x: Tensor, share: float) -> tuple[Tensor, float]:
     """
     if x.device.type != "cpu" or share > 0.99:
         stays = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - share)
-        return stays, 1 / (1 - share) if share < 1 else 0.0
+        return stays, 1 / (1 - share)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     steps = round(share * 2**16)
     return bits[: x.numel()].view(x.shape) >= steps - 2**15, 1 / (1 - steps / 2**16)
