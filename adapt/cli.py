@@ -70,10 +70,10 @@ def parse(config_class: type, arguments: list[str], description: str | None = No
 
 def dump(config: Any) -> str:
     """The resolved config as YAML; `--config` reads it back to an equal config."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def plain(config: Any) -> dict[str, Any]:
+def as_dict(config: Any) -> dict[str, Any]:
     """A config as a flat dict of YAML's own types."""
     values = dataclasses.asdict(config).items()
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values}

@@ -43,7 +43,7 @@ class Processes:
         return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.device.type == "cuda" else 1
 
     def encoding(self, num_workers: int | None) -> dict[str, Any]:
-        """What `adapt.features.extract` needs to know about the processes."""
+        """What `adapt.features.cache.extract` needs to know about the processes."""
         say: Callable | None = self.say if self.main else None
         return {
             "workers": self.workers(num_workers),

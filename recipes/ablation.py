@@ -53,7 +53,7 @@ CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | blockK; _mean, _both; joined by +; texts are met in proj
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
@@ -82,8 +82,8 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    from adapt.ablation import Method, not_applicable, write_page
-    from adapt.cells import plan, run_cells, select
+    from adapt.sweeps.ablation import Method, not_applicable, write_page
+    from adapt.sweeps.planned_runs import plan, run_cells, select
 
     methods = [Method(*line, texts=line[0] in NEED_TEXTS, once=line[0] in ONCE) for line in METHODS]
     impossible = not_applicable(methods, cfg.backbone)

@@ -39,8 +39,8 @@ def main(cfg: Config) -> None:
     from collections import Counter
 
     from adapt import provenance
-    from adapt.cli import dump, plain
-    from adapt.data.align import align
+    from adapt.cli import as_dict, dump
+    from adapt.collect.align import align
     from adapt.embedded import read_manifests
     from adapt.files import write_text
 
@@ -53,7 +53,7 @@ def main(cfg: Config) -> None:
         print(f"shard {cfg.shard} is done, others are not: the last of them writes {cfg.output_dir / 'manifest.csv'}")
         return
     record = {"command": provenance.command(), "revision": revision, "versions": provenance.versions()}
-    record |= {"source digest": rows.digest, "digest": aligned.digest, "identity": plain(cfg)}
+    record |= {"source digest": rows.digest, "digest": aligned.digest, "identity": as_dict(cfg)}
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     before = Counter(("fake" if fake else "real") for fake in aligned.fake[aligned["jpeg_before"] != ""])

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.cli import at_least, dump, plain, run
+from adapt.cli import as_dict, at_least, dump, run
 
 ABOUT = """\
 AUC: how well a small tree that sees this factor alone tells fakes from reals of groups it was not fitted on (0.5 is
@@ -36,7 +36,9 @@ class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/audit")
     allow: tuple[str, ...] = ("file name", "folder", "history")  # factors that are reported but do not count
-    embedding: str = ""  # backbone whose features also find copies, crops among them; see adapt/models/backbones.py
+    embedding: str = (
+        ""  # backbone whose features also find copies, crops among them; see adapt/models/towers/backbones.py
+    )
     similarity: float = 0.98  # cosine of these features from which on two pictures are one
     processes: int = 1  # that decode images
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
@@ -51,13 +53,14 @@ def main(cfg: Config) -> None:
     from collections import Counter
 
     from adapt import provenance
-    from adapt.data.audit import balance, examine, figure, remedies, shortcuts
-    from adapt.data.duplicates import twins
-    from adapt.data.verdict import keep_verdict
+    from adapt.audit.duplicates import twins
+    from adapt.audit.record import keep_verdict
+    from adapt.audit.shortcuts import balance, examine, figure, remedies, shortcuts
     from adapt.embedded import read_manifests
-    from adapt.evaluation.drawing import save_png
-    from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid
     from adapt.files import write_text
+    from adapt.pages.drawing import save_png
+    from adapt.pages.tables import EMBEDDED, facts_list, grid
+    from adapt.text import escape_markdown
 
     started, revision = time.monotonic(), provenance.revision()
     rows = read_manifests(cfg.manifest)
@@ -73,14 +76,14 @@ def main(cfg: Config) -> None:
     page = ["# Audit", *([EMBEDDED] if "embedded" in rows["set"] else [])]
     page += [
         "**Clean.**" if clean else "**Shortcuts or leaks found.**",
-        "\n".join(f"- {escape(line)}" for line in todo),
+        "\n".join(f"- {escape_markdown(line)}" for line in todo),
     ]
     page += ["## Shortcuts", ABOUT, grid(table), "![shortcuts](figures/shortcuts.png)"]
     page += ["## The same picture twice", ABOUT_TWINS, grid(pair_table(rows, pairs[:SHOWN])) if pairs else "None."]
     page += ["## Balance", grid(balance(rows, facts))]
     page += [grid(balance(rows, facts, "source"))] if any(rows["source"]) else []
     reasons = grid([["reason", "images"], *([r, str(n)] for r, n in Counter(reason for _, reason in lost).items())])
-    listed = "\n".join(f"- {escape(path)}: {reason}" for path, reason in lost[:SHOWN])
+    listed = "\n".join(f"- {escape_markdown(path)}: {reason}" for path, reason in lost[:SHOWN])
     page += ["## Unreadable files", *([reasons, listed] if lost else ["None."])]
     record = {"command": provenance.command(), "revision": revision, "digest": rows.digest, "images": len(rows)}
     record |= {"seconds": round(time.monotonic() - started, 1), "date": time.strftime("%Y-%m-%d", time.gmtime())}
@@ -92,7 +95,7 @@ def main(cfg: Config) -> None:
     write_csv(cfg.output_dir / "duplicates.csv", pair_table(rows, pairs))
     save_png(figure(cells, verdicts), cfg.output_dir / "figures" / "shortcuts.png")
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
-    record |= {"clean": clean, "unreadable": lost, "identity": plain(cfg)}
+    record |= {"clean": clean, "unreadable": lost, "identity": as_dict(cfg)}
     keep_verdict(rows, [line for line in todo if "(allowed)" not in line] if not clean else [])
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=True) + "\n")
     print("\n\n".join([grid(table), "\n".join(todo), f"{cfg.output_dir / 'table.md'}: the page"]))
@@ -102,8 +105,8 @@ def main(cfg: Config) -> None:
 
 def embed(rows, name: str):
     """Unit features (n, d) of all rows, from the cache that all recipes share."""
-    from adapt.features import extract
-    from adapt.models.backbones import load_backbone
+    from adapt.features.cache import extract
+    from adapt.models.towers.backbones import load_backbone
     from adapt.processes import Processes
 
     processes = Processes()
@@ -113,8 +116,8 @@ def embed(rows, name: str):
 
 def factor_table(cells: list, verdicts: dict[str, str]) -> list[list[str]]:
     """One row a factor: AUC over all rows, the worst comparison, the verdict."""
-    from adapt.data.audit import worst
-    from adapt.evaluation.tables import show
+    from adapt.audit.shortcuts import worst
+    from adapt.pages.tables import show
 
     table = [["factor", "AUC, all rows", "worst", "of", "verdict"]]
     for factor, verdict in verdicts.items():

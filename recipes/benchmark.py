@@ -69,8 +69,8 @@ def main(cfg: Config) -> None:
     from adapt.benchmark.report import compare, plain, read, table
     from adapt.benchmark.timing import Settings
     from adapt.errors import Refusal
-    from adapt.evaluation.tables import facts_list
     from adapt.files import write_text
+    from adapt.pages.tables import facts_list
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device cuda: torch sees no GPU here")

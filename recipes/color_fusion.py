@@ -3,12 +3,12 @@
     accelerate launch recipes/color_fusion.py --manifest data.csv \\
         --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/colour-l14
 
-Fits one head on each of: colour statistics that survive JPEG (adapt/models/color.py), the backbone's features, both
+Fits one head on each of: colour statistics that survive JPEG (descriptors/color.py), the backbone's features, both
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 4 minutes on
 2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
-traces alone: radial profile and peaks of the noise residual's spectrum (adapt/data/spectra.py; 64 px or more).
+traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/color_fusion")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     head: Literal["svm", "logistic", "mlp"] = "logistic"
@@ -34,7 +34,9 @@ class Config:
     features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
+    encoder: Literal["auto", "plain", "packed"] = (
+        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
+    )
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not; colour is computed either way
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
@@ -52,16 +54,16 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.data.jpeg import with_sample_views
-    from adapt.data.spectra import Spectra
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
-    from adapt.features import Joined, extract
-    from adapt.frozen import frozen_backbone
-    from adapt.models.color import Colours
-    from adapt.probing import fit_on_features, score_features
-    from adapt.report import require_classes, show_finished
-    from adapt.run import Run
-    from adapt.study import Study, finish
+    from adapt.features.cache import Joined, extract
+    from adapt.features.remembered import frozen_backbone
+    from adapt.models.descriptors.color import Colours
+    from adapt.models.descriptors.spectra import Spectra
+    from adapt.training.comparison import Study, finish
+    from adapt.training.on_features import fit_on_features, score_features
+    from adapt.training.report import require_classes, show_finished
+    from adapt.training.run import Run
 
     cfg = with_sample_views(cfg)
     run = Run(cfg)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from adapt.cli import at_least, dump, plain, run
+from adapt.cli import as_dict, at_least, dump, run
 
 CHROMA = ("cb", "cr", "saturation", "chroma")
 KINDS = {  # rows of the page: patterns of names
@@ -35,7 +35,7 @@ KINDS = {  # rows of the page: patterns of names
 ABOUT = """\
 Read `0.105 [0.091, 0.120]` as the median |drift| of a statistic between a view and the image as it is, divided by its
 deviation between the images, with a 95 % interval: percentile bootstrap over groups. A kind shows the mean over its
-statistics; *worst* is the one that moves most under any view. Descriptor: `describe` of adapt/models/color.py;
+statistics; *worst* is the one that moves most under any view. Descriptor: `describe` of descriptors/color.py;
 ablation: `describe_fragile`, what JPEG does to colour at 1 and 2 px."""
 
 
@@ -72,7 +72,7 @@ def main(cfg: Config) -> None:
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
     from adapt.evaluation.bootstrap import draw, interval
-    from adapt.models.color import FRAGILE_NAMES, NAMES, describe, describe_fragile
+    from adapt.models.descriptors.color import FRAGILE_NAMES, NAMES, describe, describe_fragile
     from adapt.progress import bar
 
     started, revision = time.monotonic(), provenance.revision()
@@ -124,8 +124,9 @@ def main(cfg: Config) -> None:
 
 def write(cfg: Config, facts: dict, every: list[Drift], kinds: dict, embedded: bool) -> None:
     """The four files of the result, and the table on the terminal."""
-    from adapt.evaluation.tables import EMBEDDED, escape, grid, show
     from adapt.files import atomic, write_text
+    from adapt.pages.tables import EMBEDDED, grid, show
+    from adapt.text import escape_markdown
 
     table = [["statistics", "number", "part", *dict.fromkeys(each.view for each in every), "worst"]]
     for kind, (part, number, drifts, worst) in kinds.items():
@@ -133,14 +134,14 @@ def write(cfg: Config, facts: dict, every: list[Drift], kinds: dict, embedded: b
         table.append([kind, str(number), part, *map(show, drifts), last])
     page = ["# How far a view moves colour statistics", *([EMBEDDED] if embedded else []), ABOUT, grid(table)]
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    lines = [f"- {key}: {escape(value)}" for key, value in shown.items()]
+    lines = [f"- {key}: {escape_markdown(value)}" for key, value in shown.items()]
     write_text(cfg.output_dir / "table.md", "\n\n".join([*page, "## Provenance", "\n".join(lines)]) + "\n")
     with atomic(cfg.output_dir / "stability.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(Drift._fields)
         out.writerows(["n/a" if value != value else value for value in each] for each in every)
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
-    record = facts | {"identity": plain(cfg)}
+    record = facts | {"identity": as_dict(cfg)}
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"{grid(table)}\n\n{cfg.output_dir / 'table.md'}: the page; every statistic is in stability.csv beside it")
 

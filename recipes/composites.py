@@ -39,10 +39,10 @@ class Config:
 def main(cfg: Config) -> None:
     from collections import Counter
 
-    from adapt.data.composites import Recipe, write_composites
+    from adapt.collect.composites import Recipe, write_composites
     from adapt.data.manifest import Manifest
     from adapt.embedded import read_manifests
-    from adapt.evaluation.tables import grid
+    from adapt.pages.tables import grid
 
     recipe = Recipe(cfg.seed, cfg.parts, cfg.edits, cfg.low, cfg.high, cfg.soft)
     rows = Manifest.read(write_composites(read_manifests(cfg.manifest), cfg.output, recipe, cfg.processes))

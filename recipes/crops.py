@@ -41,12 +41,12 @@ def main(cfg: Config) -> None:
 
     import numpy as np
 
-    from adapt.detector import detector_digest, load_detector, score
+    from adapt.detector.detector import detector_digest, load_detector, score
     from adapt.embedded import read_manifests
-    from adapt.evaluation.tables import grid
-    from adapt.report import require_classes, show_finished
-    from adapt.run import Run
-    from adapt.study import Study, contrast, finish
+    from adapt.pages.tables import grid
+    from adapt.training.comparison import Study, contrast, finish
+    from adapt.training.report import require_classes, show_finished
+    from adapt.training.run import Run
 
     run = Run(cfg)
     if run.finished():

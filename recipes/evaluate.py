@@ -44,14 +44,15 @@ def main(cfg: Config) -> None:
     from adapt import __version__
     from adapt.evaluation.attribution import attribute
     from adapt.evaluation.decision import fit_decision
-    from adapt.evaluation.figures import write_figures
     from adapt.evaluation.metrics import compare, controls, evaluate
     from adapt.evaluation.open_set import classes_of
-    from adapt.evaluation.promises import keep, promises_section
+    from adapt.evaluation.promises import keep
     from adapt.evaluation.scores import Scores
-    from adapt.evaluation.tables import text, write_tables
     from adapt.evaluation.thresholds import pick_threshold
     from adapt.files import sha256
+    from adapt.pages.figures import write_figures
+    from adapt.pages.promises import promises_section
+    from adapt.pages.tables import text, write_tables
 
     folder = cfg.output_dir or cfg.scores.parent
     scores = Scores.read(cfg.scores)

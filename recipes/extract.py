@@ -21,12 +21,14 @@ from adapt.errors import Refusal
 @dataclass(frozen=True)
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # an image is decoded once for all of them
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
+    encoder: Literal["auto", "plain", "packed"] = (
+        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
+    )
     cache: Path | None = None  # None: $ADAPT_CACHE/features
     shard: int = 0  # which part of the manifest's rows this job encodes
     num_shards: int = 1  # how many parts there are
@@ -43,8 +45,8 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.embedded import read_manifests
-    from adapt.features import extract
-    from adapt.frozen import frozen_backbone
+    from adapt.features.cache import extract
+    from adapt.features.remembered import frozen_backbone
     from adapt.processes import Processes
 
     processes = Processes()

@@ -40,7 +40,7 @@ chosen on test data, and rows whose intervals overlap are not told apart."""
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/frontier")  # folder of the page and of all runs
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     configurations: tuple[str, ...] = (
@@ -77,8 +77,8 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    from adapt.cells import Cell, plan, run_cells, select
     from adapt.data.jpeg import with_sample_views
+    from adapt.sweeps.planned_runs import Cell, plan, run_cells, select
 
     cfg = with_sample_views(cfg)
     shared = {name: value for name in PASSED_ON if (value := getattr(cfg, name)) is not None}
@@ -107,10 +107,10 @@ def main(cfg: Config) -> None:
 
 def write_page(cfg: Config, cells: dict) -> None:
     """The page of the configurations whose runs are all finished; the record only when that is every one of them."""
-    from adapt.cells import uses_gpu, write_sweep
-    from adapt.evaluation.drawing import save_png
-    from adapt.evaluation.tables import grid
-    from adapt.frontier import figure, headline, measure, per_view, validation, write_csv
+    from adapt.pages.drawing import save_png
+    from adapt.pages.tables import grid
+    from adapt.sweeps.frontier import figure, headline, measure, per_view, validation, write_csv
+    from adapt.sweeps.planned_runs import uses_gpu, write_sweep
 
     root = cfg.output_dir
     missing = [cell.name for of_one in cells.values() for cell in of_one if cell.state(root) != "finished"]

@@ -34,8 +34,8 @@ def write_features(cfg: Config, rows: int, views: int, folder: str):
     import numpy as np
 
     from adapt.data.manifest import Manifest
-    from adapt.features import Features
-    from adapt.shards import Space, write_shard
+    from adapt.features.cache import Features
+    from adapt.features.shards import Space, write_shard
 
     rng = np.random.default_rng(cfg.seed)
     split = np.repeat(["train", "val", "test"], [rows, rows // 10, rows // 10])
@@ -71,9 +71,9 @@ def measure(cfg: Config, head: str, features) -> dict[str, float]:
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from adapt.models.tip_adapter import Rows, TipAdapter, draw_shots, fit
-    from adapt.models.tip_head import PriorHead
-    from adapt.probing import class_names, fit_on_features, numbers, readable_rows, validation_rows
+    from adapt.models.heads.tip_adapter import Rows, TipAdapter, draw_shots, fit
+    from adapt.models.heads.tip_head import PriorHead
+    from adapt.training.on_features import class_names, fit_on_features, numbers, readable_rows, validation_rows
 
     rows, known = features.manifest, ("real", "fake")
     names = class_names(rows, "binary")
@@ -105,10 +105,10 @@ def main(cfg: Config) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from adapt.evaluation.tables import facts_list, grid
     from adapt.files import atomic, write_text
-    from adapt.report import show_finished
-    from adapt.run import Run
+    from adapt.pages.tables import facts_list, grid
+    from adapt.training.report import show_finished
+    from adapt.training.run import Run
 
     run = Run(cfg)
     if run.finished():

@@ -21,7 +21,7 @@ from adapt.cli import run as run_recipe
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/jpeg_matrix")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     heads: tuple[Literal["svm", "logistic", "mlp"], ...] = ("svm", "mlp")
@@ -32,7 +32,9 @@ class Config:
         *("qf30", "qf50", "qf75", "qf95", "qf90+qf40"),  # qualities no head has seen, and double compression
     )
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
+    encoder: Literal["auto", "plain", "packed"] = (
+        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
+    )
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
@@ -49,13 +51,13 @@ def main(cfg: Config) -> None:
 
     from adapt.data.jpeg import with_sample_views
     from adapt.embedded import read_manifests
-    from adapt.evaluation.drawing import heat_map
-    from adapt.features import extract
-    from adapt.frozen import frozen_backbone
-    from adapt.probing import fit_on_features, score_features
-    from adapt.report import require_classes, show_finished
-    from adapt.run import Run
-    from adapt.study import Study, finish
+    from adapt.features.cache import extract
+    from adapt.features.remembered import frozen_backbone
+    from adapt.pages.drawing import heat_map
+    from adapt.training.comparison import Study, finish
+    from adapt.training.on_features import fit_on_features, score_features
+    from adapt.training.report import require_classes, show_finished
+    from adapt.training.run import Run
 
     cfg = with_sample_views(cfg)
     run = Run(cfg)

@@ -22,7 +22,7 @@ from adapt.cli import run as run_recipe
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/linear_probe")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     layers: tuple[str, ...] = ()  # a sweep instead: all, or these; validation picks the one that is reported
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
@@ -31,7 +31,9 @@ class Config:
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
+    encoder: Literal["auto", "plain", "packed"] = (
+        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
+    )
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not
@@ -48,15 +50,15 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.data.jpeg import with_sample_views
-    from adapt.detector import Detector
+    from adapt.detector.detector import Detector
     from adapt.embedded import read_manifests
     from adapt.evaluation.metrics import compare
-    from adapt.features import extract
-    from adapt.frozen import frozen_backbone
-    from adapt.probing import fit_on_features, score_features
-    from adapt.report import report, require_classes, show_finished
-    from adapt.run import Run
-    from adapt.study import Study
+    from adapt.features.cache import extract
+    from adapt.features.remembered import frozen_backbone
+    from adapt.training.comparison import Study
+    from adapt.training.on_features import fit_on_features, score_features
+    from adapt.training.report import report, require_classes, show_finished
+    from adapt.training.run import Run
 
     cfg = with_sample_views(cfg)
     run = Run(cfg)

@@ -26,7 +26,7 @@ from adapt.errors import Refusal
 class Config:
     manifest: tuple[str, ...] = ("embedded", "embedded-composites")  # tables of images, some with masks; [@SEED]
     output_dir: Path = Path("results/runs/localize")  # run directory; continues the run that it holds
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "block1"  # whose patch tokens: blockK, last; joined by +. Early ones keep fine traces
     tune: Literal["frozen", "lora", "norm"] = "frozen"  # of the tower beneath the head
     tools: Literal["family", "generator"] = "family"  # what fakes are attributed to; ordinary edits have their names
@@ -69,16 +69,16 @@ def main(cfg: Config) -> None:
     from adapt.data.jpeg import with_sample_views
     from adapt.data.masked_groups import MaskedGroups
     from adapt.data.masks import require_masks, tools
-    from adapt.detector import Detector
+    from adapt.detector.detector import Detector
+    from adapt.detector.localizer import Localizer
     from adapt.embedded import read_manifests
-    from adapt.evaluation.maps import mean_pixel_auc
-    from adapt.localization import report_maps, score_maps, show_maps
-    from adapt.models.backbones import load_backbone
-    from adapt.models.lora import add_adapter
-    from adapt.models.maps import MapHead, is_ai
-    from adapt.report import log_validation, require_classes, show_finished, validation_score
-    from adapt.run import Run, warmup_cosine
-    from adapt.tiles import Localizer
+    from adapt.evaluation.map_metrics import mean_pixel_auc
+    from adapt.models.adapters.lora import add_adapter
+    from adapt.models.heads.map_head import MapHead, is_ai
+    from adapt.models.towers.backbones import load_backbone
+    from adapt.training.localization import report_maps, score_maps, show_maps
+    from adapt.training.report import log_validation, require_classes, show_finished, validation_score
+    from adapt.training.run import Run, warmup_cosine
 
     cfg = with_sample_views(cfg)
     run = Run(cfg)

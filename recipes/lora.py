@@ -32,7 +32,7 @@ class Config:
     onboard: str | None = None  # a generator without training rows to learn
     shots: int | None = None  # from how many of its groups; 0: the control, trained as long on the same test rows
     focus_share: float = 0.5  # of the groups of an epoch, which show a hole or the new generator
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
@@ -73,18 +73,18 @@ def main(cfg: Config) -> None:
 
     from adapt.data.jpeg import with_sample_views
     from adapt.data.onboarding import onboard
-    from adapt.detector import Detector, score
+    from adapt.detector.detector import Detector, score
     from adapt.embedded import read_manifests
-    from adapt.holes import aim_of, before_and_after, origin_of
-    from adapt.memory import accumulation_that_fits
-    from adapt.models.backbones import load_backbone
-    from adapt.models.heads import LinearHead, balanced_bce
-    from adapt.models.lora import add_adapter
-    from adapt.models.trained_part import trained_part
-    from adapt.prefix import training_data
-    from adapt.report import log_validation, report, require_classes, show_finished, validation_score
-    from adapt.run import Run, warmup_cosine
-    from adapt.tuning import continued
+    from adapt.models.adapters.cut_tower import trained_part
+    from adapt.models.adapters.lora import add_adapter
+    from adapt.models.heads.linear import LinearHead, balanced_bce
+    from adapt.models.towers.backbones import load_backbone
+    from adapt.training.micro_batches import accumulation_that_fits
+    from adapt.training.refine import aim_of, before_and_after, origin_of
+    from adapt.training.report import log_validation, report, require_classes, show_finished, validation_score
+    from adapt.training.run import Run, warmup_cosine
+    from adapt.training.tokens import training_data
+    from adapt.training.trainable import continued
 
     cfg = with_sample_views(cfg)
     run = Run(cfg)

@@ -61,20 +61,20 @@ class Config:
 def main(cfg: Config) -> None:
     import numpy as np
 
-    from adapt.cells import Cell, run_cells
     from adapt.data.jpeg import with_sample_views
     from adapt.data.onboarding import onboard
-    from adapt.detector import load_detector
+    from adapt.detector.detector import load_detector
     from adapt.embedded import read_manifests
     from adapt.evaluation.scores import Scores
-    from adapt.features import extract
-    from adapt.holes import origin
-    from adapt.models.tip_head import PriorHead
-    from adapt.probing import score_features
-    from adapt.report import require_classes, show_finished
-    from adapt.run import Run
-    from adapt.shots import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
-    from adapt.study import finish
+    from adapt.features.cache import extract
+    from adapt.models.heads.tip_head import PriorHead
+    from adapt.sweeps.planned_runs import Cell, run_cells
+    from adapt.training.comparison import finish
+    from adapt.training.few_shot import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
+    from adapt.training.on_features import score_features
+    from adapt.training.refine import origin
+    from adapt.training.report import require_classes, show_finished
+    from adapt.training.run import Run
 
     cfg = with_sample_views(cfg)
     run = Run(cfg)

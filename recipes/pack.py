@@ -29,8 +29,8 @@ class Config:
 
 
 def main(cfg: Config) -> None:
+    from adapt.collect.pack import pack
     from adapt.data.manifest import Manifest
-    from adapt.data.pack import pack
     from adapt.embedded import read_manifests
 
     rows = read_manifests(cfg.manifest)

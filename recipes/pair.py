@@ -27,7 +27,7 @@ class Config:
     arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
     seeds: tuple[int, ...] = (0, 1, 2)  # of adapters, draws and random partners; each arm runs with each
     tune: Literal["head", "lora", "norm"] = "head"  # head: on cached features
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     ranking: float = 1.0  # weight of the ranking of the real below each of its fakes
@@ -69,7 +69,7 @@ class Config:
 
 def main(cfg: Config) -> None:
     from adapt.data.jpeg import with_sample_views
-    from adapt.variants import run_variants
+    from adapt.sweeps.arms import run_variants
 
     cfg = with_sample_views(cfg)
     if len(cfg.arms) == len(cfg.seeds) == 1:
@@ -84,14 +84,14 @@ def train(cfg: Config) -> None:
 
     from adapt.data.pairing import rematched, unpaired
     from adapt.embedded import read_manifests
-    from adapt.features import extract
-    from adapt.models.backbones import load_backbone
-    from adapt.models.heads import balanced_bce
-    from adapt.models.lora import add_adapter
-    from adapt.models.losses import consistency, ranking, softmax_over_group, supervised_contrastive
-    from adapt.report import log_validation, report, require_classes, show_finished, validation_score
-    from adapt.run import Run, warmup_cosine
-    from adapt.tuning import Tuning
+    from adapt.features.cache import extract
+    from adapt.models.adapters.lora import add_adapter
+    from adapt.models.heads.linear import balanced_bce
+    from adapt.models.heads.losses import consistency, ranking, softmax_over_group, supervised_contrastive
+    from adapt.models.towers.backbones import load_backbone
+    from adapt.training.report import log_validation, report, require_classes, show_finished, validation_score
+    from adapt.training.run import Run, warmup_cosine
+    from adapt.training.trainable import Tuning
 
     run = Run(cfg)
     if run.finished():

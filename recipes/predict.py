@@ -62,11 +62,11 @@ class Config:
 
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest, inputs_for
-    from adapt.detector import detector_digest, load_detector
-    from adapt.gallery import finish
-    from adapt.journal import Journal, kept
-    from adapt.predict import BATCH, COLUMNS, batches, rules_stated
-    from adapt.predict_maps import judge
+    from adapt.detector.detector import detector_digest, load_detector
+    from adapt.detector.finished_batches import Journal, kept
+    from adapt.detector.gallery import finish
+    from adapt.detector.predict import BATCH, COLUMNS, batches, rules_stated
+    from adapt.detector.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
 

@@ -24,11 +24,11 @@ def main(source: Any) -> None:
     import json
 
     from adapt import provenance
-    from adapt.cli import plain
-    from adapt.data.align import align
+    from adapt.cli import as_dict
+    from adapt.collect.align import align
     from adapt.data.manifest import Manifest
-    from adapt.evaluation.tables import grid
     from adapt.files import write_text
+    from adapt.pages.tables import grid
 
     revision = provenance.revision()
     path = source.prepare()
@@ -38,7 +38,7 @@ def main(source: Any) -> None:
     rows, lost = Manifest.read(path), read_lost(path)
     print("\n\n".join([grid(count(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
     record = {"command": provenance.command(), "revision": revision, "versions": provenance.versions()}
-    record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": plain(source)}
+    record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": as_dict(source)}
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     print(f"\n{path}: the manifest; {path.with_suffix('.lost.csv')}: what is missing, and why")
     if source.align:
@@ -70,4 +70,4 @@ def read_lost(path: Path) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    run_one({name: f"adapt.data.sources.{name}" for name in SOURCES}, main)
+    run_one({name: f"adapt.collect.sources.{name}" for name in SOURCES}, main)

@@ -34,9 +34,9 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import find_inputs
     from adapt.data.jpeg import read_headers, views_like
-    from adapt.evaluation.drawing import save_png
-    from adapt.evaluation.tables import grid
     from adapt.files import atomic
+    from adapt.pages.drawing import save_png
+    from adapt.pages.tables import grid
 
     found = list(read_headers(find_inputs(cfg.input)[1]))
     table = [list(map(str, line)) for line in histogram(found)]
@@ -88,7 +88,7 @@ def figure(headers: "list[Header]") -> "Figure":
     """Files for each JPEG quality, custom tables on top of standard ones."""
     from matplotlib.figure import Figure
 
-    from adapt.evaluation.drawing import COLOURS
+    from adapt.pages.drawing import COLOURS
 
     drawn = Figure(figsize=(8, 3.5), layout="constrained")
     axes = drawn.subplots()

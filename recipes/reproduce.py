@@ -100,8 +100,8 @@ def main(cfg: Config) -> None:
     if not cfg.only:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
-    from adapt.cells import run_cells
-    from adapt.reproduction import Configuration, cell_of, jobs, missing, write_page
+    from adapt.sweeps.planned_runs import run_cells
+    from adapt.sweeps.reproduction import Configuration, cell_of, jobs, missing, write_page
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
     given = {"precision": cfg.precision, "resamples": cfg.resamples, "num_workers": cfg.num_workers, "seed": cfg.seed}

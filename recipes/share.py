@@ -48,8 +48,8 @@ def export(cfg: Config) -> None:
 
     from adapt.data.images import Unreadable, read_image
     from adapt.data.inputs import find_inputs
-    from adapt.detector import load_detector
-    from adapt.export import export_onnx
+    from adapt.detector.detector import load_detector
+    from adapt.detector.export import export_onnx
 
     detector = load_detector(cfg.detector, cfg.backbone, precision="fp32")
 

@@ -25,7 +25,7 @@ Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapt
 class Config:
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/tip_adapter")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/backbones.py
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "proj"  # texts meet images in proj only; any layer with --prior probe or none
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
@@ -38,7 +38,9 @@ class Config:
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; see adapt/models/packed.py
+    encoder: Literal["auto", "plain", "packed"] = (
+        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
+    )
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what recipes/extract.py has not
     resamples: int = 200  # bootstrap resamples of groups behind every interval
@@ -57,14 +59,15 @@ def main(cfg: Config) -> None:
     from adapt.data.jpeg import with_sample_views
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
-    from adapt.evaluation.drawing import curves
-    from adapt.features import extract
-    from adapt.frozen import frozen_backbone
-    from adapt.models.probes import fit_probe
+    from adapt.features.cache import extract
+    from adapt.features.remembered import frozen_backbone
+    from adapt.models.heads.probes import fit_probe
+    from adapt.models.heads.tip_adapter import Rows, TipAdapter, draw_shots, fit, tune
+    from adapt.models.heads.tip_head import PriorHead
     from adapt.models.prompts import FAKE, REAL, family_prompts, prompt_features
-    from adapt.models.tip_adapter import Rows, TipAdapter, draw_shots, fit, tune
-    from adapt.models.tip_head import PriorHead
-    from adapt.probing import (
+    from adapt.pages.drawing import curves
+    from adapt.training.comparison import Study, finish
+    from adapt.training.on_features import (
         class_names,
         known_classes,
         numbers,
@@ -73,9 +76,8 @@ def main(cfg: Config) -> None:
         validation_judge,
         validation_rows,
     )
-    from adapt.report import require_classes, show_finished
-    from adapt.run import Run
-    from adapt.study import Study, finish
+    from adapt.training.report import require_classes, show_finished
+    from adapt.training.run import Run
 
     run = Run(cfg := with_sample_views(cfg))
     if run.finished():

@@ -80,16 +80,16 @@ class Config:
 
 def main(cfg: Config) -> None:
     from adapt.data.views import parse_view
-    from adapt.detector import detector_digest, load_detector
+    from adapt.detector.detector import detector_digest, load_detector
     from adapt.embedded import read_manifests
-    from adapt.report import describe, shown
-    from adapt.run import Run
+    from adapt.training.report import describe, shown
+    from adapt.training.run import Run
     from adapt.understanding.adversarial import adversarial
     from adapt.understanding.content import content
+    from adapt.understanding.evidence import maps
     from adapt.understanding.item import HOW_TO_READ, write_item, write_page
     from adapt.understanding.layers import layers
     from adapt.understanding.lowlevel import spectra
-    from adapt.understanding.maps import maps
     from adapt.understanding.menu import impossible
     from adapt.understanding.subject import base_of, take
     from adapt.understanding.texts import texts

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from adapt.detector import load_detector, score
+from adapt.detector.detector import load_detector, score
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.scores import Scores
 

@@ -9,19 +9,20 @@ import pytest
 import summarise
 import yaml
 
-from adapt import frontier, shots
-from adapt.ablation_page import Page, write_tables
 from adapt.benchmark.report import table as benchmark_table
 from adapt.benchmark.timing import Ratio
-from adapt.cells import read_metrics
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
-from adapt.evaluation.map_tables import map_sections
-from adapt.evaluation.read_back import read_rows, read_run
 from adapt.evaluation.side_by_side import read_numbers
-from adapt.evaluation.tables import grid, markdown
-from adapt.localization import PARTLY
-from adapt.study import Study
+from adapt.pages.map_tables import map_sections
+from adapt.pages.read_back import read_rows, read_run
+from adapt.pages.tables import grid, markdown
+from adapt.sweeps import frontier
+from adapt.sweeps.ablation_page import Page, write_tables
+from adapt.sweeps.planned_runs import read_metrics
+from adapt.training import few_shot as shots
+from adapt.training.comparison import Study
+from adapt.training.localization import PARTLY
 from adapt.understanding.item import Numbers, Value
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -7,10 +7,10 @@ from adapt.benchmark.timing import Ratio, Settings
 from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.evaluation.bootstrap import Key, replicate
-from adapt.features import Features, extract
-from adapt.models.backbones import load_backbone
-from adapt.models.probes import Probe
-from adapt.probing import fit_on_features, score_features
+from adapt.features.cache import Features, extract
+from adapt.models.heads.probes import Probe
+from adapt.models.towers.backbones import load_backbone
+from adapt.training.on_features import fit_on_features, score_features
 
 LIMIT = 0.001  # of |AUC (bf16) - AUC (fp32)|
 

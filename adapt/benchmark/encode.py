@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.benchmark.timing import Ratio, Settings, in_turns
-from adapt.models.backbones import Backbone, load_backbone
-from adapt.models.packed import rows_of_a_pass
-from adapt.models.towers_open_clip import create_clip
+from adapt.models.towers.backbones import Backbone, load_backbone
+from adapt.models.towers.open_clip import create_clip
+from adapt.models.towers.packed import rows_of_a_pass
 
 GOALS = {"ViT-L-14": (5.0, 0.70), "ViT-B-32": (4.5, 0.60)}  # against fp32, of the products' rate; on a CPU with AMX
 

@@ -20,8 +20,8 @@ from PIL import Image
 from adapt.benchmark.heads import exponent
 from adapt.benchmark.timing import CLOCKS, Ratio, Settings
 from adapt.data.manifest import Manifest
-from adapt.features import extract
-from adapt.models.backbones import load_backbone
+from adapt.features.cache import extract
+from adapt.models.towers.backbones import load_backbone
 from adapt.provenance import peak_memory
 
 SIZES, SMALL = (1_000, 10_000, 100_000), (20, 40, 80)

@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.svm import LinearSVC
 
 from adapt.benchmark.timing import Ratio, Settings, in_turns, once
-from adapt.models.probes import fit_one
+from adapt.models.heads.probes import fit_one
 
 DIM = 768
 

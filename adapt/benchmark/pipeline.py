@@ -17,9 +17,9 @@ from adapt.benchmark.encode import upstream
 from adapt.benchmark.preprocessing import QUALITIES, VIEWS, Pillow, kind_of, photographs
 from adapt.benchmark.timing import CLOCKS, Ratio, Settings, in_turns
 from adapt.data.manifest import Manifest
-from adapt.features import extract
-from adapt.frozen import frozen_backbone
-from adapt.models.backbones import Backbone
+from adapt.features.cache import extract
+from adapt.features.remembered import frozen_backbone
+from adapt.models.towers.backbones import Backbone
 
 GOALS = {"ViT-L-14": 6.0, "ViT-B-32": 5.5}
 FASTER = "one image at a time"

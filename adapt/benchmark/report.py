@@ -7,7 +7,7 @@ from typing import Any
 
 from adapt.benchmark.timing import Ratio
 from adapt.errors import Refusal
-from adapt.evaluation.tables import grid
+from adapt.pages.tables import grid
 
 SLOWER = 0.95  # of the old ratio: less is no noise where the rounds do not overlap either
 

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 
 from adapt.benchmark.timing import Ratio, Settings, in_turns
-from adapt.shards import Shard, Space
+from adapt.features.shards import Shard, Space
 
 DIM, BATCH = 768, 64  # of the features; images that an encoder hands over at once
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from adapt.benchmark.encode import flops_of, products_of
 from adapt.benchmark.timing import Ratio, Settings, in_turns
-from adapt.models.backbones import load_backbone
-from adapt.models.heads import LinearHead, balanced_bce
-from adapt.models.lora import add_adapter
-from adapt.models.trained_part import TrainedPart
+from adapt.models.adapters.cut_tower import TrainedPart
+from adapt.models.adapters.lora import add_adapter
+from adapt.models.heads.linear import LinearHead, balanced_bce
+from adapt.models.towers.backbones import load_backbone
 from adapt.provenance import peak_memory
 
 RANK, ALPHA, DROPOUT, BATCH = 8, 8.0, 0.25, 8

@@ -1,16 +1,18 @@
 """What the header of an image file says of its JPEG compression, and the views that stand for a sample of files."""
 
 import dataclasses
+import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from adapt.data.images import Unreadable, opened, read_bytes
 from adapt.data.inputs import Input, find_inputs
-from adapt.data.metadata import nearest_tables
 from adapt.errors import Refusal
 from adapt.progress import bar
 
@@ -18,6 +20,34 @@ LIKE = "like:"  # among --train_views: the views of a sample
 MOST = 20  # names that stand for a sample: what is rarer than one in 40 is left out
 # horizontal and vertical sampling of luma over that of chroma (ITU-T T.81, A.1.1) as it is usually called
 SUBSAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
+
+# ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance), row by row.
+_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+_CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
+
+
+def jpeg_tables(quality: int) -> np.ndarray:
+    """Quantisers (2, 64), luma and chroma, row by row: Annex K scaled as the IJG's libjpeg does."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    annex_k = np.array([_LUMA.split(), _CHROMA.split()], np.int64)
+    return ((annex_k * scale + 50) // 100).clip(1, 255)
+
+
+def nearest_tables(image: Image.Image) -> tuple[float, float]:
+    """Quality of the nearest IJG tables, and the summed distance to them: 0 means standard. NaN without tables."""
+    tables = getattr(image, "quantization", None)
+    if not tables:
+        return math.nan, math.nan
+    found = np.array([tables[key] for key in sorted(tables)][:2])
+    distances = np.abs(_all_tables()[:, : len(found)] - found).sum(axis=(1, 2))
+    return float(distances.argmin() + 1), float(distances.min())
+
+
+@functools.cache
+def _all_tables() -> np.ndarray:
+    return np.stack([jpeg_tables(quality) for quality in range(1, 101)])
 
 
 class Header(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from adapt.data import composites
+from adapt.collect import composites
 from adapt.data.manifest import Manifest
 from adapt.embedded.camera import draw_camera, photograph
 from adapt.embedded.filters import one_thread, to_bytes

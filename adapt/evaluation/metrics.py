@@ -253,3 +253,11 @@ def _test_rows(scores: Scores) -> Scores:
     if ALL in test["set"] or ALL in test["edit"]:
         raise Refusal(f"a set or an edit named {ALL!r}: that name is kept for aggregates; rename it")
     return test
+
+
+Index = dict[tuple[str, str, str, str], Cell]
+
+
+def index(cells: Sequence[Cell]) -> Index:
+    """Cells by (set, view, generator, metric)."""
+    return {(cell.set, cell.view, cell.generator, cell.metric): cell for cell in cells}

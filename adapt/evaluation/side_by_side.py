@@ -17,9 +17,9 @@ from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, LOWER_IS_BETTER, Replicates, distinct, interval, replicate
 from adapt.evaluation.metrics import PREFIXES, align
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.tables import plain
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.files import atomic
+from adapt.text import plain
 
 MEAN = "mean"  # in place of a view: over all of them
 WORST = "worst:unseen"  # generator: the lowest of the unseen ones, resample by resample

@@ -22,8 +22,7 @@ from typing import Literal, TypeVar
 
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.evaluation.metrics import Cell
-from adapt.evaluation.tables import Index
+from adapt.evaluation.metrics import Cell, Index
 
 FOLDER = Path(__file__).parent
 READ = ("verified", "decoded")

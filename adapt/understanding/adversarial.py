@@ -14,10 +14,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from adapt.data.views import parse_view
-from adapt.detector import Detector
-from adapt.evaluation.drawing import COLOURS, LINES, MARKERS
-from adapt.html import Gallery, Picture
-from adapt.thumbnails import thumbnail
+from adapt.detector.detector import Detector
+from adapt.pages.drawing import COLOURS, LINES, MARKERS
+from adapt.pages.html import Gallery, Picture
+from adapt.pages.thumbnails import thumbnail
 from adapt.understanding.content import to_image
 from adapt.understanding.item import Item, Numbers, Value, mean
 from adapt.understanding.subject import BATCH, Subject, logits

@@ -11,9 +11,9 @@ from torch import Tensor
 from adapt.data.images import Unreadable, read_image
 from adapt.data.views import parse_view
 from adapt.evaluation.bootstrap import ALL, Replicates, replicate
-from adapt.evaluation.drawing import SEEN, UNSEEN
-from adapt.html import Gallery, Picture
-from adapt.thumbnails import thumbnail
+from adapt.pages.drawing import SEEN, UNSEEN
+from adapt.pages.html import Gallery, Picture
+from adapt.pages.thumbnails import thumbnail
 from adapt.understanding.item import Item, Numbers, Value, mean, of_resamples
 from adapt.understanding.subject import Subject, logits
 

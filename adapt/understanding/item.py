@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from adapt import html
 from adapt.evaluation.bootstrap import distinct, interval
-from adapt.evaluation.drawing import save_png
-from adapt.evaluation.tables import EMBEDDED, escape, facts_list, grid, plain, show
 from adapt.files import atomic, write_text
+from adapt.pages import html
+from adapt.pages.drawing import save_png
+from adapt.pages.tables import EMBEDDED, facts_list, grid, show
+from adapt.text import escape_markdown, plain
 
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
@@ -117,13 +118,19 @@ def write_page(
     summary = [["item", "what", "value", "images"]]
     summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
     said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
-    page = ["# Understanding a detector", *([EMBEDDED] if own else []), about, grid(summary), *map(escape, said)]
+    page = [
+        "# Understanding a detector",
+        *([EMBEDDED] if own else []),
+        about,
+        grid(summary),
+        *map(escape_markdown, said),
+    ]
     parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
     parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
     parts += [html.Text(line) for line in said]
     parts += [] if pictures else [html.Text("Pictures are left out, as was asked (--no_pictures).")]
     for item in items:
-        page += [f"## {item.title}", "\n".join(map(escape, item.about.splitlines()))]
+        page += [f"## {item.title}", "\n".join(map(escape_markdown, item.about.splitlines()))]
         parts += [html.Heading(item.title), html.Text(item.about)]
         for numbers in item.numbers:
             table = numbers.table()

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adapt.evaluation.bootstrap import ALL, replicate
-from adapt.evaluation.drawing import COLOURS, LINES, heat_map
-from adapt.features import Encoder, Features
-from adapt.models.backbones import Backbone
-from adapt.probing import fit_on_features, score_features
+from adapt.features.cache import Encoder, Features
+from adapt.models.towers.backbones import Backbone
+from adapt.pages.drawing import COLOURS, LINES, heat_map
+from adapt.training.on_features import fit_on_features, score_features
 from adapt.understanding.item import Item, Numbers, Value, jackknifed, of_resamples
 from adapt.understanding.subject import Subject, choose
 

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.data.images import Unreadable, read_image
-from adapt.data.spectra import TILE, mean_excess, peak_name, power_spectrum, radial_profile, strongest
 from adapt.data.views import parse_view
 from adapt.evaluation.bootstrap import distinct
-from adapt.evaluation.drawing import COLOURS, LINES
+from adapt.models.descriptors.spectra import TILE, mean_excess, peak_name, power_spectrum, radial_profile, strongest
+from adapt.pages.drawing import COLOURS, LINES
 from adapt.understanding.item import Item, Numbers, Value, mean, of_resamples
 from adapt.understanding.subject import Subject
 

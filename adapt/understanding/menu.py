@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from adapt.data.manifest import Manifest
 from adapt.models.prompts import without_texts
-from adapt.understanding.maps import without_captum
+from adapt.understanding.evidence import without_captum
 
 
 def impossible(items: Collection[str], rows: Manifest, backbone: str) -> dict[str, str]:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from adapt.data.groups import Images
 from adapt.data.manifest import Manifest
-from adapt.detector import Detector
+from adapt.detector.detector import Detector
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.scores import Scores
-from adapt.features import Encoder, Features, extract
-from adapt.models.backbones import Backbone, load_backbone
-from adapt.probing import score_features
+from adapt.features.cache import Encoder, Features, extract
+from adapt.models.towers.backbones import Backbone, load_backbone
+from adapt.training.on_features import score_features
 
 BATCH = 64  # images in one pass
 

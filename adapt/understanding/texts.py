@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from adapt.evaluation.drawing import COLOURS
-from adapt.models.heads import LinearHead
-from adapt.models.probes import Probe
+from adapt.models.heads.linear import LinearHead
+from adapt.models.heads.probes import Probe
 from adapt.models.prompts import prompt_features
+from adapt.pages.drawing import COLOURS
 from adapt.understanding.item import Item, Numbers, Value, of_resamples
 from adapt.understanding.subject import Subject
 from adapt.understanding.variance import centred

@@ -9,8 +9,8 @@ from sklearn.manifold import TSNE
 
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import distinct
-from adapt.evaluation.drawing import COLOURS, MARKERS
-from adapt.models.backbones import Backbone
+from adapt.models.towers.backbones import Backbone
+from adapt.pages.drawing import COLOURS, MARKERS
 from adapt.understanding.item import Item, Numbers, Value, jackknifed, mean, of_resamples
 from adapt.understanding.subject import Subject, logits
 

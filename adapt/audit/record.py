@@ -1,0 +1,32 @@
+"""What the audit of a manifest found, kept by the manifest's digest, so that every run on it can say so."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from adapt.data.manifest import Manifest
+from adapt.files import write_text
+
+
+def keep_verdict(rows: Manifest, found: list[str]) -> None:
+    """Remember what recipes/audit.py found wrong with these rows; nothing: they are clean."""
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    write_text(_path(rows), json.dumps({"found": found, "date": date}) + "\n")
+
+
+def verdict(rows: Manifest) -> str:
+    """One line for the terminal and for the page: clean, not audited, or what was found."""
+    if set(rows["set"]) == {"embedded"}:
+        return "clean, by construction"  # one container, size and mode for all: tests/embedded/test_embedded.py
+    try:
+        kept = json.loads(_path(rows).read_text(encoding="utf-8"))
+        found, date = [str(line) for line in kept["found"]], str(kept["date"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "NONE: run recipes/audit.py on this manifest before you trust a number"
+    return f"FOUND on {date}: {'; '.join(found)}" if found else f"clean on {date}"
+
+
+def _path(rows: Manifest) -> Path:
+    cache = Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt")
+    return cache / "audits" / f"{rows.digest}.json"

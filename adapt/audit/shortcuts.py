@@ -1,0 +1,373 @@
+"""Audit of a manifest before anything is learned: can the label be told from what must not matter, does an image leak?
+
+Real and generated images reach a disk by different ways, so that a container, a size, a JPEG history or a name may
+give the label away (2403.17608), and the same picture may stand in two splits or under two labels.
+"""
+
+import hashlib
+import itertools
+import math
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from adapt.audit.duplicates import Twin, perceptual_hash, pixel_digest
+from adapt.audit.metadata import describe_bytes
+from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
+from adapt.data.jpeg import nearest_tables
+from adapt.data.manifest import Manifest, split_member
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import ALL, distinct, draw, interval, measure
+from adapt.progress import bar
+
+FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may use all
+    "format": tuple(f"is_{name.lower()}" for name in FORMATS),
+    "byte size": ("log_bytes",),
+    "bytes per pixel": ("log_bytes_per_pixel",),
+    "dimensions": ("width", "height"),
+    "aspect": ("aspect",),
+    "JPEG quality": ("jpeg_quality",),
+    "JPEG tables": ("table_distance", "progressive"),
+    "chroma subsampling": ("subsampling",),
+    "EXIF": ("has_exif",),
+    "ICC profile": ("has_icc",),
+    "pixel mode": ("mode",),
+    "file name": ("name_length", "name_digits", "extension", "name_pattern"),
+    "folder": ("folder",),
+    "history": ("jpeg_before", "scale"),  # columns that `align` writes into its manifest
+}
+BYTES = ("byte size", "bytes per pixel")
+ENCODING = ("format", "JPEG quality", "JPEG tables", "chroma subsampling")
+TOGETHER = "all counted together"
+TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this, as for the controls of a result
+ALLOWED = ("file name", "folder", "history")  # see the words of recipes/audit.py
+COLOURS = {"SHORTCUT": "#D55E00", "content": "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2"}
+FOLDS = 5
+FEW = 20  # a generator with fewer images is not compared by itself
+ALIGN = "run recipes/align.py: one decoder, size and codec for all images"
+REMEDIES = {
+    "aspect": "run recipes/align.py --size resizeN or cropN: one size for all images",
+    "dimensions": "run recipes/align.py --size resizeN or cropN: one size for all images",
+    "file name": "give the files names without a class (recipes/align.py does)",
+    "folder": "recipes/align.py writes folders without a class; otherwise see that no loader sorts by folder",
+    "history": "cannot be undone: align to a JPEG quality below the old ones, or scale all images far down",
+    TOGETHER: "remove the shortcuts above; if there are none, several weak ones add up",
+    "pixels": "drop one row of each pair, or give both one group and split",
+    "near": "look at the pairs: drop one row of each, or give both one group and split",
+    "embedding": "look at the pairs: drop one row of each, or give both one group and split",
+}
+
+
+class Unlike(NamedTuple):
+    """How well a factor alone tells fakes from reals: AUC of a cross-validated tree, with its 95 % interval."""
+
+    set: str  # ALL: every row
+    generator: str  # ALL: every generator, else this one against all reals of the set
+    factor: str
+    value: float
+    low: float
+    high: float
+    n_real: int
+    n_fake: int
+
+    @property
+    def surely(self) -> bool:
+        return self.low > 0.5 + TOLERANCE
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in each file of a manifest: n entries each; NaN and "" where `reason` says it is unreadable."""
+
+    columns: dict[str, np.ndarray]  # of `FACTORS`: float64, or object for text
+    reason: np.ndarray  # "" where the picture was read
+    pixels: np.ndarray  # of `pixel_digest`
+    hashes: np.ndarray  # of `perceptual_hash`: None for an even picture too
+
+    @property
+    def ok(self) -> np.ndarray:
+        return (self.reason == "").astype(bool)
+
+
+def examine(manifest: Manifest, processes: int = 1) -> Facts:
+    """Read and decode every image once; unreadable ones are rows with a reason."""
+    jobs = list(zip(manifest["file"], manifest["sha256"], strict=True))
+    shown = {"total": len(jobs), "unit": "image", "desc": "examine"}
+    if processes > 1:
+        with get_context("spawn").Pool(processes) as pool:
+            found = list(bar(iterable=pool.imap(_look, jobs, chunksize=16), **shown))
+    else:
+        found = list(bar(iterable=map(_look, jobs), **shown))
+    header = next((look.header for look in found if look.header), {})
+    columns = {
+        name: np.array(
+            [look.header[name] if look.header else "" if isinstance(value, str) else math.nan for look in found],
+            object if isinstance(value, str) else np.float64,
+        )
+        for name, value in header.items()
+    }
+    columns |= _names(manifest["path"])
+    columns |= {name: _numbers(manifest[name]) for name in FACTORS["history"] if name in manifest.columns}
+    return Facts(columns, *(np.array([getattr(look, name) for look in found], object) for name in _Look._fields[1:]))
+
+
+class _Look(NamedTuple):
+    header: dict[str, float | str] | None = None
+    reason: str = ""
+    pixels: str = ""
+    hash: int | None = None
+
+
+def _look(job: tuple[str, str]) -> _Look:
+    file, sha256 = job
+    try:
+        data = read_bytes(file)
+        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+            raise Unreadable("sha256-mismatch")
+        image = decode(data)
+        return _Look(describe_more(data), "", pixel_digest(image), perceptual_hash(image))
+    except Unreadable as problem:
+        return _Look(None, problem.reason)
+
+
+def describe_more(data: bytes) -> dict[str, float | str]:
+    """What `metadata.describe` says of a file's bytes, and what only an audit asks for.
+
+    `log_bytes_per_pixel`; `table_distance` (0: standard IJG tables; NaN: none), `progressive`, `has_icc` (0/1),
+    `mode` (Pillow's, e.g. RGBA), `lossless` (0/1: the pixels cannot depend on how the file was written).
+    """
+    header = describe_bytes(data)
+    with opened(data) as image:
+        lossy = header["is_jpeg"] or (image.format == "WEBP" and b"VP8L" not in data[:64])
+        lossy = lossy or (image.format == "TIFF" and "jpeg" in str(image.info.get("compression")))
+        return header | {
+            "log_bytes_per_pixel": header["log_bytes"] - math.log(header["width"] * header["height"]),
+            "table_distance": nearest_tables(image)[1],
+            "progressive": float("progressive" in image.info),
+            "has_icc": float("icc_profile" in image.info),
+            "mode": image.mode,
+            "lossless": float(not lossy),
+        }
+
+
+def _names(paths: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of what a path says; `name_pattern` has # for each run of digits, so `fake_0012` is `fake_#`."""
+    places = [posixpath.split("/".join(split_member(path)) if split_member(path)[1] else path) for path in paths]
+    stems, suffixes = zip(*(posixpath.splitext(name) for _, name in places), strict=True)
+    return {
+        "name_length": np.array([len(stem) for stem in stems], np.float64),
+        "name_digits": np.array([sum(c.isdigit() for c in stem) for stem in stems], np.float64),
+        "extension": np.array(suffixes, object),
+        "name_pattern": np.array([re.sub(r"\d+", "#", stem) for stem in stems], object),
+        "folder": np.array([folder for folder, _ in places], object),
+    }
+
+
+def _numbers(values: Sequence[str]) -> np.ndarray:
+    """Text as numbers, NaN where there is none: other manifests may use these column names for something else."""
+
+    def number(value: str) -> float:
+        try:
+            return float(value)
+        except ValueError:
+            return math.nan
+
+    return np.array([number(value) for value in values], np.float64)
+
+
+def shortcuts(
+    manifest: Manifest,
+    facts: Facts,
+    resamples: int = 1000,
+    seed: int = 0,
+    allow: Sequence[str] = ALLOWED,
+) -> tuple[list[Unlike], dict[str, str]]:
+    """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's verdict.
+
+    Verdicts: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
+    `content` (byte counts of files that are all written alike: only the picture is left to explain them), `clean`.
+    `TOGETHER` is a tree over the columns of all factors that count. Refuses rows without readable reals and fakes.
+    """
+    if unknown := set(allow) - set(FACTORS):
+        raise Refusal(f"unknown factor {sorted(unknown)[0]!r}: allow some of {', '.join(FACTORS)}")
+    ok, fake = facts.ok, manifest.fake
+    if not (ok & fake).any() or not (ok & ~fake).any():
+        raise Refusal("an audit compares readable real with readable fake images: add rows of both")
+    counts, column = draw(manifest["set"][ok], manifest["group"][ok], resamples, seed)
+    folds = _folds(manifest["group"][ok], fake[ok], seed)
+    where = {(ALL, ALL): np.full(ok.sum(), True)} | _comparisons(manifest["set"][ok], manifest["generator"][ok])
+
+    def compare(factor: str, names: Sequence[str]) -> list[Unlike]:
+        columns, found = [facts.columns[name][ok] for name in names], []
+        for (of_set, generator), rows in where.items():
+            here = fake[ok][rows]
+            p = predict([values[rows] for values in columns], here, folds[rows])
+            aucs = _aucs(p, here, counts, column[rows])
+            low, high, _ = interval(aucs[1:])
+            found.append(
+                Unlike(of_set, generator, factor, float(aucs[0]), low, high, int((~here).sum()), int(here.sum()))
+            )
+        return found
+
+    alike = {key: _written_alike(facts, np.flatnonzero(ok)[rows]) for key, rows in where.items()}
+    known = {factor: names for factor, names in FACTORS.items() if set(names) <= set(facts.columns)}
+    cells = {factor: compare(factor, names) for factor, names in known.items()}
+    surely = {factor for factor, found in cells.items() if any(cell.surely for cell in found)}
+    verdicts = dict.fromkeys(known, "clean") | dict.fromkeys(surely, "SHORTCUT")
+    for factor in surely & set(BYTES):
+        if all(alike[cell.set, cell.generator] for cell in cells[factor] if cell.surely):
+            verdicts[factor] = "content"
+    verdicts |= dict.fromkeys(surely & set(allow), "allowed")
+    out = set(allow) | {factor for factor, verdict in verdicts.items() if verdict == "content"}
+    names = tuple(itertools.chain(*(known[factor] for factor in known if factor not in out)))
+    cells[TOGETHER] = compare(TOGETHER, names)
+    verdicts[TOGETHER] = "SHORTCUT" if any(cell.surely for cell in cells[TOGETHER]) else "clean"
+    return list(itertools.chain(*cells.values())), verdicts
+
+
+def _written_alike(facts: Facts, rows: np.ndarray) -> bool:
+    """Have these files one encoding, as far as a header tells? Then their byte counts come from the pictures alone.
+
+    A lossless file shows no less of the picture for being small; a lossy WebP keeps its quality secret.
+    """
+    names = itertools.chain(*(FACTORS[factor] for factor in ENCODING))
+    same = all(len(set(facts.columns[name][rows].astype(str))) <= 1 for name in names)
+    told = (facts.columns["lossless"][rows] == 1) | (facts.columns["is_jpeg"][rows] == 1)
+    return same and bool(told.all())
+
+
+def _comparisons(sets: np.ndarray, generators: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """Rows by (set, ALL) where there are several sets, and by (set, generator): a generator and the set's reals."""
+    found = {}
+    for name in distinct(sets):
+        here = sets == name
+        real, fakes = here & (generators == "real"), distinct(generators[here & (generators != "real")])
+        if real.any() and fakes and len(set(sets)) > 1:
+            found[name, ALL] = here.astype(bool)
+        for fake in fakes if real.any() and len(fakes) > 1 else ():
+            own = here & (generators == fake)
+            if own.sum() >= FEW:
+                found[name, fake] = (real | own).astype(bool)
+    return found
+
+
+def _folds(groups: np.ndarray, fake: np.ndarray, seed: int) -> np.ndarray:
+    """Fold (n,) of each row: no group is divided, and groups of reals, of fakes and mixed ones dealt out evenly."""
+    _, inverse = np.unique(groups, return_inverse=True)
+    share = np.bincount(inverse, fake) / np.bincount(inverse)
+    shuffled = np.random.default_rng(seed).permutation(len(share))
+    fold = np.empty(len(share), np.int64)
+    fold[shuffled[np.argsort(share[shuffled], kind="stable")]] = np.arange(len(share)) % FOLDS
+    return fold[inverse]
+
+
+def predict(columns: Sequence[np.ndarray], fake: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """p (n,) of fake for every row, from a tree of depth 3 fitted on the other folds: (n,) each.
+
+    Text is replaced by the share of fakes that it has in those folds (0.5 for what occurs fewer than 5 times).
+    """
+    from sklearn.tree import DecisionTreeClassifier
+
+    p = np.full(len(fake), 0.5)
+    if all(len(set(values.astype(str))) <= 1 for values in columns):
+        return p
+    for fold in range(FOLDS):
+        held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(held) or len(set(fake[rest])) < 2:
+            continue
+        weight = np.where(fake[rest], 0.5 / fake[rest].mean(), 0.5 / (~fake[rest]).mean())
+        table = np.stack(
+            [_shares(v, rest, fake[rest], weight) if v.dtype == object else v for v in columns],
+            axis=1,
+        )
+        tree = DecisionTreeClassifier(max_depth=3, min_samples_leaf=5, random_state=0)
+        p[held] = tree.fit(table[rest], fake[rest], weight).predict_proba(table[held])[:, 1]
+    return p.round(6)  # else the last bits of equal predictions would order the folds
+
+
+def _shares(values: np.ndarray, rest: np.ndarray, fake: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    _, inverse = np.unique(values.astype(str), return_inverse=True)
+    size = inverse.max() + 1
+    seen, total = np.bincount(inverse[rest], minlength=size), np.bincount(inverse[rest], weight, size)
+    share = np.bincount(inverse[rest], weight * fake, size) / np.maximum(total, 1e-9)
+    return np.where(seen >= 5, share, 0.5)[inverse]
+
+
+def _aucs(p: np.ndarray, fake: np.ndarray, counts: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """AUC (1 + resamples,) of rows that belong to groups `column` of the resamples `counts`; see `bootstrap.draw`.
+
+    A tree has few distinct values: rows of one value and class are counted together, group by group, so that 100,000
+    images cost no more than their groups.
+    """
+    cells, inverse = np.unique(np.stack([p, fake], axis=1), axis=0, return_inverse=True)
+    used, place = np.unique(column, return_inverse=True)
+    rows = np.zeros((len(used), len(cells)), np.float32)  # counts below 2**24 are exact
+    np.add.at(rows, (place, inverse.ravel()), 1)
+    aucs = []
+    for part in np.array_split(counts, max(1, len(counts) * len(used) // 20_000_000)):
+        weights = part[:, used].astype(np.float32) @ rows
+        aucs.append(measure(cells[:, 0], cells[:, 0], cells[:, 1].astype(bool), weights, math.nan)["auc"])
+    return np.concatenate(aucs)
+
+
+def worst(cells: Sequence[Unlike], factor: str) -> Unlike:
+    """Of all comparisons of a factor the one most surely above chance."""
+    return max((cell for cell in cells if cell.factor == factor), key=lambda cell: (cell.low, cell.value))
+
+
+def remedies(cells: Sequence[Unlike], verdicts: dict[str, str], found: Sequence[Twin]) -> list[str]:
+    """What to do about each finding, a line each; a picture's byte count asks for nothing."""
+    lines = []
+    for factor, verdict in verdicts.items():
+        if verdict in ("SHORTCUT", "allowed"):
+            counted = "" if verdict == "SHORTCUT" else " (allowed)"
+            lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
+    for kind in ("pixels", "near", "embedding"):
+        if pairs := sum(twin.kind == kind for twin in found):
+            what = "same pixels" if kind == "pixels" else "nearly the same picture"
+            lines.append(f"{what} in two splits or under two labels: {pairs} rows; {REMEDIES[kind]}")
+    return lines or ["nothing to do"]
+
+
+def balance(manifest: Manifest, facts: Facts, name: str = "set") -> list[list[str]]:
+    """Rows of a table, header first: readable images of each split and value of a column, by class.
+
+    With `name` = "source" it shows whether one class has a source of its own.
+    """
+    rows = [["split", name, "real", "processed real", "fake", "groups", "generators", "unreadable"]]
+    kinds = (~manifest.fake & (manifest["edit"] == ""), ~manifest.fake & (manifest["edit"] != ""), manifest.fake)
+    for split, value in distinct(zip(manifest["split"], manifest[name], strict=True)):
+        here = ((manifest["split"] == split) & (manifest[name] == value)).astype(bool)
+        numbers = [(here & kind.astype(bool) & facts.ok).sum() for kind in kinds]
+        generators = len(set(manifest["generator"][here]) - {"real"})
+        numbers += [len(set(manifest["group"][here])), generators, (here & ~facts.ok).sum()]
+        rows.append([split, value or "-", *map(str, numbers)])
+    return rows
+
+
+def figure(cells: Sequence[Unlike], verdicts: dict[str, str]) -> Figure:
+    """A bar for the worst comparison of each factor, with its interval; the colour is the verdict."""
+    shown = [worst(cells, factor) for factor in verdicts]
+    picture = Figure(figsize=(7, 0.32 * len(shown) + 1.6), layout="constrained")
+    axes = picture.subplots()
+    axes.barh(
+        range(len(shown)), [c.value - 0.5 for c in shown], left=0.5, color=[COLOURS[v] for v in verdicts.values()]
+    )
+    axes.hlines(range(len(shown)), [c.low for c in shown], [c.high for c in shown], color="black", linewidth=1.4)
+    axes.axvline(0.5, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), verdicts)
+    axes.set(ylim=(len(shown) - 0.4, -0.6), xlim=(min(0.45, *(c.low for c in shown)), 1.01))
+    axes.set_xlabel("AUC of the worst comparison, 95 % interval")
+    axes.set_title("What tells fakes from reals without looking at the picture", fontsize=10)
+    patches = [
+        Patch(color=colour, label=verdict) for verdict, colour in COLOURS.items() if verdict in verdicts.values()
+    ]
+    axes.legend(handles=patches, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return picture

@@ -1,0 +1,135 @@
+"""What all sources share: where the manifest goes, how splits are drawn, and one pass over files that lie in place."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.cli import at_least
+from adapt.collect.builder import Part, header_facts, join
+from adapt.data.images import Unreadable, read_bytes
+from adapt.data.manifest import split_by_group
+from adapt.errors import Refusal
+from adapt.progress import bar
+
+BATCH = 256  # groups of one commit
+THREADS = 4  # that read files: a disk, or a network drive, serves several requests at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Options of every source."""
+
+    output: Path | None = None  # manifest to write, .csv or .parquet, above its images; default: manifest.csv there
+    split: Literal["auto", "train", "val", "test"] = "auto"  # of all rows; auto: as the layout says, else by group
+    val: float = 0.15  # share of the groups, where splits are drawn
+    test: float = 0.25  # share of the groups, where splits are drawn
+    seed: int = 0  # of the splits and of every choice of images
+    align: str = ""  # also write aligned copies, as recipes/align.py does: group, resizeN or cropN
+    shard: int = 0  # which part of the work this job does
+    num_shards: int = 1  # how many jobs share the work
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "num_shards")
+        if not 0 <= self.shard < self.num_shards:
+            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+        if self.output is not None and self.output.suffix.lower() not in (".csv", ".parquet"):
+            raise Refusal(f"--output {self.output}: name a .csv or .parquet file, the manifest to write")
+        split_by_group([], self.seed, self.val, self.test)  # refuses shares that leave no train split
+
+    def split_of(self, group: str, given: str = "") -> str:
+        """Split of a group: the one asked for, else the `given` one of the layout, else drawn by its hash."""
+        if self.split != "auto":
+            return self.split
+        return given or str(split_by_group([group], self.seed, self.val, self.test)[0])
+
+    def home(self, folders: Sequence[Path]) -> Path:
+        """Folder of the manifest: that of `output`, which must hold all `folders`, else the deepest that does."""
+        real = [os.path.realpath(folder) for folder in folders]
+        home = Path(os.path.commonpath(real) if self.output is None else os.path.realpath(self.output.parent))
+        if home == home.parent:
+            raise Refusal(f"{' and '.join(map(str, folders))} share no folder: name an --output above all images")
+        for folder in real:
+            if not Path(folder).is_relative_to(home):
+                raise Refusal(f"{folder!r} lies outside {str(home)!r}: name an --output above all images")
+        return home
+
+    def write_listing(
+        self,
+        rows: Iterable[dict[str, str]],
+        folders: Sequence[Path],
+        fetch: Callable[[list[dict[str, str]]], object] | None = None,
+    ) -> Path | None:
+        """Look once at every listed file, write the manifest and return its path; None if other shards have work left.
+
+        `rows`: `file` (absolute, or `shard.tar::member`), `group`, `generator`, and further columns of a manifest;
+        `split` where the layout has one; `reason` where it is known that there is no image. `folders` hold the
+        files: the manifest goes above them if no `output` is named. A file that is no image is counted and listed
+        with its reason. Pixels are not decoded. `fetch` gets the rows of this job before the look, and may give each
+        another `file`, or a `reason`.
+        """
+        rows = list(rows)
+        if not rows:
+            raise Refusal(f"no images under {', '.join(map(str, folders))}: check the folder and its layout")
+        _check_names(rows)
+        home = self.home(folders)
+        output = self.output or home / "manifest.csv"
+        groups: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            groups.setdefault(row["group"], []).append(row)
+        for group, members in groups.items():
+            given = list(dict.fromkeys(row["split"] for row in members if row.get("split")))
+            if len(given) > 1 and self.split == "auto":
+                raise Refusal(
+                    f"group {group!r} is in two splits, {given[0]} and {given[1]}: "
+                    "keep a scene in one split, or give different scenes different groups"
+                )
+            split = self.split_of(group, *given[:1])
+            for row in members:
+                row["split"] = split
+        # What was listed is the identity of this work: after files came or went, or other shares, all begins anew.
+        listed = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        mine = list(groups.values())[self.shard :: self.num_shards]
+        jobs = {"shard": self.shard, "num_shards": self.num_shards}
+        with Part(output, {"listing": listed}, **jobs, restart=True) as part, ThreadPoolExecutor(THREADS) as pool:
+            start = part.at or 0
+            if fetch is not None and not part.done:
+                fetch([row for members in mine for row in members])
+            progress = bar(total=len(mine), initial=start, unit="group", desc="look at files")
+            for first in range(start if not part.done else len(mine), len(mine), BATCH):
+                batch = mine[first : first + BATCH]
+                found = list(pool.map(_look, (row for members in batch for row in members)))
+                lost = [row for row in found if row.get("reason")]
+                part.commit([row for row in found if not row.get("reason")], first + len(batch), lost=lost)
+                progress.update(len(batch))
+            progress.close()
+            part.finish()
+        return join(output, self.num_shards)
+
+
+def _check_names(rows: list[dict[str, str]]) -> None:
+    """Refuse before the work what would be refused, or break the tables, after it."""
+    columns = ("generator", "set", "edit")
+    for name in dict.fromkeys(row[column] for row in rows for column in columns if row.get(column)):
+        if not name.strip() or not name.isprintable():
+            raise Refusal(f"the generator, set or edit {name!r} cannot be printed: rename it")
+    for name in dict.fromkeys(row["generator"] for row in rows):
+        if name != "real" and name.strip().lower() in ("real", ""):
+            raise Refusal(f"generator {name!r} would count as a fake: rename it, to 'real' if these are camera images")
+    if "all" in {row.get(column) for row in rows for column in ("set", "edit")}:
+        raise Refusal("a set or an edit named 'all': that name is kept for means over all; choose another")
+
+
+def _look(row: dict[str, str]) -> dict[str, str]:
+    if row.get("reason"):
+        return row
+    try:
+        facts = header_facts(read_bytes(row["file"]))
+    except Unreadable as problem:
+        return row | {"reason": problem.reason}
+    facts.pop("format")
+    return row | facts

@@ -1,0 +1,84 @@
+"""Trees that end in 0_real and 1_fake: ForenSynths, UniversalFakeDetect, AIGIBench, WildRF, or any two folder names.
+
+    python recipes/prepare.py real_fake --folder data/ForenSynths
+    python recipes/prepare.py real_fake --folder data/diffusion_datasets --split test
+    python recipes/prepare.py real_fake --folder data/AIGIBench
+    python recipes/prepare.py real_fake --folder data/WildRF --generator wildrf-fake
+    python recipes/prepare.py real_fake --folder data/mine --real_folder real --fake_folder fake
+
+The first folder that is no split names the generator and, behind the benchmark's name, the set: progan/cat/1_fake is
+`progan`, compared with progan/cat/0_real and all other classes of progan. Where a folder has fakes only, as in
+UniversalFakeDetect's (guided with the reals of imagenet, ldm_*, glide_* and dalle with those of laion), its set is
+that of the reals. WildRF's folders name sites, not generators: --generator names all its fakes alike. Folders train,
+val and test at any depth keep their splits; without val it is drawn from train, without any all are drawn.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.collect.sources.listing import SPLITS, Listing
+from adapt.errors import Refusal
+
+# UniversalFakeDetect: fakes -> the folder whose reals are theirs
+SHARED = {"guided": "imagenet"} | dict.fromkeys(
+    ("ldm_200", "ldm_200_cfg", "ldm_100", "glide_100_10", "glide_100_27", "glide_50_27", "dalle"), "laion"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Listing):
+    real_folder: tuple[str, ...] = ("0_real",)  # folders of camera images
+    fake_folder: tuple[str, ...] = ("1_fake",)  # folders of generated images
+    generator: str = ""  # name of all fakes; empty: the first folder that is no split
+    reals_of: tuple[str, ...] = ()  # FAKES=REALS: the fakes of one folder are compared with the reals of another
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := [pair for pair in self.reals_of if not all(pair.partition("=")[::2])]:
+            raise Refusal(f"--reals_of {wrong[0]}: write FAKES=REALS, such as guided=imagenet")
+        if both := set(self.real_folder) & set(self.fake_folder):
+            raise Refusal(f"{min(both)!r} is named by --real_folder and by --fake_folder: which is it?")
+
+    def prepare(self) -> Path | None:
+        rows = list(self._rows())
+        reals = {row["top"] for row in rows if row["generator"] == "real"}
+        fakes = {row["top"] for row in rows if row["generator"] != "real" and "reason" not in row}
+        partner = self._partners(fakes, reals)
+        for row in rows:
+            top = row.pop("top")
+            row["set"] = "/".join(filter(None, (self.name, partner.get(top, top))))
+        return self.write(rows)
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        leaves = {**dict.fromkeys(self.real_folder, True), **dict.fromkeys(self.fake_folder, False)}
+        for name in self.files():
+            folders = name.split("/")[:-1]
+            row = {"file": name, "group": f"{self.name}/{name}", "top": ""}
+            leaf = max((i for i, folder in enumerate(folders) if folder in leaves), default=None)
+            if leaf is None:
+                yield row | {"generator": "unknown", "reason": "no-class-folder"}
+                continue
+            split = next((folder for folder in folders[:leaf] if folder.lower() in SPLITS), "")
+            row["split"] = SPLITS.get(split.lower(), "")
+            row["top"] = next((folder for folder in folders[:leaf] if folder != split and folder not in leaves), "")
+            fake = self.generator or row["top"]
+            if fake in ("", "real"):  # a folder of fakes may be called so; they are not
+                fake = f"{self.name}-fake"
+            yield row | {"generator": "real" if leaves[folders[leaf]] else fake}
+
+    def _partners(self, fakes: set[str], reals: set[str]) -> dict[str, str]:
+        """Folder of fakes -> folder of their reals, where that is another."""
+        alone = fakes - reals
+        partners = {top: SHARED[top] for top in alone if SHARED.get(top) in reals}
+        if len(reals - fakes) == 1:  # one folder has reals only: they are everybody's who has none
+            partners = dict.fromkeys(alone, min(reals - fakes)) | partners
+        for pair in self.reals_of:
+            top, _, partner = pair.partition("=")
+            if top not in fakes or partner not in reals:
+                lists = f"fakes in {', '.join(sorted(fakes)) or 'none'}, reals in {', '.join(sorted(reals)) or 'none'}"
+                raise Refusal(f"--reals_of {pair}: there are {lists}; name one of each")
+            partners[top] = partner
+        if without := sorted(alone - partners.keys()):
+            print(f"no reals for {', '.join(without)}, so nothing to compare with: --reals_of {without[0]}=FOLDER")
+        return partners

@@ -1,0 +1,1 @@
+"""What a user deploys, and what it says of unknown files."""

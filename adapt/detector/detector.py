@@ -1,0 +1,271 @@
+"""What a user deploys: backbone, adapter, head, threshold and rules of verdicts in one directory."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import adapt
+from adapt.data.crops import Crops, Kind
+from adapt.data.families import read_families
+from adapt.data.groups import Images, heed_main_process
+from adapt.data.manifest import Manifest
+from adapt.errors import Refusal
+from adapt.evaluation.decision import FILE, Decision, read_decision
+from adapt.evaluation.scores import Scores
+from adapt.files import atomic, sha256, write_text
+from adapt.hub import detector_folder
+from adapt.models.adapters.lora import load_adapter, save_adapter
+from adapt.models.heads.linear import LinearHead
+from adapt.models.heads.map_head import MapHead
+from adapt.models.heads.probes import Probe
+from adapt.models.towers.backbones import Backbone, Precision, load_backbone
+from adapt.progress import bar
+
+FORMAT = 2
+NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
+NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
+HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead}
+CARD = """---
+library_name: peft
+tags: [ai-generated-image-detection]
+---
+
+# Detector of AI-generated images
+
+Base `{name}`, layer `{layer}`, {adapter}, {head} head in `head.safetensors`. Load it with
+`adapt.detector.detector.load_detector(FOLDER)`.
+
+An image whose logit reaches {threshold:.4f} (frozen on validation data) is called AI-generated. A score says how much
+an image resembles the training fakes. It is no proof, and it holds for the kinds of image named here.
+
+| fact | value |
+|---|---|
+{facts}
+"""
+
+
+class Detector(nn.Module):
+    """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32.
+
+    `threshold` is the logit from which an image is called that; `decision` has what else validation says of verdicts.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: LinearHead | Probe | MapHead,
+        threshold: float = 0.0,
+        decision: Decision | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.threshold = backbone, head, threshold
+        self.decision = decision or Decision()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.head(self.backbone(pixels))
+
+    def features(self, crops: Tensor, counts: Sequence[int], most: int) -> Tensor:
+        """Features (n, d) of n images: each the mean over its crops, `counts` of them side by side in `crops`.
+
+        The tower gets at most `most` crops at a time.
+        """
+        found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
+        return torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
+        decision.safetensors where anything but the threshold was fitted on validation scores.
+
+        `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.backbone.adapted:
+            save_adapter(self.backbone, folder / "adapter")
+        with atomic(folder / "head.safetensors") as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}, temporary)
+        self.decision.save(folder)
+        record = {
+            "format": FORMAT,
+            "adapt": adapt.__version__,
+            "backbone": self.backbone.fingerprint,
+            "precision": str(self.backbone.dtype).removeprefix("torch."),
+            "adapter": self.backbone.adapted,
+            "head": self.head.describe(),
+            "threshold": self.threshold,
+            "decision": self.decision.describe(),
+            "facts": facts,
+        }
+        write_text(folder / "README.md", _card(record))
+        write_text(folder / "detector.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_detector(folder: str | Path, backbone: str | None = None, precision: Precision | None = None) -> Detector:
+    """The detector saved in `folder`, or at `hf-hub:OWNER/NAME[@REVISION]`, on the CPU and in evaluation mode.
+
+    `backbone` names the same weights at another place (a local copy, say), `precision` another one than that of the
+    training. A base whose weights, layer or preprocessing are not those of the training is refused, as are missing,
+    additional and misshapen tensors.
+    """
+    folder = detector_folder(folder)
+    record, head_tensors = _read(folder)
+    wanted = record["backbone"]
+    base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
+    base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
+    for key in ("weights", "preprocess", "activation", "layer"):
+        if base.fingerprint[key] != wanted[key]:
+            raise Refusal(
+                f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
+                f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
+            )
+    base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
+    if record.get("adapter", True):
+        load_adapter(base, folder / "adapter")
+    settings = dict(record.get("head", {"type": "linear"}))
+    if (kind := settings.pop("type", None)) not in HEADS:
+        raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
+    try:
+        head = HEADS[kind](base.dim, **settings)
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
+    have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
+    if have != want:
+        raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
+    head.load_state_dict(head_tensors)
+    return Detector(base, head, *read_decision(folder)).eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """detector.json with everything that loading asks for, and the tensors of the head."""
+    try:
+        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "head.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise Refusal(f"{folder}: detector format {found!r}, this version reads {FORMAT}")
+    for place in NEEDED:
+        found = record
+        for key in place:
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None:
+            raise Refusal(f"{folder / 'detector.json'} lacks {'.'.join(place)}: copy the whole detector again")
+    if not isinstance(record["threshold"], int | float) or not isinstance(record.get("head", {}), dict):
+        raise Refusal(f"{folder / 'detector.json'}: threshold must be a number and head an object")
+    return record, tensors
+
+
+def detector_digest(folder: str | Path) -> str:
+    """SHA-256 (hex) over the files of a saved detector, its card aside: the same wherever the folder lies."""
+    folder = detector_folder(folder)
+    if not (folder / "detector.json").is_file():
+        raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
+    files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
+    files += sorted((folder / "adapter").glob("adapter_*"))
+    found = [(path.name, sha256(path)) for path in files if path.is_file()]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+@torch.no_grad()
+def score(
+    detector: Detector,
+    manifest: Manifest,
+    rows: np.ndarray,
+    views: tuple[str, ...],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list], list] = list,
+    progress: str | None = None,
+    crops: Kind = "1",
+) -> Scores:
+    """Score the given rows of the manifest under every view; an unreadable file is a row that says why.
+
+    An image is decoded once for all its views; `crops` says what is looked at of each (adapt/data/crops.py). `share`
+    (rank, world) splits the rows over processes and `gather` joins their lists; results are placed by row number, so
+    neither padding nor order can move a score. The whole manifest is asked where each generator was met in training.
+    """
+    detector.eval()
+    views = tuple(dict.fromkeys(views))
+    images = Images(manifest, rows[share[0] :: share[1]], Crops(detector.backbone.preprocess, crops), views)
+    loader = DataLoader(
+        images,
+        batch_size=max(1, batch_size // len(views)),
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=heed_main_process,
+    )
+    found: list[tuple[int, list[float], list[str]]] = []
+    shown = progress is not None and share[0] == 0
+    progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
+    for items in loader:
+        counts = [count for item in items for count in item.crops]
+        pixels = torch.cat([item.pixels for item in items])
+        features = detector.features(pixels, counts, max(batch_size, len(views)))
+        logits = detector.head(features).view(len(items), len(views))
+        found += [(item.row, line, item.reasons) for item, line in zip(items, logits.tolist(), strict=True)]
+        progress_bar.update(len(items))
+    progress_bar.close()
+    by_row = {row: (line, reasons) for row, line, reasons in gather(found)}
+    logits = np.array([by_row[row][0] for row in rows], dtype=np.float64)
+    reasons = np.array([by_row[row][1] for row in rows], dtype=object)
+    logits[reasons != ""] = np.nan
+    return as_scores(manifest, rows, views, logits[:, :, None], reasons)
+
+
+def as_scores(
+    manifest: Manifest,
+    rows: np.ndarray,
+    views: tuple[str, ...],
+    logits: np.ndarray,
+    reasons: np.ndarray,
+    classes: Sequence[str] = (),
+) -> Scores:
+    """Scores from logits (rows, views, 1 + classes) and the reasons (rows, views), "" where there is a logit.
+
+    The first logit is the binary one. The whole manifest is asked where each generator was met in training.
+    """
+    table = read_families(manifest=manifest)
+    family = [table.of(generator) for generator in manifest["generator"][rows]]
+    paths = manifest["path"]
+    if len(set(paths)) < len(paths):  # several manifests may use one name: tell their folders apart
+        common = os.path.commonpath([os.path.dirname(file) for file in manifest["file"]])  # noqa: PTH120
+        paths = np.array([os.path.relpath(file, common) for file in manifest["file"]], dtype=object)
+    columns = {name: manifest[name][rows] for name in ("group", "generator", "split", "set", "edit")}
+    columns |= {"path": paths[rows], "family": family, "seen": manifest.seen(columns["generator"])}
+    repeated = {name: np.repeat(np.array(values, dtype=object), len(views)) for name, values in columns.items()}
+    return Scores(
+        {
+            **repeated,
+            "view": np.tile(np.array(views, dtype=object), len(rows)),
+            "status": [f"unreadable: {reason}" if reason else "ok" for reason in reasons.ravel()],
+            "logit": logits[:, :, 0].ravel(),
+            **{f"logit_{name}": logits[:, :, 1 + c].ravel() for c, name in enumerate(classes)},
+        }
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text
+
+
+def _card(record: dict[str, Any]) -> str:
+    facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
+    base = record["backbone"]
+    adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"
+    head = record["head"].get("kind", record["head"]["type"])
+    return CARD.format(
+        name=base["name"], layer=base["layer"], adapter=adapter, head=head, threshold=record["threshold"], facts=facts
+    )

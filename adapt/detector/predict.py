@@ -1,0 +1,289 @@
+"""Detectors on unknown files: one row each, in fixed batches; the table and what it counts."""
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from adapt.data.crops import Crops, Kind, Whole
+from adapt.data.groups import heed_main_process
+from adapt.data.images import Unreadable, decode, read_bytes
+from adapt.data.inputs import Input
+from adapt.data.jpeg import Header, read_header
+from adapt.detector.detector import Detector
+from adapt.errors import Refusal
+from adapt.evaluation.calibration import Calibration
+from adapt.evaluation.decision import EVERY, Cuts, Rules, read_decision
+from adapt.evaluation.open_set import familiarity
+from adapt.files import atomic
+from adapt.hub import detector_folder
+
+# On a CPU the last bits of a feature depend on the images beside it in the batch. So batches are fixed: the inputs in
+# their order, this many at a time, unreadable ones as blanks. Shards, processes and resumes share out whole batches.
+BATCH = 32
+ROW_GROUP = 2**15  # rows that are turned into Parquet at once
+DIGITS = 6  # significant ones of what is written
+NOTHING_STATED = {"error_rate": None, "max_false_positive_rate": None, "thresholds": "global", "calibration": None}
+NOTHING_STATED |= {"known_recall": 0.95}  # the flags of recipes/predict.py that say nothing
+UNKNOWN = "unknown"  # family of a fake that looks like none of the training
+COLUMNS = {"path": str, "status": str}
+COLUMNS |= {"format": str, "width": int, "height": int}
+COLUMNS |= {"jpeg_quality": int, "jpeg_tables": str, "table_distance": int, "subsampling": str}
+COLUMNS |= {"logit": float, "p_fake": float, "verdict": str, "family": str, "family_probability": float}
+COLUMNS |= {"extent": str, "tool": str, "changed": float, "map": str}  # of a localiser: adapt/detector/predict_maps.py
+Row = dict[str, Any]  # a value for each of COLUMNS; None: not known, or not asked for
+
+
+def batches(count: int) -> int:
+    """How many batches so many inputs make."""
+    return -(-count // BATCH)
+
+
+@torch.no_grad()
+def predict(
+    detectors: Sequence[Detector],
+    inputs: Sequence[Input],
+    numbers: Sequence[int],
+    workers: int = 0,
+    crops: Kind = "1",
+    rules: Rules | None = None,
+) -> Iterator[tuple[int, list[Row], int]]:
+    """(number, rows, encoder passes) of each of these batches. `inputs` are all inputs: they decide what a batch is.
+
+    Several detectors judge as one: by the mean of their calibrated logits, and by the mean share of each class where
+    all of them have the same classes. An image is decoded once for all.
+    Without `rules` those of the detector that no flag of recipes/predict.py changes.
+    """
+    rules, classes = written(rules or rules_of(detectors)), _common_classes(detectors)
+    loader = DataLoader(
+        Files(inputs, [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]),
+        batch_sampler=[range(n * BATCH, min((n + 1) * BATCH, len(inputs))) for n in numbers],
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=heed_main_process,
+    )
+    for number, items in zip(numbers, loader, strict=True):
+        passes, logits, class_logits = 0, [], []
+        for d, detector in enumerate(detectors):
+            counts = [len(pixels[d]) for _, pixels, _ in items]
+            features = detector.features(torch.cat([pixels[d] for _, pixels, _ in items]), counts, BATCH)
+            logits.append(detector.head(features).tolist())
+            if classes:
+                class_logits.append(detector.head.class_logits(features).double())
+            passes += sum(counts)
+        of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
+        first = number * BATCH
+        rows = [
+            row_of(inputs[first + i].path, header, reason, joint(of_image, detectors), rules, classes, of_classes[i])
+            for i, ((header, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
+        ]
+        yield number, rows, passes
+
+
+def joint(logits: Sequence[float], detectors: Sequence[Detector]) -> float:
+    """One logit of several detectors on one image: the mean of the calibrated ones; of one detector its own."""
+    if len(detectors) == 1:
+        return logits[0]
+    return sum(calibrated_logit(*pair) for pair in zip(detectors, logits, strict=True)) / len(detectors)
+
+
+def calibrated_logit(detector: Detector, logit: float) -> float:
+    """A logit that means the same for every detector: the log odds of its calibrated p_fake.
+
+    Of a detector without calibration the logit less the threshold.
+    """
+    calibration = detector.decision.calibration
+    if calibration.kind == "none":
+        return logit - detector.threshold
+    p = min(max(float(calibration(np.float64(logit))), 1e-12), 1 - 1e-12)
+    return math.log(p / (1 - p))
+
+
+def rules_stated(folders: Sequence[str | Path], stated: dict[str, Any]) -> Rules | None:
+    """What a detector's validation promises at stated rates; several detectors promise nothing together."""
+    if len(folders) == 1:
+        threshold, decision = read_decision(detector_folder(folders[0]))
+        return decision.rules(threshold, **stated)
+    if stated != NOTHING_STATED:
+        raise Refusal(
+            f"{', '.join(name for name in stated if stated[name] != NOTHING_STATED[name])}: nothing was measured of "
+            "several detectors together; name one --detector, or leave such flags out"
+        )
+    return None
+
+
+def rules_of(detectors: Sequence[Detector]) -> Rules:
+    """Of one detector its own; of several the mean of the calibrated thresholds, without promises."""
+    if len(detectors) == 1:
+        return detectors[0].decision.rules(detectors[0].threshold)
+    threshold = joint([detector.threshold for detector in detectors], detectors)
+    return Rules({EVERY: Cuts(threshold)}, Calibration(), "energy")
+
+
+def _mean_classes(class_logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Class logits (n, classes) of one detector as they are; of several the log of the mean shares."""
+    if len(class_logits) == 1:
+        return class_logits[0]
+    return torch.stack([logits.softmax(dim=1) for logits in class_logits]).mean(dim=0).log()
+
+
+def _common_classes(detectors: Sequence[Detector]) -> tuple[str, ...]:
+    """The classes that all heads name, real first; none where they differ or are only real and fake."""
+    first, *others = (tuple(getattr(detector.head, "classes", ())) for detector in detectors)
+    return first if len(first) > 2 and all(classes == first for classes in others) else ()
+
+
+class Files(Dataset):
+    """Item i: header (None if there is none), what each of `looks` makes of the image (a blank where there is none),
+    and reason ("" where there is an image)."""
+
+    def __init__(self, inputs: Sequence[Input], looks: Sequence[Crops | Whole]) -> None:
+        self.inputs, self.looks = inputs, looks
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, i: int) -> tuple[Header | None, list[torch.Tensor], str]:
+        _, file, sha256, reason = self.inputs[i]
+        header, blanks = None, [torch.zeros(look.shape, dtype=look.dtype) for look in self.looks]
+        try:
+            if reason:
+                raise Unreadable(reason)
+            data = read_bytes(file)
+            if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+                raise Unreadable("sha256-mismatch")
+            header = read_header(data)
+            image = decode(data)
+        except Unreadable as problem:
+            return header, blanks, problem.reason
+        return header, [look(image) for look in self.looks], ""
+
+
+def row_of(
+    path: str,
+    header: Header | None,
+    reason: str,
+    logit: float,
+    rules: Rules,
+    classes: Sequence[str],
+    class_logits: torch.Tensor | None,
+) -> Row:
+    if not reason and not math.isfinite(logit):
+        reason = "not-finite"
+    row = dict.fromkeys(COLUMNS) | {"path": path, "status": reason or "ok"}
+    row |= header._asdict() if header else {}
+    if reason:
+        return row
+    logit, standard = rounded(logit), header is not None and header.jpeg_tables == "standard"
+    cuts = rules.at(header.jpeg_quality if standard else None)
+    p_fake, verdict = rules.calibration(logit), str(cuts.verdicts(np.float64(logit)))
+    row |= {"logit": logit, "p_fake": rounded(float(p_fake)), "verdict": verdict}
+    if verdict == "fake" and class_logits is not None:
+        row |= _family(classes, class_logits, rules, cuts)
+    return row
+
+
+def _family(classes: Sequence[str], class_logits: torch.Tensor, rules: Rules, cuts: Cuts) -> Row:
+    """The most probable class but `real` and its share of all; `unknown` where the image is too unfamiliar."""
+    if familiarity(class_logits[None].numpy(force=True))[rules.familiarity][0] < cuts.known:
+        return {"family": UNKNOWN}
+    shares = class_logits.softmax(dim=0).tolist()
+    best = max(range(1, len(classes)), key=shares.__getitem__)
+    return {"family": classes[best], "family_probability": rounded(shares[best])}
+
+
+def written(rules: Rules) -> Rules:
+    """With cuts of as many digits as logits are written with: whoever reads the table comes to the same verdicts.
+
+    Rounding keeps the order, so what is surely no photograph or no fake here is none with all digits.
+    """
+    names = ("threshold", "not_real", "not_fake")
+    short = {
+        key: dataclasses.replace(cuts, **{name: rounded(getattr(cuts, name)) for name in names})
+        for key, cuts in rules.cuts.items()
+    }
+    return dataclasses.replace(rules, cuts=short)
+
+
+def rounded(value: float) -> float:
+    """To the digits that a table is written with."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def write_predictions(rows: Iterable[Row], output: Path) -> None:
+    """Write .csv (undecodable names as their bytes), .parquet or .jsonl, atomically and always the same bytes."""
+    with atomic(output) as temporary:
+        if output.suffix == ".parquet":
+            _write_parquet(iter(rows), temporary)
+            return
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            if output.suffix == ".jsonl":
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            else:
+                out = csv.DictWriter(file, COLUMNS)  # lines end as in a manifest
+                out.writeheader()
+                out.writerows(rows)
+
+
+def _write_parquet(rows: Iterator[Row], file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {str: pa.string(), int: pa.int32(), float: pa.float64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+    with pq.ParquetWriter(file, schema) as out:
+        while group := list(itertools.islice(rows, ROW_GROUP)):
+            out.write_table(pa.Table.from_pylist(group, schema))
+
+
+def tally(rows: Iterable[Row]) -> dict[str, Counter[str]]:
+    """How many files there are of what."""
+    titles = ("files", "verdict", "not judged", "family", "extent", "tool")
+    titles += ("JPEG quality", "subsampling", "other formats")
+    counted = {title: Counter() for title in titles}
+    for row in rows:
+        found = {
+            "files": "files",
+            "verdict": row["verdict"],
+            "not judged": row["status"] if row["status"] != "ok" else None,
+            "family": row["family"],
+            "extent": row["extent"],
+            "tool": row["tool"],
+            "JPEG quality": quality(row) if row["jpeg_quality"] else None,
+            "subsampling": row["subsampling"],
+            "other formats": row["format"] if row["format"] != "JPEG" else None,
+        }
+        for title, name in found.items():
+            if name:
+                counted[title][name] += 1
+    return counted
+
+
+def quality(row: Row) -> str:
+    """What a reader is told of a file's compression: its JPEG quality, or its format; nothing where no header is."""
+    if row["jpeg_quality"] is None:
+        return row["format"] or ""
+    return str(row["jpeg_quality"]) if row["jpeg_tables"] == "standard" else "custom tables"
+
+
+def summary(counted: dict[str, Counter[str]]) -> str:
+    """Counts of what was found, a line each."""
+    lines = [f"{counted['files'].total()} files"]
+    for title, counts in counted.items():
+        if not counts or title == "files":
+            continue
+        common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        rest = sum(count for _, count in common[12:])
+        text = ", ".join(f"{name}: {count}" for name, count in common[:12]) + (f", others: {rest}" if rest else "")
+        lines.append(f"{title:14} {text}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Features, encoded once and kept."""

@@ -1,0 +1,286 @@
+"""Features of images, encoded once, ever: a cache on disk that every head reads.
+
+    CACHE/<space>/fingerprint.json        everything that made these features
+    CACHE/<space>/<sha256>.safetensors    their rows (adapt/features/shards.py)
+    CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
+
+A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its bytes, so a
+cache serves every manifest that holds the image. Images of a shard that is damaged are encoded again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from adapt import provenance
+from adapt.data.digests import Digests
+from adapt.data.groups import Images, heed_main_process
+from adapt.data.images import Unreadable
+from adapt.data.manifest import Manifest
+from adapt.data.views import parse_view
+from adapt.errors import Refusal
+from adapt.features.shards import Shard, Space, stored
+from adapt.files import write_text
+from adapt.progress import bar
+
+FORMAT = 1
+OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
+MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
+
+
+class Encoder(Protocol):
+    """What makes features: a `Backbone`, or a descriptor without weights."""
+
+    name: str
+    layer: str
+    preprocess: Any  # image -> tensor of `.shape` and `.dtype`
+    device: torch.device
+
+    def encode(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `preprocess` made, (n, ...) -> features (n, d) of every layer, from one pass."""
+
+    def identity(self, layer: str) -> dict[str, Any]:
+        """All that decides these features."""
+
+    def eval(self) -> Any:
+        """Before encoding."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the rows of a manifest under views, on disk. Made by `extract`."""
+
+    manifest: Manifest
+    views: tuple[str, ...]
+    layers: tuple[str, ...]
+    ids: np.ndarray  # (n,) 32 raw bytes each; zeros for a file that could not be opened
+    missing: dict[int, str]  # row -> why its file could not be opened
+    spaces: dict[tuple[str, str], Space]  # by layer and view
+
+    def select(self, rows: np.ndarray, manifest: Manifest) -> "Features":
+        """Features of these rows, as those of a manifest that holds the same images in this order."""
+        if list(self.manifest["file"][rows]) != list(manifest["file"]):
+            raise ValueError("the manifest does not hold the images of these rows")
+        missing = {place: self.missing[row] for place, row in enumerate(rows) if row in self.missing}
+        return replace(self, manifest=manifest, ids=self.ids[rows], missing=missing)
+
+    def reasons(self, view: str) -> np.ndarray:
+        """(n,) object: "" where the image has features under this view, else why not."""
+        space = self.spaces[self.layers[0], parse_view(view).name]
+        why = np.array([space.reasons.get(image.tobytes(), "") for image in self.ids], dtype=object)
+        for row, reason in self.missing.items():
+            why[row] = reason
+        return why
+
+    def take(self, rows: np.ndarray, views: str | np.ndarray, layer: str | None = None) -> np.ndarray:
+        """Features (len(rows), d) float32 of readable rows, under one view or under one view a row.
+
+        Refuses features that are not finite, naming the first image.
+        """
+        layer = layer or self.layers[0]
+        views = np.full(len(rows), views, dtype=object) if isinstance(views, str) else views
+        out: np.ndarray | None = None
+        for view in dict.fromkeys(views):
+            here = np.flatnonzero(views == view)
+            found = self.spaces[layer, parse_view(view).name].take(self.ids[rows[here]])
+            if out is None:
+                out = np.empty((len(rows), found.shape[1]), np.float32)
+            out[here] = found
+        if out is None:
+            raise Refusal("no readable image is left: the reasons stand in the table of scores or above")
+        if not np.isfinite(out).all():
+            bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+            path = self.manifest["path"][rows[bad[0]]]
+            raise Refusal(
+                f"{len(bad)} images have features that are not finite, such as {path!r}: use --precision fp32"
+            )
+        return out
+
+    def unit(self, view: str) -> np.ndarray:
+        """Features (n, d) float32 of all rows at unit length, NaN where there are none."""
+        rows = np.flatnonzero(self.reasons(view) == "")
+        found = self.take(rows, view)
+        out = np.full((len(self.manifest), found.shape[1]), np.nan, np.float32)
+        out[rows] = found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-12)
+        return out
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Features of several encoders side by side, each of unit length if its place in `unit` says so."""
+
+    parts: tuple[Features, ...]
+    unit: tuple[bool, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.parts[0].manifest
+
+    def reasons(self, view: str) -> np.ndarray:
+        """As those of `Features`: the first part that lacks an image says why."""
+        first, *others = (part.reasons(view) for part in self.parts)
+        for reasons in others:
+            first = np.where(first == "", reasons, first)
+        return first
+
+    def take(self, rows: np.ndarray, views: str | np.ndarray, layer: str | None = None) -> np.ndarray:
+        """Features (len(rows), sum of the dims) float32; each part has its own layer."""
+        blocks = [part.take(rows, views) for part in self.parts]
+        lengths = (np.linalg.norm(block, axis=1, keepdims=True).clip(1e-12) for block in blocks)
+        return np.hstack([b / n if unit else b for b, n, unit in zip(blocks, lengths, self.unit, strict=True)])
+
+
+def feature_cache() -> Path:
+    """`$ADAPT_CACHE/features`, by default ~/.cache/adapt/features."""
+    return Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt") / "features"
+
+
+def fingerprint(encoder: Encoder, layer: str, view: str) -> dict[str, object]:
+    """Everything that changes a feature; its digest names the space."""
+    versions = provenance.versions()
+    return {
+        "format": FORMAT,
+        "encoder": encoder.identity(layer),
+        "view": parse_view(view).name,
+        "versions": {name: versions[name] for name in MAKERS},
+    }
+
+
+def space_folder(cache: Path, encoder: Encoder, layer: str, view: str) -> Path:
+    """Where the features of this encoder, layer and view lie."""
+    return cache / _digest(fingerprint(encoder, layer, view))[:32]
+
+
+def extract(
+    encoder: Encoder,
+    manifest: Manifest,
+    views: Sequence[str],
+    layers: Sequence[str] = (),
+    *,
+    cache: Path | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list], list] = list,
+    cached_only: bool = False,
+    say: Callable[[str], object] | None = None,
+) -> Features:
+    """Features of every row under every view, from the cache where they are there, encoded where they are not.
+
+    `layers` are read from one pass of the encoder (default: the backbone's own). `share` (rank, world) splits the
+    work over processes, `gather` joins their lists. With `cached_only` nothing is encoded: what is missing is
+    refused. `say` gets one line about what was found, encoded and unreadable.
+    """
+    views = tuple(dict.fromkeys(parse_view(view).name for view in views))
+    layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
+    cache = feature_cache() if cache is None else Path(cache)
+    folders = {(a, v): space_folder(cache, encoder, a, v) for a in layers for v in views}
+    ids, missing = _identify(manifest, share, gather, cache / "files")
+    spaces = {key: Space.open(folder) for key, folder in folders.items()}
+
+    first = np.unique(ids, return_index=True)[1]
+    rows = np.setdiff1d(first, list(missing))  # one row for each content that can be opened
+    absent = {key: space.find(ids[rows]) < 0 for key, space in spaces.items()}
+    wanted = np.array([np.any([absent[layer, view] for layer in layers], axis=0) for view in views])  # (views, rows)
+    todo = int(wanted.any(axis=0).sum())
+    if todo and cached_only:
+        raise Refusal(
+            f"{todo} of {len(rows)} images have no features in {cache} for {encoder.name}, layer "
+            f"{' '.join(layers)}, views {' '.join(views)}, with these library versions: run recipes/extract.py with "
+            "the same flags first (a cache of another manifest, weights or version does not serve)"
+        )
+    lost: list[tuple[int, str]] = []
+    if todo:
+        for (layer, view), folder in folders.items():
+            if not (folder / "fingerprint.json").is_file():
+                write_text(folder / "fingerprint.json", json.dumps(fingerprint(encoder, layer, view), indent=1) + "\n")
+        lost = _encode(
+            encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
+        )
+    # All processes meet here, also those that had nothing to do: until then not all shards are published.
+    for row, reason in gather(lost):
+        missing |= dict.fromkeys(np.flatnonzero(ids == ids[row]).tolist(), reason)
+    if todo:
+        spaces = {key: Space.open(folder) for key, folder in folders.items()}
+    features = Features(manifest, views, layers, ids, missing, spaces)
+    if say:
+        say(f"features: {len(rows)} images x {len(views)} views, {len(rows) - todo} images found in the cache")
+        bad = {manifest["path"][row]: why for v in views for row, why in enumerate(features.reasons(v)) if why}
+        for path, why in list(bad.items())[:1]:
+            say(f"unreadable: {len(bad)} images, such as {path!r} ({why})")
+    return features
+
+
+@torch.no_grad()
+def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say):
+    """Decode each image once for the views it lacks, encode, and publish shards as they fill."""
+    device, rank = encoder.device, share[0]
+    mine = np.arange(len(rows))[rank :: share[1]]
+    mine = mine[wanted[:, mine].any(axis=0)]
+    shards, lost = {key: Shard(folder) for key, folder in folders.items()}, []
+    progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
+    encoder.eval()
+    for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
+        here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
+        needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
+        loader = DataLoader(
+            Images(manifest, rows[here], encoder.preprocess, needed),
+            batch_size=max(1, batch_size // len(needed)),
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=heed_main_process,
+        )
+        done = 0
+        for items in loader:
+            lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
+            found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
+            for layer, values in found.items():
+                values = stored(values.view(len(items), len(needed), -1).cpu())
+                for v, view in enumerate(needed):
+                    lacks = absent[layer, view][here[done : done + len(items)]]
+                    kept = [i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE]
+                    images = ids[[items[i].row for i in kept]]
+                    shards[layer, view].add(images, values[kept, v], [items[i].reasons[v] for i in kept])
+            done += len(items)
+            progress.update(len(items))
+    for shard in shards.values():
+        shard.publish()
+    progress.close()
+    return lost
+
+
+def _identify(
+    manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list], folder: Path
+) -> tuple[np.ndarray, dict]:
+    """The SHA-256 of every row's bytes, (n,) 32 raw bytes, and why a file could not be opened, by row.
+
+    A digest in the manifest is believed here: reading checks it before an image is encoded. So is one in `folder`.
+    """
+    found: list[tuple[int, bytes | str]] = []
+    known = Digests(folder)
+    for row in range(share[0], len(manifest), share[1]):
+        digest = manifest["sha256"][row]
+        try:
+            found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
+        except Unreadable as problem:
+            found.append((row, str(problem)))
+    known.close()
+    ids, missing = np.zeros(len(manifest), "V32"), {}
+    for row, value in gather(found):
+        if isinstance(value, str):
+            missing[row] = value
+        else:
+            ids[row] = np.frombuffer(value, "V32")[0]
+    return ids, missing
+
+
+def _digest(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Encoders for frozen features that load no network as long as every feature is in the cache.
+
+    CACHE/encoders/<digest of the question>.json     fingerprint, precision and layers of the encoder that answered it
+
+The question is the name, geometry, precision and way as asked, the kind of device and processor, the library versions
+and this package's own code. The answer holds while the files of the weights have the status they had.
+"""
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from adapt import provenance
+from adapt.data import digests
+from adapt.data.preprocess import Geometry, Preprocess
+from adapt.features.cache import MAKERS, feature_cache
+from adapt.files import write_text
+from adapt.models.towers.backbones import TINY, Backbone, Precision, Way, load_backbone
+from adapt.models.towers.transformers import snapshot
+
+ROOMS = Path(__file__).parents[1]
+CODE = [*sorted((ROOMS / "models").rglob("*.py")), ROOMS / "data" / "preprocess.py"]
+
+
+class Asked(Protocol):
+    """The flags of a recipe that say which frozen encoder is meant."""
+
+    backbone: str
+    layer: str
+    geometry: Geometry | None
+    precision: Precision
+    encoder: Way
+    cache: Path | None
+
+
+def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None) -> "Backbone | Remembered":
+    """The encoder asked for, from its record where there is one, else loaded and put on record."""
+    cache = feature_cache() if asked.cache is None else Path(asked.cache)
+    path = cache / "encoders" / f"{_question(asked, device)}.json"
+    layer = layer or asked.layer
+    record = _read(path)
+    named = (re.sub("_(mean|both)$", "", part) for part in layer.split("+"))
+    if record is not None and set(named) <= set(record["layers"]):
+        return Remembered(record, asked, layer, device)
+    backbone = _load(asked, layer, device)  # refuses a layer that it does not have
+    files = weight_files(asked.backbone)
+    statuses = {str(file): digests.status(file) for file in files or ()}
+    if files is not None and None not in statuses.values():
+        record = {
+            "fingerprint": backbone.fingerprint,
+            "identity": backbone.identity(layer),
+            "layers": list(backbone.layers()),
+            "dim": backbone.dim,
+            "files": statuses,
+        }
+        write_text(path, json.dumps(record, indent=1) + "\n")
+    return backbone
+
+
+class Remembered:
+    """A frozen backbone by its record; the network is loaded when an image has to be encoded."""
+
+    adapted = False
+
+    def __init__(self, record: dict[str, Any], asked: Asked, layer: str, device: torch.device) -> None:
+        self.name, self.layer, self.device = asked.backbone, layer, device
+        self.fingerprint = record["fingerprint"] | {"layer": layer}
+        self.dtype = getattr(torch, record["identity"]["precision"])
+        facts = {key: value for key, value in self.fingerprint["preprocess"].items() if key not in ("mean", "std")}
+        self.preprocess = Preprocess(**facts)
+        self._record, self._asked = record, asked
+
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self._record["layers"])
+
+    def identity(self, layer: str) -> dict[str, Any]:
+        return self._record["identity"] | {"layer": layer}
+
+    def eval(self) -> "Remembered":
+        return self
+
+    @cached_property
+    def network(self) -> Backbone:
+        return _load(self._asked, self.layer, self.device)
+
+    def encode(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        return self.network.encode(pixels, layers)
+
+
+def weight_files(name: str) -> list[Path] | None:
+    """What decides the weights of a backbone that has just been loaded; None where that cannot be told."""
+    library, _, model = name.partition(":")
+    if model.endswith("@random"):
+        return []  # drawn from a fixed seed
+    if library == "timm":
+        file = Path(model.partition("@")[2]).absolute()
+        return [file, file.with_suffix(".json")]
+    if library == "transformers":
+        return _folder(snapshot(name, model))
+    if name == "tiny" or model.startswith("local-dir:"):
+        return _folder(TINY if name == "tiny" else Path(model.removeprefix("local-dir:")))
+    if model.startswith("hf-hub:"):
+        return None
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+    architecture, _, tag = model.partition("@")
+    return [Path(download_pretrained(get_pretrained_cfg(architecture, tag)))]
+
+
+def _folder(folder: Path) -> list[Path]:
+    """The folder too: its status changes when a file joins it."""
+    folder = folder.absolute()
+    return [folder, *sorted(folder.iterdir())]
+
+
+def _load(asked: Asked, layer: str, device: torch.device) -> Backbone:
+    backbone = load_backbone(asked.backbone, layer, asked.geometry).to(device)
+    return backbone.for_features(asked.precision, asked.encoder)
+
+
+def _question(asked: Asked, device: torch.device) -> str:
+    versions, code = provenance.versions(), hashlib.sha256()
+    for path in sorted(CODE):
+        code.update(path.read_bytes())
+    cpu = torch.cpu
+    question = {
+        "asked": [asked.backbone, asked.geometry, asked.precision, asked.encoder],
+        "folder": str(Path.cwd()),  # the name may hold a relative path
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": [platform.machine(), cpu._is_amx_tile_supported(), cpu._is_avx512_bf16_supported()],
+        "versions": {name: versions[name] for name in MAKERS},
+        "code": code.hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The record, if the files of the weights are still those."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        same = all(digests.status(file) == tuple(was) for file, was in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged: the network is loaded
+        return None
+    return record if same else None

@@ -1,0 +1,1 @@
+"""Small updates of an encoder: low rank, singular directions, norms."""

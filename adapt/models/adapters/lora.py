@@ -1,0 +1,193 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685, section 4.1), SVD residuals and norm tuning on a frozen backbone.
+
+    W' = W + alpha / rank * B A,   A (rank, in) random, B (out, rank) zero: at the start W' = W
+
+SVD residuals (residual.py) are a LoRA whose A and B are tied to the singular directions of W. Adapters
+are peft's, saved in peft's own format; which layers they may touch is found in the tower itself.
+"""
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from adapt.errors import Refusal
+from adapt.models.adapters.residual import plain_state, train_residual
+from adapt.models.towers.backbones import NORMS, Backbone
+
+Targets = Literal["qv", "qkvo", "mlp", "all", "norm"]
+Update = Literal["lora", "svd"]
+BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers|layer|stages)\.(\d+)\.")
+LAYERS = {  # of open_clip, timm and transformers (whose DINOv2 still had query, key, value, output.dense in 5.17)
+    "qv": re.compile(r"\.(q_proj|v_proj|query|value)$"),
+    "qkvo": re.compile(
+        r"\.(attn|self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj|qkv|proj|query|key|value|output\.dense)$"
+    ),
+    "mlp": re.compile(r"\.mlp\.(c_fc|c_proj|fc1|fc1_g|fc1_x|fc2|up_proj|gate_proj|down_proj|weights_in|weights_out)$"),
+}
+ANY = re.compile("|".join(pattern.pattern for pattern in LAYERS.values()))
+
+
+def target_modules(backbone: Backbone, targets: Targets, last_blocks: int | None = None) -> list[str]:
+    """Names of the layers of the tower that `targets` means, in the last `last_blocks` blocks or in all.
+
+    qv, qkvo, mlp: these projections of every transformer block; all: every one of them, or every pointwise (1 x 1)
+    convolution of a convolutional tower; norm: every normalisation layer, inside blocks and outside. Only layers
+    that the forward pass to the backbone's feature layer runs through are named: others would never be trained.
+    """
+    modules = _reached(backbone)
+    if targets == "norm":
+        names = [name for name, module in modules.items() if isinstance(module, NORMS)]
+    else:
+        pattern = LAYERS.get(targets, ANY)
+        linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        names = [
+            name for name in linears if pattern.search(name) and BLOCK.search(name)
+        ]  # a pooling head has no number
+        if targets == "all" and not names:
+            names = [name for name, module in modules.items() if _pointwise(module)]
+    if not names:
+        raise Refusal(f"--targets {targets}: {backbone.name} has no such layers; use --targets all or norm")
+    if last_blocks is not None:
+        blocks = sorted({int(match[1]) for name in modules if (match := BLOCK.search(name))})
+        if not 1 <= last_blocks <= len(blocks):
+            raise Refusal(f"--last_blocks {last_blocks}: {backbone.name} has {len(blocks)} blocks")
+        kept = set(blocks[-last_blocks:])
+        names = [name for name in names if (match := BLOCK.search(name)) and int(match[1]) in kept]
+    return names
+
+
+def _reached(backbone: Backbone) -> dict[str, nn.Module]:
+    """Modules of the tower that a forward pass calls, by name."""
+    called: set[nn.Module] = set()
+    modules = dict(backbone.tower.named_modules())
+    hooks = [m.register_forward_pre_hook(lambda module, _: called.add(module)) for m in modules.values()]
+    size = backbone.preprocess.size
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, size, size, device=backbone.mean.device))
+    for hook in hooks:
+        hook.remove()
+    return {name: module for name, module in modules.items() if module in called}
+
+
+def _pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+
+
+def add_adapter(
+    backbone: Backbone,
+    targets: Targets,
+    rank: int = 8,
+    alpha: float = 8,
+    dropout: float = 0.0,
+    last_blocks: int | None = None,
+    seed: int = 0,
+    update: Update = "lora",
+) -> None:
+    """Put a fresh adapter on the backbone; afterwards only the adapter requires gradients, and it is fp32.
+
+    `update` svd trains the last `rank` singular directions of each weight; it has no `alpha`.
+    """
+    from peft import LNTuningConfig, LoraConfig, get_peft_model
+
+    if targets == "norm" and update == "svd":
+        raise Refusal("--update svd: norm layers have no singular directions; choose other --targets")
+    names = target_modules(backbone, targets, last_blocks)
+    doubled = 2 * rank if update == "svd" else None
+    if targets == "norm":
+        # as one expression: in a list `norm` would also mean `patch_embed.norm`, which may be no norm at all
+        config = LNTuningConfig(target_modules="|".join(map(re.escape, names)))
+    else:
+        size = {"r": doubled or rank, "lora_alpha": doubled or alpha}  # alpha / r = 1: a residual is not scaled
+        config = LoraConfig(**size, lora_dropout=dropout, target_modules=names, bias="none")
+        _train_fast(config)
+    with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
+        torch.manual_seed(seed)
+        backbone.tower = get_peft_model(backbone.tower, config)
+    if update == "svd":
+        for name in names:
+            train_residual(backbone.tower.get_submodule(f"base_model.model.{name}"), name, rank)
+    config.base_model_name_or_path = backbone.name  # set now: peft would clear it above
+
+
+def save_adapter(backbone: Backbone, folder: Path) -> None:
+    """`adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.from_pretrained` reads them.
+
+    An SVD residual becomes a LoRA of twice its rank.
+    """
+    backbone.tower.save_pretrained(folder, save_embedding_layers=False, state_dict=plain_state(backbone.tower))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's template; the detector writes its own card
+
+
+def load_adapter(backbone: Backbone, folder: Path) -> None:
+    """Put a saved adapter on its base. Every key must be there, with its shape, and no other.
+
+    peft itself only warns when keys are missing and would then predict with the bare backbone.
+    """
+    from peft import (
+        LNTuningConfig,
+        LoraConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
+
+    path = folder / "adapter_model.safetensors"
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise Refusal(f"adapter in {folder} cannot be read: {error}") from error
+    kinds = {"LORA": LoraConfig, "LN_TUNING": LNTuningConfig}
+    if settings.get("peft_type") not in kinds:
+        raise Refusal(f"adapter in {folder} is a {settings.get('peft_type')!r}; known: {', '.join(kinds)}")
+    config = kinds[settings["peft_type"]].from_pretrained(folder)
+    config.inference_mode = False
+    config.base_model_name_or_path = None  # peft knows only names on the hub and would warn of ours
+    if config.peft_type == "LORA":
+        _train_fast(config)
+    try:
+        with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
+            tower = get_peft_model(backbone.tower, config)
+    except ValueError as error:
+        raise Refusal(
+            f"adapter in {folder} does not fit {backbone.name}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    expected = get_peft_model_state_dict(tower, save_embedding_layers=False)
+    for key in sorted(expected.keys() | found.keys()):
+        want = tuple(expected[key].shape) if key in expected else "no such key"
+        have = tuple(found[key].shape) if key in found else "missing"
+        if want != have:
+            raise Refusal(f"{path} does not fit {backbone.name}: {key} is {have}, expected {want}")
+    set_peft_model_state_dict(tower, found)
+    backbone.tower = tower
+
+
+def merge_adapter(backbone: Backbone) -> None:
+    """Add the adapter into the weights, for inference without overhead."""
+    backbone.tower = backbone.tower.merge_and_unload()
+
+
+def _train_fast(config: Any) -> None:
+    """Have peft build linear layers whose training pass is that of adapt/models/adapters/low_rank.py."""
+    from adapt.models.adapters.low_rank import LowRankLinear
+
+    config._register_custom_module({nn.Linear: LowRankLinear})
+
+
+@contextlib.contextmanager
+def _known_warnings_ignored() -> Iterator[None]:
+    """peft copies a norm layer whole, yet warns of every class that is not torch's own; and it asks models of
+    transformers for a property under its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield

@@ -1,0 +1,1 @@
+"""Image statistics that need no weights."""

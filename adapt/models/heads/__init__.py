@@ -1,0 +1,1 @@
+"""From features to logits, and the losses that train heads."""

@@ -1,0 +1,321 @@
+"""Image encoders behind one name: `LIBRARY:MODEL[@WEIGHTS]`.
+
+    tiny                                             the embedded CLIP of adapt/embedded (runs anywhere)
+    open_clip:ViT-L-14@datacomp_xl_s13b_b90k         a tag of open_clip; from the hub or its cache
+    open_clip:hf-hub:ORG/NAME                        a repository on the hub
+    open_clip:local-dir:FOLDER                       open_clip_config.json + open_clip_model.safetensors
+    transformers:ORG/NAME or transformers:FOLDER     CLIP, SigLIP, DINOv2, DINOv3... with preprocessor_config.json
+    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format)
+    open_clip:ViT-B-32@random, timm:NAME@random      random weights: only ever under this name
+
+Weights never travel without their preprocessing: size, mean, std and interpolation come from the same place as the
+weights, and a model whose weights are missing is refused, never initialised at random.
+
+A layer is one string, of parts joined by `+` whose features are concatenated (2402.19091 joins blocks so):
+
+    proj                    the projected embedding, which is compared with texts
+    last                    next to last: the pooled feature (class token, mean or attention pooling) before the
+                            projection, after the final norm
+    block4                  class token after 4 blocks; mean over the positions where there is no class token
+    last_mean, block4_mean  mean of the patch tokens (of the last ones after the final norm); registers are left out
+    last_both, block4_both  class token (for `last`: the pooled feature) and patch mean, concatenated
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adapt.data.preprocess import Geometry
+from adapt.errors import Refusal
+from adapt.models.towers.attention import call_qkv
+from adapt.models.towers.open_clip import load_open_clip
+from adapt.models.towers.packed import PackedBlock, in_passes, pack, packed_blocks, rows_of_a_pass
+from adapt.models.towers.timm import load_timm
+from adapt.models.towers.tokens import End, Loaded, Tokens
+from adapt.models.towers.transformers import load_transformers
+
+TINY = Path(__file__).parents[2] / "embedded" / "tiny"
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both))?)")
+Precision = Literal["auto", "fp32", "bf16"]
+Way = Literal["auto", "plain", "packed"]
+
+
+class Backbone(nn.Module):
+    """Pixels (n, 3, size, size) uint8 or float in 0..255 -> features (n, dim) float32, not normalised.
+
+    `layer` says which features (see above). The tower is frozen; adapters are added by adapt.models.adapters.lora.
+    """
+
+    def __init__(self, name: str, loaded: Loaded, layer: str, geometry: Geometry | None = None) -> None:
+        super().__init__()
+        self.name, self.layer, self.depth = name, layer, loaded.depth
+        self.preprocess = replace(loaded.preprocess, geometry=geometry) if geometry else loaded.preprocess
+        self.tower = loaded.tower.requires_grad_(False).eval()
+        self._walk, self._has_proj, self._first_pools = loaded.walk, loaded.has_proj, loaded.first_pools
+        self._packed: tuple[PackedBlock, ...] = ()  # see `for_features`
+        self.register_buffer("mean", torch.tensor(loaded.mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(loaded.std).view(3, 1, 1) * 255, persistent=False)
+        self.fingerprint = {
+            "name": name,
+            "layer": layer,
+            "weights": weights_digest(self.tower),
+            "preprocess": self.preprocess.facts() | {"mean": list(loaded.mean), "std": list(loaded.std)},
+            "activation": _activation(self.tower),  # GELU or QuickGELU: the weights do not say which they need
+        }
+        with torch.no_grad():
+            self.dim = self(self._blank()).shape[-1]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encode(pixels, [self.layer])[self.layer]
+
+    def layers(self) -> tuple[str, ...]:
+        """The parts that a layer may be made of: block1, block2..., last, and proj where there is one."""
+        blocks = (f"block{k}" for k in range(1, self.depth + 1))
+        return (*blocks, "last", *(["proj"] if self._has_proj else []))
+
+    def encode(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Features (n, d) float32 of any number of layers from one pass, which ends behind the last block needed."""
+        parts = {layer: [self._part(part, layer) for part in layer.split("+")] for layer in layers}
+        if not self._packed:
+            return self._encode(pixels, parts)
+        return in_passes(lambda batch: self._encode(batch, parts), pixels, rows_of_a_pass(self._packed[0].tokens))
+
+    def _encode(self, pixels: Tensor, parts: dict[str, list[re.Match[str]]]) -> dict[str, Tensor]:
+        every = [part for found in parts.values() for part in found]
+        first = self._first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
+        states, end = self._tokens(pixels, every, first)
+        return {
+            layer: torch.cat([self._feature(part, states, end).float() for part in found], dim=-1)
+            for layer, found in parts.items()
+        }
+
+    def patches(self, pixels: Tensor) -> list[Tensor]:
+        """Patch tokens in their places (n, d, s, s) float32, for each part of `layer`, whatever it pools.
+
+        Side s differs between the stages of a convolutional tower. Refuses `proj`, which has no places.
+        """
+        parts = [self._part(part, self.layer) for part in self.layer.split("+")]
+        if any(part["proj"] for part in parts):
+            raise Refusal(f"layer {self.layer!r}: a projection has no places; use last or block1 to block{self.depth}")
+        states, end = self._tokens(pixels, parts)
+        found = [states[int(part["block"])].patches if part["block"] else end.patches for part in parts]
+        sides = [math.isqrt(tokens.shape[1]) for tokens in found]
+        if any(side * side != tokens.shape[1] for side, tokens in zip(sides, found, strict=True)):
+            raise Refusal(f"layer {self.layer!r} of {self.name}: its tokens are no square grid; choose other blocks")
+        return [tokens.transpose(1, 2).unflatten(2, (s, s)).float() for s, tokens in zip(sides, found, strict=True)]
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Patch tokens (n, p, dim) float32 at the backbone's layer, in the space of its features; row by row.
+
+        Refuses a layer of several parts and `proj`, and a tower whose feature has another width than its patches.
+        """
+        part = self._part(self.layer, self.layer) if "+" not in self.layer else None
+        if part is None or part["proj"] or part["how"] == "both":
+            raise Refusal(f"layer {self.layer!r} has no patch tokens of its own: only last, blockK and their _mean do")
+        states, end = self._tokens(pixels, [part])
+        tokens = (states[int(part["block"])].patches if part["block"] else end.patches).float()
+        if tokens.shape[-1] != self.dim:
+            raise Refusal(f"{self.name}: patch tokens of width {tokens.shape[-1]}, features of {self.dim}")
+        return tokens
+
+    def _tokens(
+        self, pixels: Tensor, parts: Sequence[re.Match[str]], first_only: bool = False
+    ) -> tuple[dict[int, Tokens], End | None]:
+        if self._packed:
+            self._packed[-1].first_only = first_only  # of the last block nothing else is read
+        blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"]}
+        normalised = (pixels - self.mean).div_(self.std)  # in place: fresh memory costs more than the arithmetic
+        return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a block has a class token beside its patches."""
+        blank = torch.zeros(1, 3, self.preprocess.size, self.preprocess.size, device=self.device, dtype=self.dtype)
+        with torch.no_grad():
+            return self._walk(self.tower, blank, {1}, False)[0][1].cls is not None
+
+    def _part(self, part: str, layer: str) -> re.Match[str]:
+        match = PART.fullmatch(part)
+        known = match and (match["proj"] is None or self._has_proj) and int(match["block"] or 1) <= self.depth
+        if not match or not known:
+            proj = "proj, " if self._has_proj else ""
+            raise Refusal(
+                f"unknown layer {layer!r} of {self.name}: expected {proj}last or block1 to block{self.depth}, the "
+                "last two also with _mean or _both; several are joined by +"
+            )
+        return match
+
+    def _feature(self, part: re.Match[str], states: dict[int, Tokens], end: End | None) -> Tensor:
+        if part["proj"]:
+            return end.proj
+        tokens = states[int(part["block"])] if part["block"] else Tokens(end.last, end.patches)
+        if part["how"] == "both" and tokens.cls is None:
+            raise Refusal(f"layer {part[0]!r}: {self.name} has no class token; use block{part['block']}_mean")
+        if part["how"] is None and tokens.cls is not None:
+            return tokens.cls
+        mean = tokens.patches.mean(dim=1)
+        return torch.cat([tokens.cls, mean], dim=-1) if part["how"] == "both" else mean
+
+    def identity(self, layer: str) -> dict[str, Any]:
+        """What decides the features of a layer, wherever the weights lie."""
+        decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
+        decides |= {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
+        return decides | ({"encoder": "packed"} if self._packed else {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where pixels are to be put."""
+        return self.mean.device
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there is an adapter, trained or not."""
+        return hasattr(self.tower, "peft_config")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the frozen matrix products."""
+        return next(p.dtype for p in self.tower.parameters() if not p.requires_grad and p.ndim > 1)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Only dropout of adapters follows `mode`: batch statistics and patch dropout of a frozen tower stay off."""
+        super().train(False)
+        self.training = mode
+        for name, module in self.tower.named_modules():
+            if "lora_dropout" in name:
+                module.train(mode)
+        return self
+
+    def to_precision(self, precision: Precision) -> "Backbone":
+        """Frozen weights in fp32 or bf16; normalisation layers compute in fp32 either way. Call before adapters.
+
+        "auto" takes bf16 where the hardware multiplies it faster than fp32: on GPUs that have it, and on CPUs with
+        AMX or AVX512-BF16 when the tower is bound by wide matrix products (a ViT-B or larger; convolutions lose).
+        """
+        if precision == "auto":
+            precision = "bf16" if _bf16_pays(self.mean.device, self.tower) else "fp32"
+        if precision == "bf16":
+            norms = [m for m in self.tower.modules() if isinstance(m, NORMS)]
+            kept = {id(p) for m in norms for p in m.parameters(recurse=False)}
+            for parameter in self.tower.parameters():
+                if id(parameter) not in kept:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+            for module in norms:
+                module.register_forward_pre_hook(_to_fp32)
+                module.register_forward_hook(_to_bf16)
+        return self
+
+    def for_features(self, precision: Precision = "auto", encoder: Way = "auto") -> "Backbone":
+        """`to_precision` for a tower that is only read, never trained: no adapters, no gradient.
+
+        "plain" is the library's own tower behind Pillow's resize. "packed" exchanges its blocks for those of
+        packed.py, behind torch's resize (a change of one level in few values); refused, with the reason,
+        where that is impossible. "auto" packs on a CPU where bf16 pays, and resizes by torch there and for a GPU.
+        """
+        if precision == "auto":
+            precision = "bf16" if _bf16_pays(self.device, self.tower) else "fp32"
+        if encoder == "packed" or (encoder == "auto" and precision == "bf16" and self.device.type == "cpu"):
+            why = pack(self.tower, torch.bfloat16 if precision == "bf16" else torch.float32)
+            if why and encoder == "packed":
+                raise Refusal(f"--encoder packed: {self.name}: {why}; take --encoder auto")
+        self.to_precision(precision)
+        packed = tuple(packed_blocks(self.tower))
+        if packed:
+            self(self._blank())  # counts the tokens
+            self._packed = packed
+        return self.resize_by("torch" if packed or (encoder == "auto" and self.device.type == "cuda") else "pillow")
+
+    def resize_by(self, resizer: Literal["pillow", "torch"]) -> "Backbone":
+        """Which library scales images for this backbone; no difference where images are only cropped."""
+        if self.preprocess.geometry != "native":
+            self.preprocess = replace(self.preprocess, resizer=resizer)
+            own = {name: self.fingerprint["preprocess"][name] for name in ("mean", "std")}
+            self.fingerprint["preprocess"] = self.preprocess.facts() | own
+        return self
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, 3, self.preprocess.size, self.preprocess.size, device=self.device)
+
+
+def load_backbone(name: str, layer: str = "last", geometry: Geometry | None = None) -> Backbone:
+    """The frozen encoder called `name` (see above), in fp32 on the CPU, its attention ready for adapters.
+
+    Refuses an unknown library, model or layer, and weights that are missing, incomplete, or unreachable.
+    """
+    with torch.random.fork_rng(devices=[]):  # building modules draws; the caller's generator stays where it was
+        torch.manual_seed(0)  # what @random means
+        loaded = _load(name)
+    call_qkv(loaded.tower)
+    return Backbone(name, loaded, layer, geometry)
+
+
+def _load(name: str) -> Loaded:
+    library, _, model = name.partition(":")
+    if name == "tiny":
+        return load_open_clip(name, f"local-dir:{TINY}")
+    if library == "open_clip" and model:
+        return load_open_clip(name, model)
+    if library == "transformers" and model:
+        return load_transformers(name, model)
+    if library == "timm" and model:
+        return load_timm(name, model)
+    raise Refusal(
+        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME@FILE"
+    )
+
+
+def _adapter(tower: nn.Module) -> dict[str, str]:
+    """What an adapter as it is now adds to the weights beneath it; nothing where there is none."""
+    config = getattr(tower, "peft_config", {}).get("default")
+    if config is None:
+        return {}
+    from peft import get_peft_model_state_dict
+
+    digest = hashlib.sha256(repr([getattr(config, name, None) for name in ("r", "lora_alpha")]).encode())
+    for name, tensor in sorted(get_peft_model_state_dict(tower, save_embedding_layers=False).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"adapter": digest.hexdigest()}
+
+
+def weights_digest(tower: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _activation(tower: nn.Module) -> str:
+    names = [type(m).__name__ for m in tower.modules() if "GELU" in type(m).__name__]
+    return names[0] if names else ""
+
+
+def _bf16_pays(device: torch.device, tower: nn.Module) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    linears = [m.weight for m in tower.modules() if isinstance(m, nn.Linear)]
+    wide = sum(weight.numel() for weight in linears if min(weight.shape) >= 512)
+    total = sum(parameter.numel() for parameter in tower.parameters())
+    units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and units and wide > total / 2
+
+
+def _to_fp32(module: nn.Module, inputs: tuple) -> tuple:
+    frozen = isinstance(module, nn.LayerNorm) and not any(p.requires_grad for p in module.parameters(recurse=False))
+    if frozen and inputs[0].requires_grad and inputs[0].device.type == "cpu":
+        return inputs  # torch's own kernel widens them inside; but gradients of weights it would add up in bf16
+    return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _to_bf16(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output.to(torch.bfloat16)

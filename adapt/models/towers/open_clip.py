@@ -1,0 +1,100 @@
+"""Image towers of open_clip: its own vision transformers, and those around a timm trunk (SigLIP, PE, EVA)."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from adapt.data.preprocess import Preprocess
+from adapt.errors import Refusal
+from adapt.models.towers.attention import split_all
+from adapt.models.towers.timm import depth_of, patches, pools_first, walk_trunk
+from adapt.models.towers.tokens import End, Loaded, Tokens, bare, first_line, near, read_json
+
+
+def create_clip(name: str, model: str) -> nn.Module:
+    """Both towers of MODEL@TAG, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused."""
+    import open_clip
+
+    architecture, _, tag = model.partition("@")
+    options: dict[str, Any] = {"require_pretrained": True}
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:"))
+        read_json(folder / "open_clip_config.json", name)
+        if not list(folder.glob("*.safetensors")):
+            raise Refusal(f"backbone {name}: no .safetensors weights in {folder} (pickled weights are not loaded)")
+    elif not model.startswith("hf-hub:"):
+        if architecture not in open_clip.list_models():
+            hint = near(architecture, open_clip.list_models())
+            raise Refusal(f"backbone {name}: open_clip has no model {architecture!r}{hint}")
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if tag == "random":
+            options = {"pretrained": None, "pretrained_text": False}
+        elif tag not in tags:
+            raise Refusal(
+                f"backbone {name}: {architecture} has no weights {tag!r}{near(tag, tags)}; known: {', '.join(tags)}"
+            )
+        else:
+            options["pretrained"] = tag
+    try:
+        return open_clip.create_model(model if ":" in model else architecture, **options)
+    except Exception as error:  # open_clip wraps every cause (offline, refused, corrupt, wrong shape) in its own
+        raise Refusal(
+            f"backbone {name}: weights could not be loaded ({first_line(error)}). On a machine with a network run "
+            f"`hf download` for its repository (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
+        ) from error
+
+
+def load_open_clip(name: str, model: str) -> Loaded:
+    visual = create_clip(name, model).visual
+    extra: dict[str, Any] = {}
+    if model.startswith("local-dir:"):
+        extra = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name).get("adapt", {})
+    config = visual.preprocess_cfg
+    size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+    geometry = extra.get("geometry") or ("squash" if config["resize_mode"] == "squash" else "resize")
+    preprocess = Preprocess(size, size, config["interpolation"], geometry)
+    if hasattr(visual, "trunk"):
+        walk, depth, first = walk_trunk_tower, depth_of(visual.trunk, name), pools_first(visual.trunk)
+    elif hasattr(visual, "transformer"):
+        split_all(visual)
+        walk, depth = walk_transformer, len(visual.transformer.resblocks)
+        first = visual.attn_pool is None and visual.pool_type == "tok"
+    else:
+        raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
+    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first)
+
+
+def walk_transformer(
+    tower: nn.Module, pixels: Tensor, blocks: Collection[int], end: bool
+) -> tuple[dict[int, Tokens], End | None]:
+    """See adapt.models.towers.tokens.Walk; the steps of open_clip's own forward, [class token, patches] throughout."""
+    visual = bare(tower)
+    chosen = sorted(blocks)
+    tokens, states = visual.transformer.forward_intermediates(
+        visual._embeds(pixels), indices=[k - 1 for k in chosen] or [0], stop_early=not end
+    )
+    found = {k: Tokens(state[:, 0], state[:, 1:]) for k, state in zip(chosen, states, strict=False)}
+    if not end:
+        return found, None
+    last, normed = visual._pool(tokens)
+    if visual.attn_pool is not None:  # CoCa: what it returns are answers to its queries, behind a norm of their width
+        normed = tokens[:, 1:]
+    return found, End(last, normed, last if visual.proj is None else last @ visual.proj)
+
+
+def walk_trunk_tower(
+    tower: nn.Module, pixels: Tensor, blocks: Collection[int], end: bool
+) -> tuple[dict[int, Tokens], End | None]:
+    """See `tokens.Walk`. The projection is the trunk's classifier (PE, EVA), the tower's head, or none
+    at all (SigLIP: the attention-pooled feature itself is compared with texts)."""
+    visual = bare(tower)
+    trunk = visual.trunk
+    found, tokens = walk_trunk(trunk, pixels, blocks, end)
+    if not end:
+        return found, None
+    feature = trunk.forward_head(tokens, pre_logits=True)
+    proj = visual.head(trunk.get_classifier()(feature))
+    last = feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+    return found, End(last, patches(trunk, tokens), proj)

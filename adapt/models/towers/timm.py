@@ -1,0 +1,103 @@
+"""Towers of timm: NAME@FILE.safetensors with FILE.json beside it, and the trunks inside open_clip's SigLIP and PE."""
+
+import inspect
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from adapt.data.preprocess import FILTERS, Preprocess
+from adapt.errors import Refusal
+from adapt.models.towers.tokens import End, Loaded, Tokens, bare, first_line, near, read_json
+
+
+def load_timm(name: str, model: str) -> Loaded:
+    import timm
+    from safetensors.torch import load_file
+
+    architecture, _, weights = model.partition("@")
+    if not timm.is_model(architecture):
+        raise Refusal(f"backbone {name}: timm has no model {architecture!r}{near(architecture, timm.list_models())}")
+    if not weights:
+        raise Refusal(f"backbone {name}: name the weights, timm:{architecture}@FILE.safetensors")
+    config: dict[str, Any] = {}
+    if weights != "random":
+        file = Path(weights)
+        if file.suffix != ".safetensors" or not file.is_file():
+            raise Refusal(f"backbone {name}: {weights} is not a .safetensors file; give the file of the weights")
+        config = read_json(file.with_suffix(".json"), name)
+        if config.get("architecture") != architecture:
+            raise Refusal(f"backbone {name}: {file.with_suffix('.json')} is for {config.get('architecture')!r}")
+    arguments = config.get("model_args", {})
+    classes = config.get("num_classes", 1000)
+    tower = timm.create_model(architecture, pretrained=False, num_classes=classes, **arguments)
+    if weights != "random":
+        try:
+            tower.load_state_dict(load_file(weights), strict=True)
+        except Exception as error:
+            raise Refusal(f"backbone {name}: {weights} does not fit {architecture}: {first_line(error)}") from error
+    cfg = {**tower.pretrained_cfg, **config.get("pretrained_cfg", {})}
+    tower.reset_classifier(0)
+    size = cfg["input_size"][-1]
+    interpolation = cfg["interpolation"] if cfg["interpolation"] in FILTERS else "bicubic"
+    preprocess = Preprocess(size, int(size / cfg["crop_pct"]), interpolation)
+    depth = depth_of(tower, name)
+    first = pools_first(tower)
+    return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first)
+
+
+def pools_first(trunk: nn.Module) -> bool:
+    """Whether the pooled feature is the class token."""
+    return getattr(trunk, "global_pool", "") == "token" and getattr(trunk, "attn_pool", None) is None
+
+
+def depth_of(trunk: nn.Module, name: str) -> int:
+    if not hasattr(trunk, "forward_intermediates"):
+        raise Refusal(f"backbone {name}: timm gives no features of {type(trunk).__name__}'s blocks")
+    return len(trunk.feature_info)
+
+
+def walk(tower: nn.Module, pixels: Tensor, blocks: Collection[int], end: bool) -> tuple[dict[int, Tokens], End | None]:
+    """See adapt.models.towers.tokens.Walk."""
+    trunk = bare(tower)
+    found, tokens = walk_trunk(trunk, pixels, blocks, end)
+    return found, End(pooled(trunk, tokens), patches(trunk, tokens)) if end else None
+
+
+def walk_trunk(
+    trunk: nn.Module, pixels: Tensor, blocks: Collection[int], end: bool
+) -> tuple[dict[int, Tokens], Tensor | None]:
+    """Tokens by block, and what timm's own forward_features returns if the end is asked for."""
+    # class token and registers, in this order; where they join behind the blocks timm has no such option
+    knows = "return_prefix_tokens" in inspect.signature(trunk.forward_intermediates).parameters
+    prefix = trunk.num_prefix_tokens if knows else 0
+    options: dict[str, Any] = {"return_prefix_tokens": True} if prefix else {}
+    given = trunk.forward_intermediates(
+        pixels,
+        indices=[k - 1 for k in sorted(blocks)] or [0],
+        stop_early=not end,
+        intermediates_only=not end,
+        **options,
+    )
+    tokens, grids = given if end else (None, given)
+    found = {}
+    for k, grid in zip(sorted(blocks), grids, strict=False):  # no block asked for: timm still returns one
+        grid, before = grid if prefix else (grid, None)
+        cls = before[:, 0] if prefix and trunk.cls_token is not None else None
+        found[k] = Tokens(cls, grid.flatten(2).transpose(1, 2))  # (n, d, h, w) -> (n, h * w, d)
+    return found, tokens
+
+
+def pooled(trunk: nn.Module, tokens: Tensor) -> Tensor:
+    """The feature before the classifier (n, d): class token, mean or attention pooling, as the model was trained."""
+    feature = trunk.forward_head(tokens, pre_logits=True)
+    return feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+
+
+def patches(trunk: nn.Module, tokens: Tensor) -> Tensor:
+    """Patch tokens (n, p, d) of forward_features."""
+    if tokens.ndim == 4:
+        channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).transpose(1, 2)
+    return tokens[:, getattr(trunk, "num_prefix_tokens", 0) :]

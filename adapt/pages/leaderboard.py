@@ -1,0 +1,240 @@
+"""Tables of many methods: which numbers stand where, how they are shown, and where they are marked as best."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from adapt.evaluation.bootstrap import ALL, distinct
+from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, WORST, Number, Place, Row
+from adapt.pages.tables import name_of
+from adapt.text import escape_markdown
+
+COSTS = {"trainable_parameters": "trainable parameters", "minutes": "minutes", "peak_memory_mib": "peak memory, MiB"}
+TOLERANCE = 0.05  # of the controls
+TIE = "†"
+ABOUT_NUMBERS = f"""\
+`0.874 [0.851, 0.896] ±0.004`: mean over training seeds, its 95 % interval (bootstrap over test groups, the same
+resamples for all rows, given the thresholds), and half the distance between the smallest and the largest seed.
+Seen generators have training images, unseen ones were never met. Columns without a view are means over the views;
+worst: the unseen generator with the lowest of these means, chosen anew in every resample. Balanced accuracy: at one
+threshold a detector, frozen on validation images. ECE: calibration error of p, all generators, 15 bins.
+**Bold**: the best of its column, where the interval of the paired difference from every other row (same resamples,
+95 %, not corrected for the number of comparisons) excludes 0. Elsewhere the best and all rows that are not separated
+from it carry {TIE}. Controls take no part, and nothing was selected on test data. Rows that one method could not read
+are left out of all."""
+ABOUT_TRANSFER = """\
+Mean balanced accuracy over all generators. Frozen: one threshold, from validation images of all views. Oracle: the
+best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
+over the frozen one is the price of a threshold that does not fit, and never below 0."""
+ABOUT_CONTROLS = f"""\
+Labels permuted in training, and metadata of the files only: passed if the interval touches 0.5 +- {TOLERANCE}.
+Processed reals, mean over views: failed if they raise surely more than {TOLERANCE} false alarms above those on
+unedited reals."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of numbers under a common heading; `marked` ones have a best."""
+
+    group: str
+    name: str
+    place: Place
+    marked: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.group}, {self.name}" if self.group else self.name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place: a word or a number, with its interval and spread over seeds, and what to sort by."""
+
+    value: str
+    key: float | str
+    between: tuple[str, ...] = ()  # the ends of the interval
+    spread: str = ""
+    mark: str = ""  # best, tie or ''
+    note: str = ""  # behind it: a name
+
+    @property
+    def text(self) -> str:
+        """All but the weight of the type."""
+        words = [self.value, f"[{', '.join(self.between)}]" if self.between else "", self.spread and f"±{self.spread}"]
+        return " ".join(word for word in [*words, self.note, TIE if self.mark == "tie" else ""] if word)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header of (common heading, name); a line stands above each row of `lines`.
+
+    The last `controls` rows are no competitors.
+    """
+
+    title: str
+    header: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Entry]]
+    about: str = ""
+    lines: Sequence[int] = field(default=())
+    controls: int = 0
+
+    @property
+    def titles(self) -> list[str]:
+        return [f"{group}, {name}" if group else name for group, name in self.header]
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(map(escape_markdown, self.titles)) + " |", "|" + " --- |" * len(self.header)]
+        for row in self.rows:
+            words = (escape_markdown(entry.text) for entry in row)
+            bold = (f"**{word}**" if entry.mark == "best" else word for word, entry in zip(words, row, strict=True))
+            lines.append("| " + " | ".join(bold) + " |")
+        return "\n".join(lines)
+
+
+def views_of(numbers: Sequence[Number]) -> list[str]:
+    return distinct(number.view for number in numbers if number.view not in ("", MEAN))
+
+
+def columns(views: Sequence[str]) -> list[Column]:
+    """Those of the first table, costs left out."""
+    return [
+        *(Column("AUC, seen", view, (ALL, view, "mean:seen", "auc"), True) for view in views),
+        *(Column("Balanced accuracy, seen", v, (ALL, v, "mean:seen", "balanced_accuracy"), True) for v in views),
+        Column("AUC, unseen", "mean", (ALL, MEAN, "mean:unseen", "auc"), True),
+        Column("AUC, unseen", "worst", (ALL, MEAN, WORST, "auc"), True),
+        Column("", "ECE", (ALL, MEAN, "mean:all", "ece"), True),
+        Column("", "false alarms on processed reals", (ALL, MEAN, "edit:all", "false_alarm")),
+    ]
+
+
+def headline(numbers: Sequence[Number]) -> Table:
+    """All methods, then the controls."""
+    at = by_row(numbers)
+    shown = [c for c in columns(views_of(numbers)) if any(c.place in of_row for of_row in at.values())]
+    header = [*_row_header(numbers), *((c.group, c.name) for c in shown), *(("", title) for title in COSTS.values())]
+    rows = []
+    for row, found in at.items():
+        entries = [entry(found.get(column.place), column.marked) for column in shown]
+        for i, column in enumerate(shown):
+            if column.place[2] == WORST and entries[i].value != "n/a":
+                entries[i] = _named(entries[i], worst(found, numbers))
+        rows.append([*_row_names(row, found, numbers), *entries, *(_cost(found, metric) for metric in COSTS)])
+    others = sum(map(is_control, at.values()))
+    return Table("Methods", header, rows, ABOUT_NUMBERS, [len(rows) - others], others)
+
+
+def transfer(numbers: Sequence[Number]) -> Table:
+    """Balanced accuracy at three thresholds and the gaps between them, a row for each method and view."""
+    header = [*_row_header(numbers), ("", "view")]
+    header += [("balanced accuracy", name) for name in ("frozen", "at p = 0.5", "oracle (upper bound)")]
+    header += [("gap", "oracle - frozen"), ("gap", "frozen - at 0.5")]
+    names = ("balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle", *GAPS)
+    rows, lines = [], []
+    for row, found in by_row(numbers).items():
+        if is_control(found):
+            continue
+        lines.append(len(rows))
+        for view in (*views_of(numbers), MEAN):
+            values = [entry(found.get((ALL, view, "mean:all", name)), sign="+" * (name in GAPS)) for name in names]
+            rows.append([*_row_names(row, found, numbers), Entry(view, view), *values])
+    return Table("Threshold transfer", header, rows, ABOUT_TRANSFER, lines[1:])
+
+
+def by_generator(numbers: Sequence[Number]) -> Table:
+    """AUC of each method and generator, mean over views."""
+    generators = generators_of(numbers)
+    keys = list(generators)
+    header = [*_row_header(numbers), *((met, name_of(key, keys)) for key, met in generators.items())]
+    rows = [
+        [*_row_names(row, found, numbers), *(entry(found.get((key[0], MEAN, key[1], "auc"))) for key in keys)]
+        for row, found in by_row(numbers).items()
+    ]
+    others = sum(is_control(found) for found in by_row(numbers).values())
+    return Table("AUC per generator, mean over views", header, rows, "", [len(rows) - others], others)
+
+
+def controls(numbers: Sequence[Number]) -> Table:
+    """What must be at chance, view by view, and false alarms on processed reals."""
+    rows = []
+    for row, found in by_row(numbers).items():
+        control = is_control(found)
+        for view in views_of(numbers) if control else (MEAN,):
+            place = (ALL, view, *(("mean:all", "auc") if control else ("edit:all", EXCESS)))
+            number = found.get(place)
+            if number is None or number.value != number.value:
+                continue
+            off = max(number.low - 0.5, 0.5 - number.high) if control else number.low
+            verdict = "n/a" if off != off else "passed" if off <= TOLERANCE else "FAILED"
+            what = "AUC, all generators" if control else "false alarms that processing adds"
+            words = [Entry(word, word) for word in (label(row, numbers), what, view, verdict)]
+            rows.append([*words[:3], entry(number, sign="" if control else "+"), words[3]])
+    header = [("", name) for name in ("method", "control", "view", "value", "verdict")]
+    return Table("Controls", header, rows, ABOUT_CONTROLS)
+
+
+def by_row(numbers: Sequence[Number]) -> dict[Row, dict[Place, Number]]:
+    """Methods first, controls last."""
+    out: dict[Row, dict[Place, Number]] = {}
+    for number in sorted(numbers, key=lambda number: number.role == "control"):
+        out.setdefault(number.row, {})[number.place] = number
+    return out
+
+
+def is_control(found: Mapping[Place, Number]) -> bool:
+    return next(iter(found.values())).role == "control"
+
+
+def generators_of(numbers: Sequence[Number]) -> dict[tuple[str, str], str]:
+    """(set, generator) -> seen, selection only or unseen, in this order."""
+    met = {"train": "seen", "val": "selection only", "": "unseen"}
+    own = [n for n in numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES)]
+    return {(n.set, n.generator): met[n.met] for n in sorted(own, key=lambda n: ("train", "val", "").index(n.met))}
+
+
+def worst(found: Mapping[Place, Number], numbers: Sequence[Number]) -> str:
+    """Name of the unseen generator with the lowest mean over views."""
+    keys = generators_of(numbers)
+    unseen = [number for key in keys if keys[key] == "unseen" and (number := found.get((key[0], MEAN, key[1], "auc")))]
+    known = [number for number in unseen if number.value == number.value]
+    lowest = min(known, key=lambda number: number.value)
+    return name_of((lowest.set, lowest.generator), list(keys))
+
+
+def label(row: Row, numbers: Sequence[Number]) -> str:
+    """A method's name, with its training views where there are several sets of them."""
+    return ", ".join(word for word in row if word) if _several(numbers) else row[0]
+
+
+def entry(number: Number | None, marked: bool = False, sign: str = "") -> Entry:
+    """A number to three digits; a missing one sorts last."""
+    if number is None or number.value != number.value:
+        return Entry("n/a", float("-inf"))
+    ends = () if number.low != number.low else tuple(f"{end:{sign}.3f}" for end in (number.low, number.high))
+    spread = f"{(number.seed_high - number.seed_low) / 2:.3f}" if number.seeds > 1 else ""
+    return Entry(f"{number.value:{sign}.3f}", number.value, ends, spread, number.mark if marked else "")
+
+
+def _cost(found: Mapping[Place, Number], metric: str) -> Entry:
+    number = found.get(("", "", "", metric))
+    if number is None or number.value != number.value:
+        return Entry("n/a", float("inf"))
+    return Entry(f"{number.value:.2f}" if metric == "minutes" else f"{number.value:,.0f}", number.value)
+
+
+def _named(given: Entry, name: str) -> Entry:
+    return Entry(given.value, given.key, given.between, given.spread, given.mark, name)
+
+
+def _several(numbers: Sequence[Number]) -> bool:
+    return len({number.trained_on for number in numbers} - {""}) > 1
+
+
+def _row_header(numbers: Sequence[Number]) -> list[tuple[str, str]]:
+    seeds = [("", "seeds")] if max(number.seeds for number in numbers) > 1 else []
+    return [("", "method"), *([("", "trained on")] if _several(numbers) else []), *seeds]
+
+
+def _row_names(row: Row, found: Mapping[Place, Number], numbers: Sequence[Number]) -> list[Entry]:
+    seeds = next(iter(found.values())).seeds
+    words = [Entry(row[0], row[0]), *([Entry(row[1], row[1])] if _several(numbers) else [])]
+    return [*words, *([Entry(str(seeds), seeds)] if max(number.seeds for number in numbers) > 1 else [])]

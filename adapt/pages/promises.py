@@ -1,0 +1,60 @@
+"""The part of a page about promises: what validation promised and what the test rows say of it."""
+
+from collections.abc import Sequence
+
+from adapt.errors import Refusal
+from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.decision import EVERY, Decision
+from adapt.evaluation.metrics import Cell, index
+from adapt.evaluation.promises import ERROR_RATE, OWN
+from adapt.pages.tables import grid, show, views_of
+
+PAGE = {  # row of the page: generator and metric
+    "photographs called fake": ("real", "sure_false_alarm"),
+    "processed ones called fake": ("edit:all", "sure_false_alarm"),
+    "seen fakes called real": ("mean:seen", "sure_miss"),
+    "unseen fakes called real": ("mean:unseen", "sure_miss"),
+    "called at all": ("mean:all", "coverage"),
+    "of these wrong": ("mean:all", "selective_error"),
+}
+ABOUT = (
+    "Stated error rate {rate:g}, promised from {real} validation groups with photographs and {fake} with fakes: of "
+    "images of new scenes like those, at most this share of photographs is called fake and at most this share of "
+    "fakes real; what is neither is unsure. With one threshold the promise is about all views together, with a "
+    "threshold for each quality about each of these views. It does not cover generators that validation lacks. Means "
+    "are over generators."
+)
+UNPROMISED = "No abstaining at a stated error rate: {why}."
+ABOUT_CALIBRATION = (
+    "ECE of p_fake as scored, and calibrated on validation ({kind} has the lowest cross-validated log loss there). "
+    "Balanced accuracy with one threshold, and with that of the view's own quality."
+)
+
+
+def promises_section(cells: Sequence[Cell], decision: Decision, rate: float = ERROR_RATE) -> str:
+    """The part of the page about them, from the cells of `evaluate` and `keep`."""
+    at, views = index(cells), views_of(cells)
+    page = ["## Promises"]
+    blocks = [suffix for suffix in ("", OWN) if any(cell.metric == "coverage" + suffix for cell in cells)]
+    if blocks:
+        groups = {what: len(decision.tables[f"{what}/{EVERY}"]) for what in ("real", "fake")}
+        page.append(ABOUT.format(rate=rate, **groups))
+    else:
+        try:
+            decision.rules(0.0, rate)
+        except Refusal as refusal:
+            page.append(UNPROMISED.format(why=refusal))
+    for suffix in blocks:
+        rows = [["one threshold" if suffix == "" else "a threshold for each quality", *views]]
+        for name, (generator, metric) in PAGE.items():
+            found = [at.get((ALL, view, generator, metric + suffix)) for view in views]
+            if any(found):
+                rows.append([name, *map(show, found)])
+        page.append(grid(rows))
+    measures = {"ECE": "ece", f"ECE, {decision.calibration.kind}": "ece_calibrated"}
+    if decision.thresholds:
+        measures |= {"balanced accuracy, one threshold": "balanced_accuracy"}
+        measures |= {"balanced accuracy, one for each quality": "balanced_accuracy" + OWN}
+    rows = [[name, *(show(at.get((ALL, v, "mean:all", m))) for v in views)] for name, m in measures.items()]
+    page += [grid([["all generators", *views], *rows]), ABOUT_CALIBRATION.format(kind=decision.calibration.kind)]
+    return "\n\n".join(page)

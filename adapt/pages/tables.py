@@ -1,0 +1,343 @@
+"""Numbers as a long CSV file, as a page of Markdown, and as text for a terminal."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from adapt.evaluation.attribution import ABSENT, EDIT, Attribution, Rate
+from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
+from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
+from adapt.evaluation.open_set import OPEN_SET
+from adapt.files import atomic, write_text
+from adapt.text import escape_markdown, plain
+
+COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
+COMPARED = ("auc", "balanced_accuracy", "real_first")  # on the page; the CSV file has every metric
+MET = {"train": "training", "val": "validation only", "": "never"}
+HOW_TO_READ = """\
+Read `0.874 [0.851, 0.896]` as the value and its 95 % interval: percentile bootstrap over groups (a photograph
+and its fakes are one group), given the threshold. AUC: the chance that a fake scores above a real image; 0.5
+is guessing. Each generator is compared with the unedited real images of its own set under the same view. Seen
+generators have training images, unseen ones were never met; one used for selection only stands apart. One
+threshold, frozen on validation images, serves all views. False alarms: share of real images called fake; a share of
+exactly 0 or 1 leaves nothing to resample, so read its empty interval as up to 3 / n."""
+EMBEDDED = """\
+**Embedded world**: procedural images drawn by this package, not photographs. These numbers show how the methods
+behave there; they say nothing about real cameras or generators."""
+ABOUT_METRICS = """\
+`_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
+ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
+weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer than
+100 and 20 real images that means without any. ece and `_oracle` grow when groups are drawn twice, so that their
+interval may lie above the value; likewise ap and auc with few groups."""
+HEADLINE = {
+    "view": (),
+    "AUC seen": ("mean:seen", "auc"),
+    "AUC unseen": ("mean:unseen", "auc"),
+    "AUC worst": ("worst:all", "auc"),
+    "balanced accuracy": ("mean:all", "balanced_accuracy"),
+    "false alarms": ("real", "false_alarm"),
+    "on processed reals": ("edit:all", "false_alarm"),
+}
+WEAKEST = 10  # cells on the page
+ABOUT_WEAKEST = (
+    "The lowest of {total} cells of a generator and a view, generators used for selection only left out, by the upper "
+    "end of the interval: a cell is surely no better than that, whereas a low value may be a few unlucky images."
+)
+ABOUT_WITHIN = (
+    "Each real image is compared with the fakes of its own group only, which removes content from the measurement: "
+    "what moves the scores of a photograph and its fakes alike changes nothing here. Real first: how often the real "
+    "image has the lowest score (a tie is shared); pair ranking: share of its fakes that score above it (a tie counts "
+    "half)."
+)
+ABOUT_P = "Paired bootstrap on the same resamples; p is two-sided, not corrected for the number of comparisons."
+
+ABOUT_CONTROLS = (
+    "Permuted labels and metadata only: passed if the interval touches 0.5 +- 0.05. Processed reals: failed if they "
+    "raise surely more than 0.05 false alarms above those on unedited reals. Each kind of processing is tested; those "
+    "that pass are not repeated here."
+)
+ABOUT_ATTRIBUTION = (
+    "An image is attributed to the class with the largest logit. Recall: share of a class's images attributed to it. "
+    "Macro recall and F1: means over the classes that training had and the test holds, of images of those classes "
+    "only, for no answer is right for a class absent in training. Open set: chance (AUROC; 0.5 is guessing) that a "
+    "fake of a trained class looks more familiar than a fake of an absent one, by the largest class logit, by the "
+    "logsumexp of all (energy) and by the largest softmax. Unknown: less familiar than 95 % of the validation fakes "
+    "of trained classes, by the measure that tells those best from fakes of no class there, or by the energy if there "
+    "are none. All unedited test images count, also those of generators that served selection."
+)
+SUMMARY = {
+    "macro recall": "macro_recall",
+    "macro F1": "macro_f1",
+    **{f"open set, {name.replace('_', ' ')}": f"auroc_{name}" for name in OPEN_SET},
+}
+REJECTED = {  # where validation could fix a cut
+    "fakes of absent classes called unknown": "unknown_absent",
+    "fakes of trained classes called unknown": "unknown_trained",
+}
+
+
+def write_tables(
+    cells: Sequence[Cell],
+    folder: str | Path,
+    provenance: Mapping[str, object] | None = None,
+    controls: Sequence[Control] = (),
+    differences: Sequence[Difference] = (),
+    sections: Sequence[str] = (),
+    attribution: Attribution | None = None,
+) -> None:
+    """Write metrics.csv and table.md into `folder`.
+
+    With `controls` also controls.csv, with `differences` comparison.csv, with `attribution` attribution.csv and
+    confusion.csv. `read_back.py` reads them.
+    """
+    folder = Path(folder)
+    _write_csv(folder / "metrics.csv", COLUMNS, cells)
+    if controls:
+        _write_csv(folder / "controls.csv", [field.name for field in fields(Control)], controls)
+    if differences:
+        _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
+    if attribution is not None:
+        rates = ("view", "label", "metric", "value", "low", "high", "n")
+        _write_csv(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
+        _write_csv(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
+    write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections, attribution))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[object], header: Mapping[str, str] = {}) -> None:
+    """Numbers in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`.
+
+    `columns` are the fields of the rows; `header` has those that the file calls otherwise.
+    """
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow([header.get(column, column) for column in columns])
+        for row in rows:
+            values = (getattr(row, column) for column in columns)
+            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
+
+
+def show(cell: Cell | Difference | Control | Rate | None, sign: str = "") -> str:
+    """`0.874 [0.851, 0.896]`, without an interval if there is none, or n/a."""
+    if cell is None or cell.value != cell.value:
+        return "n/a"
+    value = f"{cell.value:{sign}.3f}"
+    return value if cell.low != cell.low else f"{value} [{cell.low:{sign}.3f}, {cell.high:{sign}.3f}]"
+
+
+def views_of(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.view for cell in cells if cell.generator == "mean:all"))
+
+
+def generators_of(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """(set, generator) -> seen, the seen ones first."""
+    own = (c for c in cells if c.metric == "auc" and not c.generator.startswith(PREFIXES))
+    own = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
+    return {(cell.set, cell.generator): cell.seen for cell in own}
+
+
+def name_of(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
+    """A generator's name, with its set where there are several sets."""
+    return key[1] if len({name for name, _ in keys}) == 1 else f"{key[0] or '-'}/{key[1]}"
+
+
+def headline(cells: Sequence[Cell]) -> list[list[str]]:
+    """The header and one row a view: mean AUC seen and unseen, the worst, balanced accuracy, false alarms."""
+    at, generators = index(cells), generators_of(cells)
+    rows = [list(HEADLINE)]
+    for view in views_of(cells):
+        found = {key: at.get((key[0], view, key[1], "auc")) for key in generators}
+        worst = at[ALL, view, "worst:all", "auc"].value
+        names = [name_of(key, list(generators)) for key, cell in found.items() if cell and cell.value == worst]
+        row = [at.get((ALL, view, *key)) for key in HEADLINE.values() if key]
+        rows.append([view, *map(show, row)])
+        rows[-1][3] += f" {names[0]}" if names else ""
+    return rows
+
+
+def text(cells: Sequence[Cell]) -> str:
+    """The headline table in aligned columns, for a terminal."""
+    rows = [[plain(word) for word in row] for row in headline(cells)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = ([word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def markdown(
+    cells: Sequence[Cell],
+    provenance: Mapping[str, object] | None = None,
+    controls: Sequence[Control] = (),
+    differences: Sequence[Difference] = (),
+    sections: Sequence[str] = (),
+    attribution: Attribution | None = None,
+) -> str:
+    """The page: how to read it, headline, all metrics, generators, processed reals, further sections, provenance."""
+    embedded = any(cell.set == "embedded" for cell in cells)
+    page = ["# Results", *([EMBEDDED] if embedded else []), HOW_TO_READ]
+    page += ["## Headline", grid(headline(cells))]
+    page += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
+    page += _metrics(cells) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
+    page += [*_controls(controls), *_differences(differences), *sections]
+    page += (_attribution(attribution) if attribution else []) + _missing(cells)
+    page += ["## Provenance", facts_list(provenance or {"provenance": "none given"})]
+    return "\n\n".join(page) + "\n"
+
+
+def _metrics(cells: Sequence[Cell]) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
+    threshold = at[ALL, ALL, "pooled:val", "threshold"]
+    origin = f"from {threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
+    about = f"Threshold: logit {show(threshold)}, {origin}. {ABOUT_METRICS}"
+    return ["## All metrics, mean over all generators", grid([["metric", *views], *rows]), about]
+
+
+def _generators(cells: Sequence[Cell]) -> list[str]:
+    at, views, generators = index(cells), views_of(cells), generators_of(cells)
+    rows = [["generator", "met in", *views, "real", "fake"]]
+    for (name, generator), seen in generators.items():
+        found = [at.get((name, view, generator, "auc")) for view in views]
+        first = next(cell for cell in found if cell)
+        label = name_of((name, generator), list(generators))
+        rows.append([label, MET[seen], *map(show, found), str(first.n_real), str(first.n_fake)])
+    return ["## AUC per generator", grid(rows), "real, fake: readable rows of the first view."]
+
+
+def _weakest(cells: Sequence[Cell]) -> list[str]:
+    """Only where there are more cells than fit: fewer are seen at a glance in the table above."""
+    generators, ranked = generators_of(cells), weakest(cells, len(cells))
+    if len(ranked) <= WEAKEST:
+        return []
+    rows = [["generator", "met in", "view", "AUC", "real", "fake"]]
+    for cell in ranked[:WEAKEST]:
+        label = name_of((cell.set, cell.generator), list(generators))
+        rows.append([label, MET[cell.seen], cell.view, show(cell), str(cell.n_real), str(cell.n_fake)])
+    return ["## Weakest cells", grid(rows), ABOUT_WEAKEST.format(total=len(ranked))]
+
+
+def _within(cells: Sequence[Cell]) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    rows = [["within groups", "chance", *views, "real", "fake"]]
+    for metric in ("real_first", "pair_ranking"):
+        for label in GROUPED:
+            found = [at.get((ALL, view, label, metric)) for view in views]
+            if first := next((cell for cell in found if cell), None):
+                chance = at[ALL, first.view, label, "real_first_chance"].value if metric == "real_first" else 0.5
+                name = f"{metric.replace('_', ' ')}, {label.removeprefix('within:')} fakes"
+                rows.append([name, f"{chance:.3f}", *map(show, found), str(first.n_real), str(first.n_fake)])
+    counted = "real, fake: readable images of the first view in groups that have both."
+    return ["## Within groups", grid(rows), f"{ABOUT_WITHIN} {counted}"] if rows[1:] else []
+
+
+def _processed(cells: Sequence[Cell]) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    edits = {cell.generator for cell in cells if cell.set == ALL and cell.generator.startswith("edit:")}
+    if not edits:
+        return []
+    rows = [["processing", *views]]
+    for label in ("real", *sorted(edits - {"edit:all"}), "edit:all"):
+        found = (show(at.get((ALL, view, label, "false_alarm"))) for view in views)
+        rows.append(["none" if label == "real" else label.removeprefix("edit:"), *found])
+    return ["## False alarms on processed real images", grid(rows)]
+
+
+def _controls(controls: Sequence[Control]) -> list[str]:
+    if not controls:
+        return []
+    rows = [["control", "view", "value", "verdict"]]
+    # one kind of processing has its row only where it fails: its rates stand in the table above
+    shown = [
+        c for c in controls if c.verdict == "FAILED" or not c.name.startswith("processed reals") or ", all:" in c.name
+    ]
+    return ["## Controls", grid(rows + [[c.name, c.view, show(c), c.verdict] for c in shown]), ABOUT_CONTROLS]
+
+
+def _differences(differences: Sequence[Difference]) -> list[str]:
+    if not differences:
+        return []
+    rows = [["view", "of", "metric", "a", "b", "a - b", "p"]]
+    for d in differences:
+        if d.set == ALL and d.generator.startswith(("mean:", "worst:", "within:")) and d.metric in COMPARED:
+            a, b, p = ("n/a" if x != x else f"{x:.3f}" for x in (d.a, d.b, d.p))
+            rows.append([d.view, d.generator, d.metric, a, b, show(d, "+"), p])
+    return ["## Comparison: a is this table of scores, b the other", grid(rows), ABOUT_P]
+
+
+def _attribution(found: Attribution) -> list[str]:
+    """Means and open set, recall per class, what absent classes and processed reals are taken for."""
+    at = {(rate.view, rate.label, rate.metric): rate for rate in found.rates}
+    views = list(dict.fromkeys(rate.view for rate in found.rates))
+
+    def rows(first: str, kinds: Mapping[str, tuple[str, str]]) -> list[list[str]]:
+        return [[first, *views]] + [[name, *(show(at.get((v, *key))) for v in views)] for name, key in kinds.items()]
+
+    kinds = SUMMARY | (REJECTED if any(rate.metric in REJECTED.values() for rate in found.rates) else {})
+    summary = grid(rows("all classes", {name: (ALL, metric) for name, metric in kinds.items()}))
+    table = rows(found.column, {name: (name, "recall") for name in found.classes})
+    n = ["images", *(str(at[views[0], name, "recall"].n) for name in found.classes)]
+    recall = grid([[*row, count] for row, count in zip(table, n, strict=True)])
+    named = "Absent in training: {}. Trained, but without a test image: {}."
+    named = named.format(*(escape_markdown(", ".join(names)) or "none" for names in (found.absent, found.untested)))
+    page = ["## Attribution", summary, named, recall, f"images: readable ones of the first view. {ABOUT_ATTRIBUTION}"]
+    if any(count.true.startswith((ABSENT, EDIT)) for count in found.counts):
+        page += ["Taken for, the most frequent three of the classes:", grid(_taken_for(found, views))]
+    if skipped := [rate for rate in found.rates if rate.skipped]:
+        lines = (f"{r.metric} of {r.label}, view {r.view}: {r.skipped} resamples without its rows" for r in skipped)
+        page += ["Intervals that rest on fewer resamples:", "\n".join(f"- {escape_markdown(line)}" for line in lines)]
+    return page
+
+
+def _taken_for(found: Attribution, views: Sequence[str]) -> list[list[str]]:
+    """What absent classes and processed reals were attributed to, e.g. `gan 0.62, real 0.38`."""
+    shares: dict[str, dict[str, list[tuple[float, str]]]] = {}
+    for count in found.counts:
+        if count.true.startswith((ABSENT, EDIT)):
+            taken = shares.setdefault(count.true, {}).setdefault(count.view, [])
+            taken += [(count.share, count.predicted)] if count.count else []
+    rows = [["images of", *views]]
+    for label, of in shares.items():
+        best = [sorted(of.get(view, []), key=lambda pair: -pair[0])[:3] for view in views]
+        name = label if label.startswith(ABSENT) else f"processed reals, {label.removeprefix(EDIT)}"
+        rows.append([name, *(", ".join(f"{taken} {share:.2f}" for share, taken in pairs) or "n/a" for pairs in best)])
+    return rows
+
+
+def _missing(cells: Sequence[Cell]) -> list[str]:
+    """Unreadable rows, and why some numbers are n/a or rest on fewer resamples."""
+    rows = [["set", "view", "of", "rows"]]
+    rows += [[c.set or "-", c.view, c.generator, f"{c.value:.0f}"] for c in cells if c.metric == "unreadable"]
+    notes = []
+    if any(cell.metric == "threshold" and cell.value != cell.value for cell in cells):
+        notes.append("no validation rows of both classes, so no frozen threshold: what needs it is n/a")
+    for cell in cells:
+        if cell.metric == "auc" and not cell.generator.startswith(PREFIXES):
+            where = f"{cell.generator}, set {cell.set or '-'}, view {cell.view}"
+            if not cell.n_real or not cell.n_fake:
+                kind = "fake" if cell.n_real else "unedited real"
+                notes.append(f"{where}: no readable {kind} image here, so it is n/a and in no mean")
+            elif cell.skipped:
+                notes.append(f"{where}: {cell.skipped} resamples without one of the classes were skipped")
+        elif cell.set == ALL and cell.metric == "real_first" and cell.skipped:
+            where = f"{cell.generator}, view {cell.view}"
+            notes.append(f"{where}: {cell.skipped} resamples without a group that has both classes were skipped")
+    page = ["## Unreadable rows", grid(rows) if rows[1:] else "None."]
+    return page + (["## Notes", "\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])
+
+
+def facts_list(facts: Mapping[str, object], indent: str = "") -> str:
+    """A record as nested Markdown bullets."""
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}- {escape_markdown(str(key))}:", facts_list(value, indent + "  ")]
+        else:
+            value = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            lines.append(f"{indent}- {escape_markdown(str(key))}: {escape_markdown(value)}")
+    return "\n".join(line for line in lines if line)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    lines = ["| " + " | ".join(escape_markdown(word) for word in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])

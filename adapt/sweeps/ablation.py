@@ -1,0 +1,206 @@
+"""From a list of methods to runs of recipes, and from finished runs to numbers, pages and TensorBoard."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.data.manifest import Manifest
+from adapt.embedded import read_manifests
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.side_by_side import Number, Row, SideBySide, read_numbers, write_numbers
+from adapt.files import write_bytes, write_text
+from adapt.models.prompts import without_texts
+from adapt.pages import leaderboard
+from adapt.pages.drawing import png
+from adapt.sweeps.ablation_html import report
+from adapt.sweeps.ablation_page import Page, write_tables
+from adapt.sweeps.planned_runs import Cell, config_class, sweep_record, uses_gpu, write_sweep
+from adapt.text import escape_markdown
+from adapt.training.report import shown
+from adapt.training.tracking import write_side_by_side
+
+METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
+SHARED = (
+    *("manifest", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
+    "num_workers",
+)
+TOWER = ("learning_rate", "epochs", "groups")  # of recipes that train with optimizer steps on whole groups
+TRAINED_ON_GROUPS = ("lora", "pair")
+FINAL = {  # tag in TensorBoard: label and metric
+    "auc_seen": ("mean:seen", "auc"),
+    "auc_unseen": ("mean:unseen", "auc"),
+    "balanced_accuracy": ("mean:all", "balanced_accuracy"),
+    "ece": ("mean:all", "ece"),
+    "false_alarm": ("real", "false_alarm"),
+    "false_alarm_processed": ("edit:all", "false_alarm"),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe with flags. `once`: neither seed nor training views change it; `minutes` on the embedded world."""
+
+    name: str
+    recipe: str
+    flags: Mapping[str, Any]
+    minutes: float = float("nan")
+    texts: bool = False
+    once: bool = False
+
+    def cells(self, config: Any) -> dict[Row, list[Cell]]:
+        """A row for each set of training views, in it a cell for each seed."""
+        known = {field.name for field in fields(config_class(self.recipe))}
+        names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
+        given = {name: getattr(config, name) for name in names if name in known}
+        given = {name: value for name, value in given.items() if value is not None} | dict(self.flags)
+        rows = {}
+        for views in [",".join(config.test_views)] if self.once else config.train_on:
+            row = self.name, "" if self.once else views
+            flags = given | {"train_views": tuple(views.split(","))}
+            rows[row] = [
+                Cell(
+                    "-".join(word for word in (self.name, row[1].replace(",", "_"), f"seed{seed}") if word),
+                    self.recipe,
+                    flags | ({"seeds": (seed,)} if "seeds" in known else {"seed": seed}),
+                )
+                for seed in config.seeds[: 1 if self.once else None]
+            ]
+        return rows
+
+
+def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
+    """Why this backbone cannot do some of the methods, by their names."""
+    why = without_texts(backbone) if any(method.texts for method in methods) else ""
+    return {method.name: why for method in methods if method.texts and why}
+
+
+def measure(
+    rows: Mapping[Row, Sequence[Cell]], controls: Collection[str], root: Path, resamples: int
+) -> tuple[SideBySide, list[Number]]:
+    """Numbers of finished cells, by row one a seed; the rows of methods named in `controls` are marked as such."""
+    tables = {row: [_scores(cell, root) for cell in of_row] for row, of_row in rows.items()}
+    compared = {row: found for row, found in tables.items() if row[0] not in controls}
+    others = {row: found for row, found in tables.items() if row[0] in controls}
+    left = (root / cell.name / "metadata.parquet" for of_row in rows.values() for cell in of_row)
+    if of_metadata := next((path for path in left if path.is_file()), None):
+        others[METADATA] = [Scores.read(of_metadata)]
+    beside = SideBySide(resamples)
+    beside.add(compared, others)
+    views = list(dict.fromkeys(next(iter(compared.values()))[0]["view"]))
+    marked = [column.place for column in leaderboard.columns(views) if column.marked]
+    costs = [number for row, cells in rows.items() for number in _costs(row, cells, controls, root)]
+    return beside, [*beside.numbers(compared, marked), *costs]
+
+
+def _scores(cell: Cell, root: Path) -> Scores:
+    path = root / cell.name / "scores.parquet"
+    if not path.is_file():
+        raise Refusal(f"{path} is missing, although the run is finished: delete {path.parent} and start again")
+    return Scores.read(path)
+
+
+def _costs(row: Row, cells: Sequence[Cell], controls: Collection[str], root: Path) -> Iterator[Number]:
+    records = [cell.record(root) for cell in cells]
+    found = {
+        "trainable_parameters": [record["trainable_parameters"] for record in records],
+        "minutes": [record["training_minutes"] for record in records],
+        "peak_memory_mib": [record.get("peak_gpu_memory_mib", record["peak_memory_mib"]) for record in records],
+    }
+    nan, role = float("nan"), "control" if row[0] in controls else "method"
+    for metric, values in found.items():
+        value = float(max(values) if metric == "peak_memory_mib" else np.mean(values))
+        ends = float(min(values)), float(max(values))
+        yield Number(*row, len(records), "", "", "", metric, value, nan, nan, *ends, role=role)
+
+
+def write_page(
+    config: Any,
+    rows: Mapping[Row, Sequence[Cell]],
+    controls: Collection[str],
+    root: Path,
+    impossible: Mapping[str, str],
+    failed: Mapping[str, str],
+) -> None:
+    """Everything about the finished cells; the record only when none is missing."""
+    missing = [cell.name for of_row in rows.values() for cell in of_row if cell.state(root) != "finished"]
+    done = {row: [cell for cell in of_row if cell.name not in missing] for row, of_row in rows.items()}
+    done = {row: of_row for row, of_row in done.items() if of_row}
+    if not any(name not in controls for name, _ in done):
+        return print("no page yet: no run of a method is finished")
+    every = [cell for of_row in done.values() for cell in of_row]
+    beside, numbers = measure(done, controls, root, config.resamples)
+    write_numbers(root / "ablation.csv", numbers)
+    record = sweep_record(config, every, root)
+    digests = {"manifest digest": record["identity"]["data"], "weights digest": record["identity"]["base"]["weights"]}
+    page = Page(
+        read_numbers(root / "ablation.csv"),  # what another reader of the file would see
+        "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included",
+        {cell.name: f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}" for cell in every},
+        shown(record) | {"seeds": config.seeds} | digests,
+        {row: [root / cell.name for cell in of_row] for row, of_row in done.items()},
+        missing,
+        impossible,
+        failed,
+    )
+    sections = write_tables(root, page)
+    figures = {name: png(figure) for name, figure in page.figures().items()}
+    for name, data in figures.items():
+        write_bytes(root / "figures" / f"{name}.png", data)
+        sections.append(f"![{name}](figures/{name}.png)")
+    for title, reasons in (("Not applicable", impossible), ("Failed", failed)):
+        lines = [f"- {name}: {escape_markdown(' '.join(why.split()))}" for name, why in reasons.items()]
+        sections += [f"## {title}", "\n".join(lines)] if lines else []
+    sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
+    images = _images(config, record) if config.pictures else None
+    write_text(root / "report.html", report(page, figures, images, config.pictures))
+    write_tensorboard(root, done, beside)
+    write_sweep(config, every, root, sections, missing)
+
+
+def _images(config: Any, record: Mapping[str, Any]) -> Manifest | None:
+    """The manifest that the runs saw; None if it is gone or says something else by now."""
+    try:
+        rows = read_manifests(config.manifest)
+    except Refusal:
+        return None
+    return rows if rows.digest == record["identity"]["data"] else None
+
+
+def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[Cell]], beside: SideBySide) -> None:
+    """All finished cells under ROOT/tensorboard: settings with final numbers, and charts by view."""
+    runs = {}
+    for row, of_row in rows.items():
+        for i, cell in enumerate(of_row):
+            found = beside.single(row, i)
+            finals = {}
+            for (_, view, label, metric), value in found.items():
+                finals |= {f"{view}/{tag}": value for tag, key in FINAL.items() if key == (label, metric)}
+            seed = (cell.flags.get("seeds") or [cell.flags["seed"]])[0]
+            settings = {"method": row[0], "trained_on": row[1], "seed": seed, "recipe": cell.recipe}
+            for name, value in cell.flags.items():
+                if name not in (*settings, "seeds", "train_views"):
+                    settings[name] = " ".join(map(str, value)) if isinstance(value, tuple | list) else _word(value)
+            costs = {number.metric: number.value for number in _costs(row, [cell], (), root)}
+            runs[cell.name] = settings, finals | {f"cost/{metric}": value for metric, value in costs.items()}
+    views = dict.fromkeys(tag.partition("/")[0] for _, finals in runs.values() for tag in finals)
+    charts = {
+        view: {
+            "AUC": [f"^{re.escape(view)}/auc_(seen|unseen)$"],
+            "balanced accuracy": [f"^{re.escape(view)}/balanced_accuracy$"],
+            "false alarms": [f"^{re.escape(view)}/false_alarm(_processed)?$"],
+            "validation while training": [f"^val/{re.escape(view)}/auc$"],
+        }
+        for view in views
+        if view != "cost"
+    }
+    write_side_by_side(root / "tensorboard", runs, charts)
+
+
+def _word(value: Any) -> str | float:
+    return value if isinstance(value, bool | int | float) else str(value)

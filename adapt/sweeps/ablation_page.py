@@ -1,0 +1,112 @@
+"""What the finished runs of an ablation say, as tables and figures; all made from the numbers of ablation.csv."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.side_by_side import MEAN, Number, Row, write_numbers
+from adapt.files import write_text
+from adapt.pages import leaderboard
+from adapt.pages.drawing import cost_against_accuracy, heat_map, methods_over_views
+from adapt.pages.latex import table as latex_table
+from adapt.pages.leaderboard import COSTS, Table
+from adapt.sweeps.frontier import undominated
+
+ABOUT_COSTS = """\
+Minutes: training with its validation and choices, mean over seeds; decoding and encoding, which methods on frozen
+features share through their cache, are left out. Memory: peak of the {memory}, the largest of the seeds."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the finished runs say, for a page of any kind; tables and figures are made from `numbers` alone."""
+
+    numbers: Sequence[Number]
+    memory: str  # what the peak memory is the peak of
+    commands: Mapping[str, str] = field(default_factory=dict)  # by cell, as a shell takes them
+    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance
+    runs: Mapping[Row, Sequence[Path]] = field(default_factory=dict)  # folders of the finished runs, one a seed
+    missing: Sequence[str] = ()  # cells that are not finished
+    impossible: Mapping[str, str] = field(default_factory=dict)  # methods, and why this backbone cannot do them
+    failed: Mapping[str, str] = field(default_factory=dict)  # cells, and their last words
+
+    def tables(self) -> list[Table]:
+        head = leaderboard.headline(self.numbers)
+        head = replace(head, about=f"{head.about}\n\n{ABOUT_COSTS.format(memory=self.memory)}")
+        made = (leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
+        return [head, *(table for make in made if (table := make(self.numbers)).rows)]
+
+    def figures(self) -> dict[str, Figure]:
+        """By name: heat map, AUC over views, and cost against accuracy."""
+        return {
+            "generators": _heat_map(self.numbers),
+            "auc_per_view": _over_views(self.numbers),
+            "cost": _cost_figure(self.numbers),
+        }
+
+
+def write_tables(root: Path, page: Page) -> list[str]:
+    """ablation.tex, generators.csv, and the sections of a page of Markdown; the first is the first table alone."""
+    tables = page.tables()
+    names = [f"tab:{re.sub('[^a-z]+', '-', table.title.lower()).strip('-')}" for table in tables]
+    write_text(root / "ablation.tex", "\n".join(map(latex_table, tables, names)))
+    own = [n for n in page.numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES)]
+    write_numbers(root / "generators.csv", own)
+    sections = [tables[0].markdown(), tables[0].about]
+    for table in tables[1:]:
+        sections += [f"## {table.title}", table.markdown(), *([table.about] if table.about else [])]
+    return sections
+
+
+def _at(numbers: Sequence[Number]) -> dict[str, dict[tuple[str, str, str, str], Number]]:
+    """By the name of a row; controls left out."""
+    rows = leaderboard.by_row(numbers).items()
+    return {leaderboard.label(row, numbers): found for row, found in rows if not leaderboard.is_control(found)}
+
+
+def _heat_map(numbers: Sequence[Number]) -> Figure:
+    table = leaderboard.by_generator(numbers)
+    rows = leaderboard.by_row(numbers)
+    skipped = len(table.header) - len(leaderboard.generators_of(numbers))
+    values = [[entry.key if entry.value != "n/a" else np.nan for entry in row[skipped:]] for row in table.rows]
+    columns = [f"{name} ({met.split()[0]})" for met, name in table.header[skipped:]]
+    methods = sum(not leaderboard.is_control(found) for found in rows.values())
+    return heat_map(
+        np.array(values, dtype=np.float64),
+        [leaderboard.label(row, numbers) for row in rows],
+        columns,
+        "AUC, mean over views",
+        limits=(0.5, 1.0),
+        digits=2,
+        lines=[methods] if methods < len(rows) else [],
+    )
+
+
+def _over_views(numbers: Sequence[Number]) -> Figure:
+    views, at = leaderboard.views_of(numbers), _at(numbers)
+    kinds = {}
+    for kind in ("seen", "unseen"):
+        places = [(ALL, view, f"mean:{kind}", "auc") for view in views]
+        kinds[f"{kind} generators"] = {name: [found[place] for place in places] for name, found in at.items()}
+    return methods_over_views(views, kinds)
+
+
+def _cost_figure(numbers: Sequence[Number]) -> Figure:
+    at = _at(numbers)
+    costs = {title: [found["", "", "", metric].value for found in at.values()] for metric, title in COSTS.items()}
+    kinds = {}
+    for kind in ("unseen", "seen"):
+        kinds[f"AUC, {kind}"] = [found[ALL, MEAN, f"mean:{kind}", "auc"] for found in at.values()]
+    on = {
+        (cost, kind): undominated(place, [cell.value for cell in cells])
+        for cost, place in costs.items()
+        for kind, cells in kinds.items()
+    }
+    return cost_against_accuracy(list(at), costs, kinds, on)

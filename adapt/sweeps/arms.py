@@ -1,0 +1,55 @@
+"""Variants of one recipe, each with several seeds: run, averaged over the seeds, compared with the first variant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.sweeps.planned_runs import Cell, run_cells, write_sweep
+from adapt.training.comparison import Study, contrast
+
+ABOUT = """\
+Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired bootstrap over test
+groups (95 %, p not corrected for the number of comparisons), and the range of the differences of single seeds.
+`better` and `worse` are said only where the interval excludes 0. In the tables of means the brackets hold the
+smallest and the largest value of a seed."""
+
+
+def run_variants(
+    config: Any, recipe: str, variants: Mapping[str, Mapping[str, Any]], seeds: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Run `recipe` once for each variant and seed, in folders VARIANT-seedN, and write the page that compares them.
+
+    `variants` and `seeds` say which fields of `config` each of them changes; all others are passed on.
+    """
+    root = Path(config.output_dir)
+    changed = {name for change in (*variants.values(), *seeds.values()) for name in change} | {"output_dir"}
+    given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changed}
+    cells = {
+        (variant, seed): Cell(f"{variant}-seed{seed}", recipe, given | change | of_seed)
+        for seed, of_seed in seeds.items()
+        for variant, change in variants.items()
+    }
+    if failed := run_cells(list(cells.values()), root):
+        raise Refusal(f"{', '.join(failed)} failed, see the .log files in {root}: the same command tries again")
+    sections, study = _compare(config, cells, list(variants), list(seeds), root)
+    study.write_csv(root / "metrics.csv")
+    write_sweep(config, list(cells.values()), root, sections)
+
+
+def _compare(
+    config: Any, cells: Mapping[tuple[str, int], Cell], variants: Sequence[str], seeds: Sequence[int], root: Path
+) -> tuple[list[str], Study]:
+    scores = {run: Scores.read(root / cell.name / "scores.parquet") for run, cell in cells.items()}
+    study = Study(("variant", "seed"), config.resamples, config.seed)
+    for variant in variants:
+        for seed in seeds:
+            study.add((variant, str(seed)), scores[variant, seed])
+    sections = []
+    for other in variants[1:]:
+        pairs = [(scores[variants[0], seed], scores[other, seed]) for seed in seeds]
+        sections += contrast((variants[0], other), pairs, config.resamples, config.seed)
+    means = study.over_last_key().grids()
+    return [means[1], ABOUT.format(seeds=len(seeds)), *sections, *means], study

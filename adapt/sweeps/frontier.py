@@ -1,0 +1,160 @@
+"""Cost against accuracy: what finished runs of recipes/lora.py cost and reach, and which of them nothing dominates."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from adapt.evaluation import metrics
+from adapt.evaluation.bootstrap import ALL, distinct, interval, replicate
+from adapt.evaluation.scores import Scores
+from adapt.files import atomic
+from adapt.pages.drawing import cost_against_accuracy
+from adapt.pages.tables import show
+from adapt.sweeps.planned_runs import Cell
+
+KINDS = {"AUC seen": "mean:seen", "AUC unseen": "mean:unseen", "AUC worst": "worst:all"}
+COSTS = ("trainable parameters", "minutes", "peak memory, MiB")
+MEAN = "mean"  # in place of a view: over all of them
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration: means over its seeds (memory: the most), and AUC by (view or MEAN, kind)."""
+
+    name: str
+    learning_rate: float
+    parameters: int
+    minutes: float
+    memory: int  # of the GPU's tensors if there is a GPU, else of the process
+    aucs: Mapping[tuple[str, str], metrics.Cell]
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        return self.parameters, self.minutes, self.memory
+
+
+def validation(cells: Sequence[Cell], root: Path) -> float:
+    """Mean validation score over seeds: what may choose between settings."""
+    return float(np.mean([cell.record(root)["validation_score"] for cell in cells]))
+
+
+def measure(name: str, learning_rate: float, cells: Sequence[Cell], root: Path, resamples: int) -> Point:
+    """The point of one configuration from its runs, one a seed."""
+    records = [cell.record(root) for cell in cells]
+    tables = [Scores.read(root / cell.name / "scores.parquet") for cell in cells]
+    return Point(
+        name,
+        learning_rate,
+        records[0]["trainable_parameters"],
+        float(np.mean([record["training_minutes"] for record in records])),
+        max(record.get("peak_gpu_memory_mib", record["peak_memory_mib"]) for record in records),
+        over_views(tables, resamples),
+    )
+
+
+def over_views(tables: Sequence[Scores], resamples: int) -> dict[tuple[str, str], metrics.Cell]:
+    """AUC of each view and the mean over views, of tables of the same test rows averaged; by (view, kind).
+
+    Views and tables share each resample of groups, so that the interval of a mean is that of the mean. The draws
+    depend on the rows alone: those of two configurations are paired.
+    """
+    values: dict[tuple[str, str], np.ndarray] = {}
+    counts: dict[str, tuple[int, int]] = {}
+    for scores in tables:
+        test = scores.select(scores["split"] == "test")
+        for (scope, view, label), found in replicate(test, float("nan"), resamples, seed=0).items():
+            if scope == ALL and label in KINDS.values():
+                values[view, label] = values.get((view, label), 0) + found.values["auc"] / len(tables)
+                counts[label] = found.n_real, found.n_fake
+    views = distinct(view for view, _ in values)
+    out = {}
+    for kind, label in KINDS.items():
+        values[MEAN, label] = np.mean([values[view, label] for view in views], axis=0)
+        for view in (MEAN, *views):
+            drawn = values[view, label]
+            low, high, skipped = interval(drawn[1:])
+            numbers = (float(drawn[0]), low, high, *counts[label], skipped)
+            out[view, kind] = metrics.Cell(ALL, view, label, "auc", *numbers)
+    return out
+
+
+def undominated(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Whether no other point is at most as costly and at least as good, and better in one of both; a NaN never is."""
+    points = list(zip(costs, values, strict=True))
+    return [
+        value == value and not any(c <= cost and v >= value and (c < cost or v > value) for c, v in points)
+        for cost, value in points
+    ]
+
+
+def frontiers(points: Sequence[Point]) -> dict[tuple[str, str], list[bool]]:
+    """By (cost, kind): which points are undominated, by the mean over views."""
+    return {
+        (cost, kind): undominated([p.costs[i] for p in points], [p.aucs[MEAN, kind].value for p in points])
+        for i, cost in enumerate(COSTS)
+        for kind in KINDS
+    }
+
+
+def headline(points: Sequence[Point]) -> list[list[str]]:
+    """A header and a row for each point: costs, mean AUCs, and the kinds of AUC by which no cheaper row is as good."""
+    on = frontiers(points)
+    rows = [["configuration", "learning rate", *COSTS, *KINDS, "on the frontier of"]]
+    for i, point in enumerate(points):
+        costs = [f"{point.parameters:,}", f"{point.minutes:.1f}", f"{point.memory:,}"]
+        aucs = [show(point.aucs[MEAN, kind]) for kind in KINDS]
+        of = ", ".join(kind.removeprefix("AUC ") for kind in KINDS if on[COSTS[0], kind][i])
+        rows.append([point.name, f"{point.learning_rate:g}", *costs, *aucs, of])
+    return rows
+
+
+def per_view(points: Sequence[Point], kind: str = "AUC unseen") -> list[list[str]]:
+    """A header and a row for each point: one kind of AUC under every view."""
+    views = [key for key in points[0].aucs if key[1] == kind and key[0] != MEAN]
+    rows = [["configuration", *(view for view, _ in views)]]
+    return [*rows, *([point.name, *(show(point.aucs[key]) for key in views)] for point in points)]
+
+
+def figure(points: Sequence[Point]) -> Figure:
+    """All costs against AUC unseen and seen, means over views."""
+    return cost_against_accuracy(
+        [point.name for point in points],
+        {cost: [point.costs[i] for point in points] for i, cost in enumerate(COSTS)},
+        {kind: [point.aucs[MEAN, kind] for point in points] for kind in ("AUC unseen", "AUC seen")},
+        frontiers(points),
+    )
+
+
+def write_csv(path: Path, points: Sequence[Point]) -> None:
+    """One line for each configuration, view and kind, numbers in full, NaN as n/a."""
+    on = frontiers(points)
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        names = ("trainable_parameters", "training_minutes", "peak_memory_mib", "view", "generators", "auc")
+        out.writerow(["configuration", "learning_rate", *names, "low", "high", "n_real", "n_fake", "on_frontier"])
+        for i, point in enumerate(points):
+            for (view, kind), cell in point.aucs.items():
+                numbers = ("n/a" if x != x else x for x in (cell.value, cell.low, cell.high))
+                row = [point.name, point.learning_rate, *point.costs, view, cell.generator, *numbers]
+                known = int(on[COSTS[0], kind][i]) if view == MEAN else ""
+                out.writerow([*row, cell.n_real, cell.n_fake, known])
+
+
+def read_csv(path: Path) -> list[Point]:
+    """The points of a file that `write_csv` left."""
+    kinds = {label: kind for kind, label in KINDS.items()}
+    given: dict[str, tuple] = {}
+    aucs: dict[str, dict[tuple[str, str], metrics.Cell]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            name, view, label = row["configuration"], row["view"], row["generators"]
+            costs = (row["trainable_parameters"], row["training_minutes"], row["peak_memory_mib"])
+            given[name] = float(row["learning_rate"]), int(costs[0]), float(costs[1]), int(costs[2])
+            numbers = (float("nan") if row[x] == "n/a" else float(row[x]) for x in ("auc", "low", "high"))
+            cell = metrics.Cell(ALL, view, label, "auc", *numbers, int(row["n_real"]), int(row["n_fake"]))
+            aucs.setdefault(name, {})[view, kinds[label]] = cell
+    return [Point(name, *of, aucs[name]) for name, of in given.items()]

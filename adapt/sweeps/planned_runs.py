@@ -1,0 +1,289 @@
+"""Many runs of recipes from one command: a plan of cells, each a run of its own under one folder.
+
+    ROOT/NAME/      the run directory of a cell, exactly what its recipe leaves there
+    ROOT/NAME.log   what the recipe said, of every try
+
+A cell runs as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one do
+not touch the next. What is finished is not run again, what was stopped continues, what fails is reported, and the
+rest goes on. Several starts may share a folder: by `--shard` on many machines, and a cell that another start is
+busy with refuses a second one by itself.
+"""
+
+import csv
+import difflib
+import fnmatch
+import importlib.util
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from adapt import provenance
+from adapt.cli import as_dict, dump
+from adapt.errors import Refusal
+from adapt.evaluation import metrics
+from adapt.files import write_text
+from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
+from adapt.text import plain
+from adapt.training.report import shown
+from adapt.training.run import NOT_IDENTITY
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
+LAST_LINES = 5  # of the log of a failed cell
+State = Literal["finished", "stopped", "to do"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its folder's name, its recipe, and the fields of the recipe's `Config` that are not its defaults."""
+
+    name: str
+    recipe: str
+    flags: Mapping[str, Any]
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """The same for cells that differ in the seed only."""
+        return self.recipe, repr({name: value for name, value in self.flags.items() if name not in ("seed", "seeds")})
+
+    def config(self, root: Path) -> Any:
+        """The recipe's own config; an unknown flag and an impossible value are refused before anything runs."""
+        if not NAME.fullmatch(self.name):
+            raise Refusal(f"cell {self.name!r}: a name is a folder's, of letters, digits and . @ + - _")
+        of_recipe = config_class(self.recipe)
+        known = [field.name for field in fields(of_recipe)]
+        for flag in self.flags:
+            if flag not in known or flag == "output_dir":
+                near = difflib.get_close_matches(flag, known, n=1)
+                hint = f", perhaps you meant {near[0]!r}" if near else ""
+                raise Refusal(f"cell {self.name}: recipes/{self.recipe}.py has no flag {flag!r} for it{hint}")
+        return of_recipe(**self.flags, output_dir=root / self.name)
+
+    def state(self, root: Path) -> State:
+        """`finished`: a complete record of this very config. With another config the recipe itself refuses."""
+        folder, now = root / self.name, as_dict(self.config(root))
+        if (folder / "provenance.json").is_file():
+            before = self.record(root)["identity"]
+            if all(before.get(key) == value for key, value in now.items() if key not in NOT_IDENTITY):
+                return "finished"
+        return "stopped" if (folder / "config.yaml").is_file() else "to do"
+
+    def arguments(self, root: Path) -> list[str]:
+        """The flags as words."""
+        words = []
+        for name, value in self.flags.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no_{name}")
+            else:
+                words += [f"--{name}", *map(str, value if isinstance(value, tuple | list) else [value])]
+        return [*words, "--output_dir", str(root / self.name)]
+
+    def command(self, root: Path, processes: int = 1) -> list[str]:
+        """The words that start it. Several processes: `accelerate launch`, or without a GPU torch's own launcher."""
+        launcher = [sys.executable]
+        if processes > 1 and torch.cuda.is_available():
+            launcher += ["-m", "accelerate.commands.launch", "--quiet", "--num_processes", str(processes)]
+            launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+            launcher += ["--main_process_port", "0"]  # any free one: another start may launch here, too
+        elif processes > 1:  # where accelerate would start one only
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return [*launcher, str(RECIPES / f"{self.recipe}.py"), *self.arguments(root)]
+
+    def record(self, root: Path) -> dict[str, Any]:
+        """provenance.json of a finished cell."""
+        return json.loads((root / self.name / "provenance.json").read_text(encoding="utf-8"))
+
+
+def config_class(recipe: str) -> type:
+    """The `Config` of a recipe, by its file's name."""
+    path = RECIPES / f"{recipe}.py"
+    if not path.is_file():
+        raise Refusal(f"no recipe {recipe!r}; there are: {', '.join(sorted(p.stem for p in RECIPES.glob('*.py')))}")
+    spec = importlib.util.spec_from_file_location(recipe, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Config
+
+
+def select(cells: Sequence[Cell], only: Sequence[str] = (), shard: int = 0, num_shards: int = 1) -> list[Cell]:
+    """The cells whose name matches one of the patterns `only` (`lora-*`; none: all), and of those every n-th."""
+    if len({cell.name for cell in cells}) < len(cells):
+        raise Refusal("two cells have one name: " + ", ".join(cell.name for cell in cells))
+    if not 0 <= shard < num_shards:
+        raise Refusal(f"--shard {shard}: with --num_shards {num_shards} give 0 to {num_shards - 1}")
+    for pattern in only:
+        if not fnmatch.filter([cell.name for cell in cells], pattern):
+            raise Refusal(f"--only {pattern}: no such cell; there are: {', '.join(cell.name for cell in cells)}")
+    chosen = [cell for cell in cells if not only or any(fnmatch.fnmatchcase(cell.name, p) for p in only)]
+    return chosen[shard::num_shards]
+
+
+def plan(cells: Sequence[Cell], root: Path, guess: Mapping[str, float] | None = None) -> str:
+    """One line a cell: state, minutes, command; the sum.
+
+    Minutes are those that it took, or those of finished cells that differ from it in the seed only, or the `guess` by
+    its name, or those of finished cells of the same recipe, whichever comes first.
+    """
+    states = {cell.name: cell.state(root) for cell in cells}
+    took = {cell.name: cell.record(root)["seconds"] / 60 for cell in cells if states[cell.name] == "finished"}
+    like: dict[object, list[float]] = {}
+    for cell in cells:
+        for kind in (cell.kind, cell.recipe) if cell.name in took else ():
+            like.setdefault(kind, []).append(took[cell.name])
+
+    def estimate(cell: Cell) -> float | None:
+        of_kind, of_recipe = (statistics.median(like[k]) if k in like else None for k in (cell.kind, cell.recipe))
+        return next((m for m in (of_kind, (guess or {}).get(cell.name), of_recipe) if m is not None), None)
+
+    usual = {cell.name: minutes for cell in cells if (minutes := estimate(cell)) is not None}
+    width, lines = max((len(name) for name in states), default=0), []
+    for cell in cells:
+        about = f"about {usual[cell.name]:.1f}" if cell.name in usual else "unknown"
+        minutes = f"{took[cell.name]:.1f}" if cell.name in took else about
+        command = f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}"
+        lines.append(f"{cell.name:{width}}  {states[cell.name]:8}  {minutes:>10} min  {command}")
+    todo = [cell for cell in cells if cell.name not in took]
+    known = [usual[cell.name] for cell in todo if cell.name in usual]
+    rest = f", about {sum(known):.0f} min" if known else ""
+    rest += f", {len(todo) - len(known)} of unknown length" if len(known) < len(todo) else ""
+    return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} to run{rest}"])
+
+
+def run_cells(
+    cells: Sequence[Cell], root: Path, processes: int = 1, say: Callable[[str], None] = print
+) -> dict[str, str]:
+    """Run what is not finished, one after the other; returns the last lines of the log of each that failed, by name.
+
+    SIGINT, SIGTERM and SIGHUP reach the cell as a SIGTERM, so that it writes a checkpoint; then this process ends. A
+    second one kills the cell.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Refusal("many cells are started by one process: use plain python, and --processes N for each cell")
+    todo = [cell for cell in cells if cell.state(root) != "finished"]
+    failed = {}
+    for number, cell in enumerate(todo, start=1):
+        root.mkdir(parents=True, exist_ok=True)
+        log = root / f"{cell.name}.log"
+        begin = log.stat().st_size if log.is_file() else 0
+        say(f"[{number}/{len(todo)}] {cell.name}: started, see {log}")
+        status = _run(cell.command(root, processes), log, processes, say)
+        if status == 0 and cell.state(root) == "finished":
+            say(f"[{number}/{len(todo)}] {cell.name}: finished in {cell.record(root)['seconds'] / 60:.1f} min")
+        else:
+            failed[cell.name] = _last_lines(log, begin)
+            say(f"[{number}/{len(todo)}] {cell.name}: FAILED with status {status}, last lines:\n{failed[cell.name]}")
+    return failed
+
+
+def _run(command: list[str], log: Path, processes: int, say: Callable[[str], None]) -> int:
+    """Exit status of the command, which has a session of its own: a Ctrl-C comes through this process alone."""
+    stop: list[int] = []
+    child: subprocess.Popen | None = None
+
+    def pass_on(number: int, _frame: Any) -> None:
+        stop.append(number)
+        if child is not None and child.returncode is None:
+            os.killpg(child.pid, signal.SIGTERM if len(stop) == 1 else signal.SIGKILL)
+
+    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in wanted}
+    try:
+        with log.open("ab") as out:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"ADAPT_PROCESSES": str(processes)},
+                start_new_session=True,
+            )
+            if stop:  # it came while the child was being started
+                os.killpg(child.pid, signal.SIGTERM)
+            status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop:
+        say("stopped; start the same command again to continue")
+        sys.exit(128 + stop[0])
+    return status
+
+
+def _last_lines(log: Path, begin: int) -> str:
+    """The end of what one try said; progress bars and blank lines left out."""
+    said = (log.read_bytes() if log.is_file() else b"")[begin:].decode("utf-8", "replace").splitlines()
+    kept = [plain(line) for line in said if line.strip() and "%|" not in line]
+    return "\n".join(f"    {line[:300]}" for line in kept[-LAST_LINES:]) or "    (it said nothing)"
+
+
+def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
+    """Numbers of a metrics.csv by the values of the columns before `set`: by () if there are none."""
+    found: dict[tuple[str, ...], list[metrics.Cell]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader)
+        first = header.index("set")
+        if tuple(header[first:]) != COLUMNS:
+            raise Refusal(f"{path}: columns {', '.join(header)}, expected some names and then {', '.join(COLUMNS)}")
+        for row in reader:
+            names, numbers = row[first : first + 4], row[first + 4 :]
+            value, low, high = (math.nan if word == "n/a" else float(word) for word in numbers[:3])
+            found.setdefault(tuple(row[:first]), []).append(
+                metrics.Cell(*names, value, low, high, *map(int, numbers[3:]))
+            )
+    return found
+
+
+def uses_gpu(cell: Cell, root: Path) -> bool:
+    """Whether a finished cell ran on a GPU, so that its peak memory is that of the GPU's tensors."""
+    return "peak_gpu_memory_mib" in cell.record(root)
+
+
+def sweep_record(config: Any, cells: Sequence[Cell], root: Path) -> dict[str, Any]:
+    """provenance.json of a page made from finished cells: of the first one, with the seconds of all.
+
+    Cells that saw different data or weights, because a file changed between them, are refused. Layers may differ.
+    """
+    records = [cell.record(root) for cell in cells]
+    first = records[0]
+    for cell, record in zip(cells, records, strict=True):
+        for part in ("data", "base"):
+            if _but_layer(record["identity"][part]) != _but_layer(first["identity"][part]):
+                raise Refusal(f"{root}: {cell.name} and {cells[0].name} have different {part}: delete the older one")
+    return {
+        "command": provenance.command(),
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        **{key: first[key] for key in ("revision", "date", "hardware", "versions", "data")},
+        "identity": as_dict(config) | {key: first["identity"][key] for key in ("data", "base")},
+    }
+
+
+def _but_layer(fingerprint: Any) -> Any:
+    return fingerprint | {"layer": None} if isinstance(fingerprint, dict) else fingerprint
+
+
+def write_sweep(
+    config: Any, cells: Sequence[Cell], root: Path, sections: Sequence[str], missing: Sequence[str] = ()
+) -> None:
+    """config.yaml and table.md of a page made from finished cells; the record only when no cell is `missing`."""
+    record = sweep_record(config, cells, root)
+    page = ["# Results", *([EMBEDDED] if "embedded" in record["data"].partition(";")[0] else []), *sections[:1]]
+    page += [f"**Not finished**: {', '.join(missing)}."] if missing else []
+    page += [*sections[1:], "## Provenance", facts_list(shown(record))]
+    write_text(root / "config.yaml", dump(config))
+    write_text(root / "table.md", "\n\n".join(page) + "\n")
+    if not missing:
+        write_text(root / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"\n{sections[0]}\n\ntable        {root / 'table.md'}")

@@ -1,0 +1,242 @@
+"""From published figures to runs of recipes: what is missing for them, and ours beside theirs."""
+
+import csv
+import fnmatch
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapt.errors import Refusal
+from adapt.evaluation import metrics
+from adapt.evaluation.metrics import PREFIXES, Index, index
+from adapt.evaluation.targets import OTHER, Comparison, Target, TargetSet, compare, ours
+from adapt.files import atomic
+from adapt.models.towers.backbones import load_backbone
+from adapt.pages.tables import grid, show
+from adapt.sweeps.planned_runs import Cell, read_metrics, write_sweep
+from adapt.text import escape_markdown
+
+RUN = "run"  # folder of the run inside that of its page
+ABOUT = """\
+Match: the published figure lies in our 95 % interval (bootstrap over groups), widened at both ends by half a unit of
+its last digit, and by 0.001 if it was decoded from a plot; else miss. Difference: ours minus theirs. The interval is
+that of our test rows and one training seed; papers print none. There is a verdict only where method, encoder and data
+are the published ones. A published accuracy at p = 0.5 stands beside our balanced accuracy at 0.5, which is the same
+on sets of as many real images as fakes."""
+COLUMNS = ("target", "metric", "view", "read", "published", "ours", "low", "high", "difference", "verdict", "setting")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A recipe with flags for the targets whose names match; `same`: it is the published method, else the nearest."""
+
+    name: str
+    targets: Sequence[str]
+    recipe: str
+    flags: Mapping[str, Any]
+    backbone: str
+    same: bool
+    note: str  # what differs from the published method
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, and the chosen targets that it answers. `views`: those of all targets that this run could answer."""
+
+    configuration: Configuration
+    train_set: str
+    test_set: str
+    targets: Sequence[Target]
+    views: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        words = (self.configuration.name, self.train_set or "unknown", "to", self.test_set)
+        return re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A target, our number for it, and whether they say the same; a verdict in the published setting only."""
+
+    target: Target
+    cell: metrics.Cell | None
+    comparison: Comparison
+    setting: str
+
+    @property
+    def verdict(self) -> str:
+        return self.comparison.verdict if self.setting == "published" else f"none: {self.setting}"
+
+    @property
+    def difference(self) -> str:
+        found = self.comparison.difference
+        return "n/a" if found != found else f"{found:+.4f}"
+
+
+def configure(target: Target, configurations: Sequence[Configuration]) -> Configuration:
+    """The first configuration that is meant for a target; the last one is meant for all."""
+    return next(c for c in configurations if any(fnmatch.fnmatchcase(target.name, p) for p in c.targets))
+
+
+def jobs(
+    chosen: Sequence[Target], every: Sequence[Target], configurations: Sequence[Configuration], instead: str | None
+) -> list[Job]:
+    """Runs for the chosen targets: one for each configuration, training set and test set.
+
+    A run tests the views of every target in the table that it could answer, so that it serves any later choice.
+    `instead` names a configuration that takes the place of the one that is meant, and is not the published method.
+    """
+    by_name = {c.name: c for c in configurations}
+    if instead is not None and instead not in by_name:
+        raise Refusal(f"--configuration {instead}: choose one of {', '.join(by_name)}")
+
+    def key(target: Target) -> tuple[str, str, str]:
+        return instead or configure(target, configurations).name, target.train_set, target.data
+
+    groups: dict[tuple[str, str, str], list[Target]] = {}
+    for target in chosen:
+        groups.setdefault(key(target), []).append(target)
+    out = []
+    for place, targets in groups.items():
+        views = dict.fromkeys(t.view for t in every if key(t) == place and not t.view.startswith(OTHER))
+        meant = all(configure(t, configurations).name == place[0] for t in targets)
+        configuration = replace(by_name[place[0]], same=meant and by_name[place[0]].same)
+        out.append(Job(configuration, *place[1:], targets, tuple(views) or ("none",)))
+    return out
+
+
+def cell_of(
+    job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str, shared: Mapping[str, Any]
+) -> Cell:
+    """The run of a job, on the `given` manifests, or without any on those of the published sets."""
+    own = {"manifest": tuple(given) or manifests_of(job, sets), "backbone": backbone, "test_views": tuple(job.views)}
+    return Cell(RUN, job.configuration.recipe, {**job.configuration.flags, **own, **shared})
+
+
+def manifests_of(job: Job, sets: Mapping[str, TargetSet]) -> tuple[str, ...]:
+    """Where the commands of recipes/prepare.py leave the manifests of the published training and test set."""
+    found = [sets[name].manifest for name in (job.train_set, job.test_set) if name in sets]
+    return tuple(dict.fromkeys(str(path) for path in found if path is not None))
+
+
+def missing(job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str) -> list[str]:
+    """Data (unless manifests are `given`) and weights that are not there, each with how to get it."""
+    weights = missing_weights(backbone)
+    return [*([] if given else missing_data(job, sets)), *([weights] if weights else [])]
+
+
+def missing_data(job: Job, sets: Mapping[str, TargetSet]) -> list[str]:
+    """What to get, from where, and the command that makes the manifest of it; nothing if all is there."""
+    own = "give tables of your own with --manifest"
+    lines = []
+    for what, name in (("training", job.train_set), ("test", job.test_set)):
+        if name not in sets:
+            why = "the authors' released weights, which no recipe trains" if name else "not recorded"
+            lines.append(f"{what} data: {why}; {own}")
+        elif sets[name].manifest is None:
+            lines.append(f"{what} data: {name}: {sets[name].origin}; no source of recipes/prepare.py makes it: {own}")
+        elif not sets[name].manifest.is_file():
+            lines.append(f"{what} data: {name}: {sets[name].origin}\n  python recipes/prepare.py {sets[name].prepare}")
+    return lines
+
+
+@functools.cache  # many runs have one encoder
+def missing_weights(backbone: str) -> str:
+    """Why an encoder cannot be had, and where it is from; "" if it loads."""
+    try:
+        load_backbone(backbone)
+    except Refusal as problem:
+        repository = hub_repository(backbone)
+        return f"weights: {problem}" + (f"\n  hf download {repository}" if repository else "")
+    return ""
+
+
+def hub_repository(backbone: str) -> str:
+    """The hub's repository of a backbone's weights; "" where its name does not lead to one."""
+    library, _, model = backbone.partition(":")
+    if library == "transformers" and not Path(model).is_dir():
+        return model
+    if library == "open_clip" and model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:")
+    if library == "open_clip" and "@" in model:
+        import open_clip
+
+        return open_clip.get_pretrained_cfg(*model.split("@", 1)).get("hf_hub", "").rstrip("/")
+    return ""
+
+
+def answer(job: Job, at: Index, differs: Sequence[str]) -> list[Answer]:
+    """Ours beside theirs for every target of a job; `at` is our evaluation, `differs` what is not as published."""
+    method = "published" if job.configuration.same else "comparable, not the same method"
+    setting = "not the published setting" if differs else method
+    found = [(target, ours(target, at)) for target in job.targets]
+    return [Answer(target, cell, compare(target, cell), setting) for target, cell in found]
+
+
+def differences(job: Job, cell: Cell, at: Index, sets: Mapping[str, TargetSet]) -> list[str]:
+    """How the encoder and the data of a run differ from the published ones."""
+    lines = []
+    if (backbone := cell.flags["backbone"]) != job.configuration.backbone:
+        lines.append(f"encoder {backbone} instead of {job.configuration.backbone}")
+    known = all(name in sets and sets[name].manifest is not None for name in (job.train_set, job.test_set))
+    if not known or cell.flags["manifest"] != manifests_of(job, sets):
+        lines.append(f"data of your own instead of {job.train_set or 'an unknown set'} -> {job.test_set}")
+    elif (expected := sets[job.test_set].generators) is not None:
+        tested = {key[::2] for key in at if key[1] == job.views[0] and key[3] == "auc" and is_generator(key[2])}
+        if len(tested) != expected:
+            lines.append(f"{len(tested)} generators are tested, {expected} were published")
+    return lines
+
+
+def is_generator(name: str) -> bool:
+    """Whether a row of metrics.csv is of one generator, not of an aggregate or of the reals."""
+    return name != "real" and not name.startswith(PREFIXES)
+
+
+def write_page(config: Any, job: Job, cell: Cell, root: Path, sets: Mapping[str, TargetSet]) -> None:
+    """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
+    at = index(read_metrics(root / cell.name / "metrics.csv")[()])
+    differs = differences(job, cell, at, sets)
+    answers = answer(job, at, differs)
+    rows = [["target", "read", "published", "ours", "difference", "verdict"]]
+    rows += [[a.target.name, a.target.read, a.target.shown, show(a.cell), a.difference, a.verdict] for a in answers]
+    kind = "same method" if job.configuration.same else "comparable, not the same method"
+    facts = [f"not the published setting: {line}" for line in differs]
+    facts += [f"{kind} ({job.configuration.name}, recipes/{cell.recipe}.py): {job.configuration.note}"]
+    facts += [f"{a.target.name}: {why}" for a in answers if (why := no_number(a))]
+    about = [["target", "paper", "method", "encoder", "training -> test set", "view", "metric", "source", "note"]]
+    for t in job.targets:
+        where = f"{t.train_set or '?'} -> {t.test_set}"
+        about.append([t.name, t.paper, t.method, t.backbone or "?", where, t.view, t.metric, t.source, t.note])
+    write_csv(root / "reproduce.csv", answers)
+    said = "\n".join(f"- {escape_markdown(fact)}" for fact in facts)
+    write_sweep(config, [cell], root, [f"{grid(rows)}\n\n{said}", ABOUT, "## The published figures", grid(about)])
+
+
+def no_number(answer: Answer) -> str:
+    """Why we have nothing to put beside a target; "" if we have."""
+    if answer.cell is not None:
+        return ""
+    if answer.target.metric == "unnamed":
+        return "what the published figure measures was not recorded"
+    if answer.target.view.startswith(OTHER):
+        return f"{answer.target.view.removeprefix(OTHER)} is no view of ours"
+    return f"no generator {answer.target.generator!r} in the test rows" if answer.target.generator else "not measured"
+
+
+def write_csv(path: Path, answers: Sequence[Answer]) -> None:
+    """One line for each target, numbers in full, missing ones as n/a."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(COLUMNS)
+        for a in answers:
+            nan = float("nan")
+            values = (a.cell.value, a.cell.low, a.cell.high) if a.cell else (nan, nan, nan)
+            numbers = ["n/a" if x != x else x for x in (*values, a.comparison.difference)]
+            words = [a.target.name, a.target.metric, a.target.view, a.target.read, a.target.value]
+            verdict = a.comparison.verdict if a.setting == "published" else "none"
+            out.writerow([*words, *numbers, verdict, a.setting])

@@ -1,0 +1,1 @@
+"""A run, what it trains, and how it ends."""

@@ -1,0 +1,148 @@
+"""Many scores side by side: one page for a recipe that compares heads, layers, qualities or numbers of shots."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.data.manifest import Manifest
+from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
+from adapt.evaluation.scores import Scores
+from adapt.files import atomic, write_text
+from adapt.pages.drawing import save_png
+from adapt.pages.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, show, views_of
+from adapt.training.report import describe, shown
+from adapt.training.run import Run
+
+Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
+KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "real_first", "pair_ranking", "threshold", "unreadable")
+OF_ONE = ("training_minutes", "trainable_parameters")  # mean nothing where there are many
+CONTRASTED = {
+    "AUC, seen generators": ("mean:seen", "auc"),
+    "AUC, unseen generators": ("mean:unseen", "auc"),
+    "real first in its group": ("within:all", "real_first"),
+    "pair ranking in groups": ("within:all", "pair_ranking"),
+    "false alarms on processed reals": ("edit:all", "false_alarm"),
+}
+SHOWN = {
+    "AUC, seen generators": ("mean:seen", "auc"),
+    "AUC, unseen generators": ("mean:unseen", "auc"),
+    "Balanced accuracy, all generators": ("mean:all", "balanced_accuracy"),
+    "False alarms": ("real", "false_alarm"),
+    "False alarms on processed reals": ("edit:all", "false_alarm"),
+    "Real first in its group": ("within:all", "real_first"),
+}
+
+
+class Study:
+    """Named scores and what they say. `keys` names the parts of a name; rows keep the order in which they came."""
+
+    def __init__(
+        self, keys: Sequence[str], resamples: int, seed: int, shown: Mapping[str, tuple[str, str]] = SHOWN
+    ) -> None:
+        self.keys, self.resamples, self.seed, self.shown = tuple(keys), resamples, seed, shown
+        self.cells: dict[Key, list[Cell]] = {}
+
+    def add(self, key: Key, scores: Scores) -> None:
+        """Evaluate one table of scores; its threshold comes from its own validation rows."""
+        self.latest = scores
+        self.cells[key] = evaluate(scores, self.resamples, self.seed)
+
+    def at(self, key: Key, view: str, shown: str) -> Cell | None:
+        """The cell that a table of `shown` has at one row and view."""
+        return index(self.cells[key]).get((ALL, view, *self.shown[shown]))
+
+    def grids(self, level: str = "##") -> list[str]:
+        """One Markdown table for each of `shown`: a row for each name, a column for each view."""
+        views = list(dict.fromkeys(view for cells in self.cells.values() for view in views_of(cells)))
+        page = []
+        for title in self.shown:
+            rows = [[*self.keys, *views]]
+            for key, cells in self.cells.items():
+                found = index(cells)
+                rows.append([*key, *(show(found.get((ALL, view, *self.shown[title]))) for view in views)])
+            if any(word != "n/a" for row in rows[1:] for word in row[len(self.keys) :]):
+                page += [f"{level} {title}", grid(rows)]
+        return page
+
+    def over_last_key(self) -> "Study":
+        """Means over the last key (draws, seeds); instead of intervals the smallest and the largest value."""
+        mean = Study(self.keys[:-1], self.resamples, self.seed, self.shown)
+        for name in dict.fromkeys(key[:-1] for key in self.cells):
+            found = [index(cells) for key, cells in self.cells.items() if key[:-1] == name]
+            for place, cell in found[0].items():
+                values = [cells[place].value for cells in found if place in cells]
+                spread = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+                mean.cells.setdefault(name, []).append(replace(cell, **spread))
+        return mean
+
+    def write_csv(self, path: Path) -> None:
+        """The metrics of `KEPT`, of every row and generator, in long form and in full: `grids` can be made of them."""
+        with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            out = csv.writer(file, lineterminator="\n")
+            out.writerow([*self.keys, *COLUMNS])
+            for key, cells in self.cells.items():
+                for cell in cells:
+                    values = (getattr(cell, column) for column in COLUMNS)
+                    if cell.metric in KEPT:
+                        out.writerow([*key, *("n/a" if value != value else value for value in values)])
+
+
+def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int) -> list[str]:
+    """Heading and table of a page: the first detector minus the second, means over pairs (of training seeds).
+
+    `better` and `worse` are said only where the interval of the paired bootstrap over groups excludes 0; the smallest
+    and the largest difference of a single pair stand beside it.
+    """
+    found = compare_means(pairs, resamples, seed)
+    single = [{_place(d): d.value for d in compare_means([pair], 1, seed)} for pair in pairs]
+    rows = [["view", "what", *names, "difference", "p", "single seeds", "verdict"]]
+    places = {_place(d): d for d in found}
+    for view in dict.fromkeys(d.view for d in found):
+        for title, (generator, metric) in CONTRASTED.items():
+            if (d := places.get((ALL, view, generator, metric))) is None or d.value != d.value:
+                continue
+            each = [values[_place(d)] for values in single]
+            more, less = ("worse", "better") if metric == "false_alarm" else ("better", "worse")
+            verdict = more if d.low > 0 else less if d.high < 0 else "not separated"
+            spread = f"{min(each):+.3f} to {max(each):+.3f}"
+            rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, verdict])
+    return [f"## {names[0]} minus {names[1]}", grid(rows)]
+
+
+def _place(d: Difference) -> tuple[str, str, str, str]:
+    return d.set, d.view, d.generator, d.metric
+
+
+def finish(
+    run: Run,
+    rows: Manifest,
+    study: Study,
+    sections: Sequence[str],
+    figures: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
+    """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones.
+
+    A study of one detector also leaves its scores, scores.parquet, and what its training cost.
+    """
+    record = run.record(**facts, data=describe(rows))
+    if len(study.cells) == 1:
+        study.latest.write(run.folder / "scores.parquet")
+    else:
+        record = {name: value for name, value in record.items() if name not in OF_ONE}
+    study.write_csv(run.folder / "metrics.csv")
+    for name, figure in (figures or {}).items():
+        save_png(figure, run.folder / "figures" / f"{name}.png")
+        run.track.writer.add_figure(name, figure, 0)
+    embedded = [EMBEDDED] if "embedded" in rows["set"] else []
+    pictures = [f"![{name}](figures/{name}.png)" for name in figures or {}]
+    page = ["# Results", *embedded, HOW_TO_READ, *sections, *pictures, "## Provenance", facts_list(shown(record))]
+    write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
+    run.write_record(record)
+    run.say("\n" + "\n\n".join(sections[:6]) + f"\n\ntable        {run.folder / 'table.md'}")
+    run.end()

@@ -1,0 +1,188 @@
+"""A generator learnt from few shots: heads on cached features of a detector's own tower, and the recovery curve.
+
+In these scores the new generator is the only one that counts as met in validation: then `mean:selection` of the
+evaluator is the new generator, `mean:all` all others, `mean:seen` and `mean:unseen` those that were seen and unseen
+before; whatever is learnt, the means are over the same generators.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from adapt.data.manifest import Manifest
+from adapt.data.onboarding import pool
+from adapt.evaluation.bootstrap import ALL, distinct
+from adapt.evaluation.metrics import Difference, compare_means
+from adapt.evaluation.scores import Scores
+from adapt.features.cache import Features
+from adapt.models.heads.probes import Probe, fit_probe
+from adapt.models.heads.tip_adapter import Rows, TipAdapter, fit, tune
+from adapt.models.heads.tip_head import PriorHead
+from adapt.pages.drawing import curves
+from adapt.pages.tables import grid, show
+from adapt.training.comparison import Study
+from adapt.training.on_features import class_names, numbers, readable_rows, validation_judge, validation_rows
+from adapt.training.refine import verdict
+
+CLASSES = ("real", "fake")
+NEW, OTHERS = "AUC, new generator", "AUC, all other generators"
+SHOWN = {
+    NEW: ("mean:selection", "auc"),
+    OTHERS: ("mean:all", "auc"),
+    "AUC, seen before": ("mean:seen", "auc"),
+    "AUC, others still unseen": ("mean:unseen", "auc"),
+    "New generator found, at the threshold": ("mean:selection", "recall"),
+    "False alarms": ("real", "false_alarm"),
+}
+ABOUT = """\
+Learnt: {generator}, from groups of a pool of {pool} that left the test split; at most {pool} shots can be asked for,
+and draws that take nearly all of the pool hold nearly the same images. {rows} test rows remain, the same everywhere.
+Mean over {seeds} draws of the shots; in brackets the smallest and the largest of them. Shots: groups, of which
+the photographs and the fakes of the new generator are used. 0 shots: the detector as it is, and as controls a probe
+and a LoRA without any, the LoRA trained as long: what goes beyond them is what the shots taught.
+In metrics.csv `mean:selection` is the new generator, `mean:all` all others."""
+ABOUT_GAINS = """\
+Intervals: paired bootstrap over the test groups (95 %), of the mean over draws; about one in twenty would exclude 0
+by chance where nothing has changed. `All others` below 0 is what was forgotten."""
+AS_IS = "the detector as it is"
+HALVES, TRAINABLE = 2, 4  # shots from which some can be held back, and from which two are left to train keys with
+
+
+def recast(scores: Scores, rows: Manifest, generator: str) -> Scores:
+    """The scores with `seen` of the manifest as it was, and the new generator set apart."""
+    seen = np.where(scores["generator"] == generator, "val", rows.seen(scores["generator"]))
+    return Scores(scores.columns | {"seen": seen})
+
+
+def shot_rows(features: Features, generator: str, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Readable rows (m,) of the groups that were lent, and views (m,): every image under each view."""
+    manifest = features.manifest
+    train = manifest["split"] == "train"
+    lent = np.isin(manifest["group"], list(set(manifest["group"][train & (manifest["generator"] == generator)])))
+    pairs = []
+    for view in views:
+        readable = features.reasons(view) == ""
+        pairs += [(row, view) for row in np.flatnonzero(train & lent & readable)]
+    return np.array([row for row, _ in pairs], dtype=int), np.array([view for _, view in pairs], dtype=object)
+
+
+def refitted(features: Features, generator: str, views: Sequence[str], seed: int) -> Probe:
+    """Logistic regression on the training rows and the shots; its strength is picked on validation rows.
+
+    The new generator's images, under every view, are repeated until they are as many as a trained generator has on
+    average. Without shots: on the training rows alone.
+    """
+    manifest = features.manifest
+    rows, drawn = readable_rows(features, "train", views, seed)
+    shots, under = shot_rows(features, generator, views)
+    fakes = manifest["generator"][shots] == generator
+    old = manifest["generator"][rows] != generator
+    trained = manifest["generator"][rows[old & manifest.fake[rows]]]
+    if fakes.any():
+        count = max(int(fakes.sum()), len(trained) // max(1, len(set(trained))))
+        again = np.resize(np.flatnonzero(fakes), count)
+        rows, drawn = np.concatenate([rows[old], shots[again]]), np.concatenate([drawn[old], under[again]])
+    names = class_names(manifest, "binary")
+    judge = validation_judge(features, views, names)
+    return fit_probe("logistic", features.take(rows, drawn), numbers(names[rows], CLASSES), CLASSES, judge, seed=seed)[
+        0
+    ]
+
+
+def tip_heads(
+    features: Features, generator: str, views: Sequence[str], seed: int, head: torch.nn.Module, train_keys: bool
+) -> dict[str, PriorHead]:
+    """Tip-Adapter on the logit of `head`, and Tip-Adapter-F with `train_keys` and enough shots.
+
+    The cache holds the shots, photographs and fakes, under every view. alpha and beta are chosen with every other
+    shot in the cache, on validation rows and the shots held back, whose fakes count as much as all others together;
+    class means make the choice valid for all shots. A single shot leaves none to hold back: alpha 1 and beta 5.5, as
+    published. Tip-Adapter-F keeps to that half, since the other chooses its epoch.
+    """
+    manifest = features.manifest
+    names = class_names(manifest, "binary")
+    rows, under = shot_rows(features, generator, views)
+    if not (~manifest.fake[rows]).any():  # shots without photographs of their own
+        train, drawn = readable_rows(features, "train", views, seed)
+        reals = np.flatnonzero(~manifest.fake[train])[: len(rows)]
+        rows, under = np.concatenate([rows, train[reals]]), np.concatenate([under, drawn[reals]])
+    prior = PriorHead(CLASSES, head=head)
+
+    def of(which: np.ndarray, seen_as: np.ndarray) -> Rows:
+        x = features.take(which, seen_as)
+        with torch.no_grad():
+            return Rows(x, numbers(names[which], CLASSES), manifest["group"][which], prior.prior(torch.from_numpy(x)))
+
+    def cache(these: Rows, alpha: float, beta: float) -> TipAdapter:
+        return TipAdapter(these.features, these.labels, these.groups, alpha=alpha, beta=beta)
+
+    groups = distinct(manifest["group"][rows[manifest["generator"][rows] == generator]])
+    every = of(rows, under)
+    if len(groups) < HALVES:
+        return {"Tip-Adapter": prior.beside(cache(every, 1.0, 5.5))}
+    back = np.isin(manifest["group"][rows], groups[1::2])
+    val, drawn = validation_rows(features, views, names, CLASSES, seed)
+    fakes = np.flatnonzero(back & manifest.fake[rows])
+    fakes = np.resize(fakes, max(len(fakes), int(manifest.fake[val].sum())))
+    held = np.concatenate([np.flatnonzero(back & ~manifest.fake[rows]), fakes])
+    judges, half = (
+        of(np.concatenate([val, rows[held]]), np.concatenate([drawn, under[held]])),
+        of(rows[~back], under[~back]),
+    )
+    tuned = tune(cache(half, 50.0, 5.5), judges)
+    heads = {"Tip-Adapter": prior.beside(cache(every, tuned.alpha, tuned.beta))}
+    if train_keys and len(groups) >= TRAINABLE:
+        trained = cache(half, tuned.alpha or 50.0, tuned.beta)
+        fit(trained, half, judges, seed)
+        heads["Tip-Adapter-F"] = prior.beside(trained)
+    return heads
+
+
+def gains(
+    scores: Mapping[tuple[str, str, str], Scores], base: Scores, views: Sequence[str], resamples: int, seed: int
+) -> list[str]:
+    """Sections of a page: AUC less that of the detector as it is, of the new generator and of all others.
+
+    By (method, shots, seed); means over seeds, with paired intervals over test groups.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, str], Difference]] = {}
+    for name in dict.fromkeys(key[:2] for key in scores):
+        pairs = [(table, base) for key, table in scores.items() if key[:2] == name]
+        differences = compare_means(pairs, resamples, seed)
+        found[name] = {(d.view, d.generator): d for d in differences if (d.set, d.metric) == (ALL, "auc")}
+    page = []
+    for title, which in (("New generator", NEW), ("All others", OTHERS)):
+        table = [["method", "shots", *views]]
+        cells = {name: [of[view, SHOWN[which][0]] for view in views] for name, of in found.items()}
+        table += [[*name, *(show(d, "+") for d in of)] for name, of in cells.items()]
+        words = [verdict(d) for of in cells.values() for d in of]
+        counts = f"{words.count('better')} of {len(words)} surely better, {words.count('worse')} surely worse"
+        page += [f"## {title}, less the detector as it is: {counts}", grid(table)]
+    return page
+
+
+def recovery(
+    config: Any, rows: Manifest, scores: Mapping[tuple[str, str, str], Scores]
+) -> tuple[Study, list[str], dict[str, Figure]]:
+    """The study, sections and figures of a page, from `recast` scores by (method, shots, seed).
+
+    The first table of `AS_IS` is what gains are measured from; `config` is that of recipes/onboard.py.
+    """
+    methods = list(dict.fromkeys(name for name, *_ in scores))
+    scores = dict(sorted(scores.items(), key=lambda item: methods.index(item[0][0])))  # stable: shots stay in order
+    study = Study(("method", "shots", "draw"), config.resamples, config.seed, SHOWN)
+    for key, table in scores.items():
+        study.add(key, table)
+    mean, base = study.over_last_key(), next(table for (name, *_), table in scores.items() if name == AS_IS)
+    drawn = {key: cells for key, cells in mean.cells.items() if key[1] != "0" or key[0] == AS_IS}
+    lines = {"new generator": SHOWN[NEW][0], "all others": SHOWN[OTHERS][0]}
+    test = int((base["split"] == "test").sum()) // len(config.test_views)
+    spared = len(pool(rows, config.generator))
+    about = ABOUT.format(generator=config.generator, pool=spared, rows=test, seeds=len(config.seeds))
+    learnt = {key: table for key, table in scores.items() if key[0] != AS_IS}
+    found = gains(learnt, base, config.test_views, config.resamples, config.seed)
+    figures = {"recovery": curves(drawn, config.test_views, lines, "groups of the new generator")}
+    return study, [about, *mean.grids(), *found, ABOUT_GAINS], figures

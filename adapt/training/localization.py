@@ -1,0 +1,174 @@
+"""A localiser on rows of a manifest: scores, pictures for TensorBoard, its page."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from adapt.data.families import read_families
+from adapt.data.groups import heed_main_process
+from adapt.data.images import Unreadable, read_image
+from adapt.data.manifest import Manifest
+from adapt.data.masked_groups import mask_of
+from adapt.data.masks import CHANGED, extents
+from adapt.data.views import parse_view
+from adapt.detector.detector import as_scores
+from adapt.detector.localizer import Found, Localizer, locate, strips
+from adapt.detector.overlay import heat
+from adapt.evaluation.map_metrics import BINS, Maps, bins_of, confusion, edge, evaluate_maps, pick_bin
+from adapt.files import atomic
+from adapt.pages.map_tables import map_sections, write_map_tables
+from adapt.progress import bar
+from adapt.training.report import report
+from adapt.training.run import Run
+
+SHOWN = 6  # validation images on TensorBoard
+PARTLY = "part:"  # before the generator's name in the scores of a composite: cells of their own beside whole fakes
+
+
+def scored_as(rows: Manifest) -> Manifest:
+    """The same rows, those of which a generator changed a part under a generator of their own, `part:NAME`."""
+    part, families = rows.fake & (rows["mask"] != ""), read_families(manifest=rows)
+    names = np.where(part, PARTLY + rows["generator"], rows["generator"])
+    family = np.array([families.of(generator) for generator in rows["generator"]], dtype=object)
+    return Manifest(rows.columns | {"generator": names, "family": family})
+
+
+class _Whole(Dataset):
+    """Item i: row, then (reason, pixels, mask) of row `rows[i]` under each view; decoded once."""
+
+    def __init__(self, localizer: Localizer, manifest: Manifest, rows: np.ndarray, views: tuple[str, ...]) -> None:
+        # without the localiser itself: its weights would travel to every data process
+        self.manifest, self.rows, self.views = manifest, rows, [parse_view(name) for name in views]
+        self.tiling = localizer.tiling
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[int, list[tuple[str, Tensor | None, np.ndarray | None]]]:
+        row, made = int(self.rows[i]), []
+        try:
+            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+            mask = mask_of(self.manifest, row, image)
+        except Unreadable as problem:
+            return row, [(str(problem), None, None)] * len(self.views)
+        for view in self.views:
+            try:
+                made.append(("", self.tiling(view(image)), np.asarray(view.follow(mask)) >= CHANGED))
+            except Unreadable as problem:
+                made.append((str(problem), None, None))
+        return row, made
+
+
+def score_maps(
+    localizer: Localizer,
+    manifest: Manifest,
+    rows: np.ndarray,
+    views: tuple[str, ...],
+    tool: np.ndarray,
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list], list] = list,
+    progress: str | None = None,
+) -> Maps:
+    """Maps and decisions on rows of the manifest under every view; an unreadable file is a row that says why.
+
+    `tool` names what made or changed each row of the whole manifest. `share` and `gather` as in `detector.score`.
+    """
+    localizer.eval()
+    views = tuple(dict.fromkeys(views))
+    loader = DataLoader(
+        _Whole(localizer, manifest, rows[share[0] :: share[1]], views),
+        batch_size=max(1, batch_size // len(views)),
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=heed_main_process,
+    )
+    found: list[tuple[int, list]] = []
+    shown = bar(progress is not None and share[0] == 0, total=len(rows[share[0] :: share[1]]), unit="image",
+                desc=progress, leave=False)  # fmt: skip
+    for items in loader:
+        flat = [each for _, made in items for each in made]
+        results = _locate_all(localizer, [pixels for _, pixels, _ in flat])
+        lines = [_statistics(reason, mask, one) for (reason, _, mask), one in zip(flat, results, strict=True)]
+        found += [(row, lines[i * len(views) : (i + 1) * len(views)]) for i, (row, _) in enumerate(items)]
+        shown.update(len(items))
+    shown.close()
+    by_row = dict(gather(found))
+    lines = [line for row in rows for line in by_row[row]]
+    reasons, fake, extent, tools, changed, unchanged = (list(column) for column in zip(*lines, strict=True))
+    count = len(localizer.head.tools)
+    extent, tools = (np.array([v if v is not None else np.full(k, np.nan) for v in values], np.float64)
+                     for values, k in ((extent, 3), (tools, count)))  # fmt: skip
+    table = (len(rows), len(views))
+    logits, why = np.array(fake, np.float64).reshape(*table, 1), np.array(reasons, dtype=object).reshape(table)
+    repeated = np.repeat(rows, len(views))
+    return Maps(
+        as_scores(scored_as(manifest), rows, views, logits, why),
+        extents(manifest)[repeated], tool[repeated], extent, tools, localizer.head.tools,
+        np.array(changed, np.uint32), np.array(unchanged, np.uint32),
+    )  # fmt: skip
+
+
+def _locate_all(localizer: Localizer, images: list[Tensor | None]) -> list[Found | None]:
+    """`locate`, images of one size together."""
+    shapes: dict[tuple, list[int]] = {}
+    for place, image in enumerate(images):
+        if image is not None:
+            shapes.setdefault(tuple(image.shape), []).append(place)
+    results: list[Found | None] = [None] * len(images)
+    for places in shapes.values():
+        for place, one in zip(places, locate(localizer, torch.stack([images[p] for p in places])), strict=True):
+            results[place] = one
+    return results
+
+
+def _statistics(reason: str, mask: np.ndarray | None, found: Found | None) -> tuple:
+    """reason, AI logit, extent and tool logits, histograms of the changed and of the other pixels."""
+    counts = np.zeros((2, BINS), np.int64)
+    if found is None or mask is None:
+        return reason, np.nan, None, None, *counts
+    for first, logits in strips(found.map, found.pitch, *mask.shape):
+        bins, own = bins_of(logits), mask[first : first + len(logits)]
+        counts += [np.bincount(bins[own == kind], minlength=BINS) for kind in (True, False)]
+    return reason, found.fake, found.extent, found.tools, *counts
+
+
+def show_maps(run: Run, localizer: Localizer, rows: Manifest, which: np.ndarray, view: str) -> None:
+    """Some partly modified images beside their masks and maps, to TensorBoard."""
+    if not run.main:
+        return
+    chosen = [row for row in which if rows["mask"][row]]
+    chosen = chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN]
+    for place, row in enumerate(chosen):
+        try:
+            image = read_image(rows["file"][row], rows["sha256"][row])
+            mask = parse_view(view).follow(mask_of(rows, row, image))
+            image = parse_view(view)(image)
+        except Unreadable:
+            continue
+        found = locate(localizer.eval(), localizer.tiling(image)[None])[0]
+        panels = [image, mask.convert("RGB"), heat(found, image.size)]
+        picture = np.concatenate([np.asarray(panel) for panel in panels], axis=1)
+        run.track.writer.add_image(f"maps/{place}", picture, run.step_number, dataformats="HWC")
+
+
+def report_maps(run: Run, localizer: Localizer, rows: Manifest, maps: Maps, resamples: int, **facts: Any) -> None:
+    """Freeze the map's threshold on validation rows, write tables of maps, then what every run writes."""
+    start = pick_bin(maps)
+    localizer.head.threshold.fill_(edge(start))
+    sections: list[str] = []
+    if run.main:
+        rates, confused = evaluate_maps(maps, start, resamples, run.config.seed), confusion(maps)
+        write_map_tables(rates, *confused, run.folder)
+        sections = map_sections(rates, *confused)
+        with atomic(run.folder / "maps.safetensors") as temporary:  # beside scores.parquet, row by row
+            save_file({"changed": maps.changed, "unchanged": maps.unchanged}, temporary)
+    report(run, localizer.detector, rows, maps.scores, resamples, sections=sections,
+           map_threshold=edge(start), **facts)  # fmt: skip

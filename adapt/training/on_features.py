@@ -1,0 +1,205 @@
+"""Heads on cached features: which rows train, what validation says, and the scores that come out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from adapt.data.families import read_families
+from adapt.data.groups import Batch, class_weights, draw_views, make_batch
+from adapt.data.manifest import Manifest
+from adapt.data.views import rng
+from adapt.detector.detector import as_scores
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.features.cache import Features
+from adapt.models.heads.linear import binary_logit
+from adapt.models.heads.probes import Kind, Probe, fit_probe
+from adapt.training.report import validation_score
+
+Classes = Literal["binary", "family", "generator"]
+CHUNK = 8192  # rows that are read and scored at once
+
+
+def class_names(manifest: Manifest, classes: Classes) -> np.ndarray:
+    """(n,) object: the class of every row, "real" for a camera image."""
+    if classes == "generator":
+        return manifest["generator"]
+    if classes == "binary":
+        return np.where(manifest.fake, "fake", "real").astype(object)
+    families = read_families(manifest=manifest)
+    return np.array([families.of(generator) for generator in manifest["generator"]], dtype=object)
+
+
+def known_classes(names: np.ndarray) -> tuple[str, ...]:
+    """The classes of training rows: real first, then by name."""
+    known = sorted(set(names) - {"real"})
+    if not known or len(known) == len(set(names)):
+        raise Refusal(f"training rows hold only {', '.join(sorted(set(names)))}: real and fake images are needed")
+    return ("real", *known)
+
+
+def numbers(names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(n,) int64: places in `classes`, -1 for a class that training does not have."""
+    place = {name: number for number, name in enumerate(classes)}
+    return np.array([place.get(name, -1) for name in names], dtype=np.int64)
+
+
+def drawn_views(manifest: Manifest, rows: np.ndarray, views: Sequence[str], seed: int) -> np.ndarray:
+    """(len(rows),) object: one view for each row, the same for all members of a group."""
+    draw = {
+        group: views[rng(seed, 0, group).randrange(len(views))] for group in dict.fromkeys(manifest["group"][rows])
+    }
+    return np.array([draw[group] for group in manifest["group"][rows]], dtype=object)
+
+
+def readable_rows(features: Features, split: str, views: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Readable rows (m,) of a split and the view drawn for each (m,).
+
+    One view a group: however many views there are, a head is trained on as many rows as there are images.
+    """
+    manifest = features.manifest
+    rows = np.flatnonzero(manifest["split"] == split)
+    drawn = drawn_views(manifest, rows, views, seed)
+    why = {view: features.reasons(view) for view in views}
+    readable = np.array([not why[view][row] for row, view in zip(rows, drawn, strict=True)], dtype=bool)
+    return rows[readable], drawn[readable]
+
+
+class FeatureGroups(Dataset):
+    """Training data like `Groups`, of cached features: item (epoch, g) is group g under the view drawn for that epoch.
+
+    `manifest` holds the training rows of `features.manifest` in their order, whatever groups it puts them into.
+    `fake` replaces its labels.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        manifest: Manifest,
+        views: Sequence[str],
+        seed: int,
+        twins: bool = False,
+        fake: np.ndarray | None = None,
+    ) -> None:
+        self.features, self.manifest, self.views, self.seed, self.twins = features, manifest, views, seed, twins
+        self.rows = np.flatnonzero(features.manifest["split"] == "train")
+        if list(features.manifest["path"][self.rows]) != list(manifest["path"]):
+            raise ValueError("the manifest is not the training rows of the features")
+        self.groups, self.fake = manifest.groups(), manifest.fake if fake is None else fake
+        self.weight = class_weights(self.fake)
+        self.group_weight = len(self.fake) / len(self.groups)
+        self.reasons = {view: features.reasons(view)[self.rows] for view in views}
+        readable = np.flatnonzero(self.reasons[views[0]] == "")
+        self.dim = features.take(self.rows[readable[:1]], views[0]).shape[1]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, g = key
+        rows = self.groups[g]
+        draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
+        views = [self.views[view] for view in draw_views(self.views, draw, self.twins)]
+        why = [next((self.reasons[view][row] for view in views if self.reasons[view][row]), "") for row in rows]
+        read = rows[[not reason for reason in why]]
+        found = [self.features.take(self.rows[read], view) for view in views] if len(read) else []
+        pixels = np.concatenate([np.empty((0, self.dim), np.float32), *found])
+        lost = [(self.manifest["path"][row], reason) for row, reason in zip(rows, why, strict=True) if reason]
+        return make_batch(torch.from_numpy(pixels), self.fake[read], self.weight[read], g, len(views), lost)
+
+
+def score_features(
+    features: Features,
+    rows: np.ndarray,
+    views: Sequence[str],
+    head: Callable[[torch.Tensor], torch.Tensor],
+    layer: str | None = None,
+    at_once: int = CHUNK,
+) -> Scores:
+    """Scores of the rows under every view, with one logit a class if the head has more than two classes.
+
+    `at_once`: how many rows are read and given to the head together.
+    """
+    views = tuple(dict.fromkeys(views))
+    classes = getattr(head, "classes", ())
+    many = len(classes) > 2
+    logits = np.full((len(rows), len(views), 1 + (len(classes) if many else 0)), np.nan)
+    reasons = np.stack([features.reasons(view)[rows] for view in views], axis=1)
+    for v, view in enumerate(views):
+        readable = np.flatnonzero(reasons[:, v] == "")
+        for chunk in np.array_split(readable, max(1, -(-len(readable) // at_once))):
+            if len(chunk):
+                with torch.no_grad():
+                    found = torch.from_numpy(features.take(rows[chunk], view, layer))
+                    if many:
+                        by_class = head.class_logits(found)
+                        logits[chunk, v, 1:] = by_class.double().numpy()
+                    logits[chunk, v, 0] = (binary_logit(by_class) if many else head(found)).double().numpy()
+    return as_scores(features.manifest, rows, views, logits, reasons, classes if many else ())
+
+
+def validation_judge(
+    features: Features, views: Sequence[str], names: np.ndarray, layer: str | None = None
+) -> Callable[[nn.Module], float]:
+    """What picks hyperparameters, higher is better: for two classes the mean validation AUC that also picks the epoch
+    of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views."""
+    rows, views = np.flatnonzero(features.manifest["split"] == "val"), tuple(dict.fromkeys(views))
+
+    def judge(head: nn.Module) -> float:
+        scores = score_features(features, rows, views, head, layer)
+        if len(head.classes) == 2:
+            return validation_score(scores)
+        logits = np.stack([scores[f"logit_{name}"] for name in head.classes], axis=1)
+        true = np.repeat(numbers(names[rows], head.classes), len(views))
+        right, views_of = logits.argmax(axis=1) == true, scores["view"]
+        recalls = [
+            right[here].mean()
+            for view in views
+            for number in range(len(head.classes))
+            if (here := (views_of == view) & (true == number) & scores.ok).any()
+        ]
+        if not recalls:
+            raise Refusal("no readable validation images of the training classes: hyperparameters cannot be picked")
+        return float(np.mean(recalls))
+
+    return judge
+
+
+def validation_rows(
+    features: Features, views: Sequence[str], names: np.ndarray, classes: Sequence[str], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Readable validation rows (m,) of classes that training has, and the view drawn for each, one a group."""
+    rows, drawn = readable_rows(features, "val", views, seed)
+    known = np.isin(names[rows], classes)
+    return rows[known], drawn[known]
+
+
+def fit_on_features(
+    features: Features,
+    kind: Kind,
+    classes: Classes,
+    views: Sequence[str],
+    seed: int,
+    layer: str | None = None,
+    permute_labels: bool = False,
+    unit: bool = True,
+) -> tuple[Probe, dict[str, Any]]:
+    """Fit a head of this kind on the training rows, one view a group, everything picked on validation rows.
+
+    Returns the head and what was picked. `permute_labels` shuffles the training labels: a control. `unit`: whether
+    features are made unit vectors.
+    """
+    rows, drawn = readable_rows(features, "train", views, seed)
+    names = class_names(features.manifest, classes)
+    known = known_classes(names[rows])
+    labels = numbers(names[rows], known)
+    if permute_labels:
+        labels = np.random.default_rng(seed).permutation(labels)
+    judge = validation_judge(features, views, names, layer)
+    val, val_drawn = validation_rows(features, views, names, known, seed)
+    calibration = (features.take(val, val_drawn, layer), numbers(names[val], known))
+    return fit_probe(kind, features.take(rows, drawn, layer), labels, known, judge, calibration, seed, unit)

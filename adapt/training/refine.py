@@ -1,0 +1,171 @@
+"""Where a detector is weak, what further training aims at, and what it mended and broke, cell by cell."""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.data.focus import Focus
+from adapt.data.manifest import Manifest
+from adapt.data.views import parse_view
+from adapt.detector.detector import Detector, detector_digest, load_detector, score
+from adapt.errors import Refusal
+from adapt.evaluation.metrics import PREFIXES, Cell, Difference, compare, evaluate, weakest
+from adapt.evaluation.scores import Scores
+from adapt.pages.tables import MET, grid, show
+
+ABOUT = (
+    "a: this detector, b: the one it goes on from, at {folder}. AUC against the unedited reals of the same set and "
+    "view, on the same test rows; 95 % intervals of a paired bootstrap over groups. Better and worse are said where "
+    "the interval excludes 0, as about one in twenty would by chance where nothing has changed."
+)
+ABOUT_HOLES = (
+    "Holes were named on validation rows, test rows took no part: the weakest of many are in part the unluckiest, and "
+    "rise by themselves on other rows (regression to the mean). So the AUC found on validation is no start to measure "
+    "recovery from; a - b compares two detectors on the same test rows and holds no such gain. {share:.0%} of the "
+    "groups of an epoch showed a hole: photographs and fakes of its generator, under its view."
+)
+ABOUT_NEW = (
+    "Learnt from {shots} of its groups, which left the test split together with the rest of their pool, whatever the "
+    "number of shots. {share:.0%} of the groups of an epoch showed one of them. The last epoch is kept: validation "
+    "rows have no image of {generator} and would choose by the others alone."
+)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What training shows more often: cells (generator, view), or none; and how a page speaks of them."""
+
+    cells: list[tuple[str, str]]
+    focus: Focus | None = None
+    title: str = ""
+    about: str = ""
+    found: dict[tuple[str, str], Cell] = field(default_factory=dict)  # of holes: what they were on validation rows
+
+
+def origin_of(config: Any) -> dict[str, str]:
+    """`origin` of the detector that a run goes on from, nothing if it begins afresh. Refuses flags that clash."""
+    if not 0 < config.focus_share < 1:
+        raise Refusal(f"--focus_share {config.focus_share}: give a share between 0 and 1")
+    if config.focus and (not config.init or config.onboard):
+        raise Refusal("--focus holes: give --init, the detector whose holes are meant, and no --onboard")
+    if (config.onboard is None) != (config.shots is None) or (config.shots is not None and config.shots < 0):
+        raise Refusal("--onboard GENERATOR and --shots go together: 1 or more, or 0 for the control without any")
+    if config.permute_labels and (config.focus or config.onboard):
+        raise Refusal("--permute_labels: a generator with shuffled labels cannot be shown more often")
+    return origin(config.init, config.onboard) if config.init else {}
+
+
+def origin(folder: Path, new: str | None = None) -> dict[str, str]:
+    """The digest of a saved detector, for a run's identity; refuses one that knows the `new` generator already."""
+    digest = detector_digest(folder)
+    facts = json.loads((folder / "detector.json").read_text(encoding="utf-8")).get("facts", {})
+    if new in facts.get("trained_on", []):
+        raise Refusal(f"{folder} was trained on {new!r} already: give the detector from before")
+    return {"init_digest": digest}
+
+
+def find_holes(
+    val: Scores, trained: Collection[str], count: int, resamples: int, seed: int
+) -> tuple[list[Cell], list[Cell]]:
+    """The `count` weakest cells of validation rows that training can show, and the weaker ones that it cannot.
+
+    By `weakest`: sure weakness. A cell at AUC 1 is no hole. Refuses if there is none.
+    """
+    as_test = Scores(val.columns | {"split": np.full(len(val), "test", dtype=object)})
+    cells = evaluate(as_test, resamples, seed, threshold=0.0)
+    holes, passed = [], []
+    for cell in weakest(cells, len(cells), set(val["generator"][val.fake])):
+        if len(holes) < count and cell.value < 1:
+            (holes if cell.generator in trained else passed).append(cell)
+    if not holes:
+        raise Refusal("--focus holes: no generator of the training rows is below AUC 1 on validation: nothing to mend")
+    return holes, passed
+
+
+def aim_of(
+    config: Any, detector: Detector, rows: Manifest, scoring: dict[str, Any], say: Callable[[str], object]
+) -> Aim:
+    """What the config's --focus or --onboard aims at. Holes are those of the detector as it is."""
+    if config.onboard and config.shots:
+        cells, found, title = [(config.onboard, view) for view in config.train_views], {}, "New generator"
+        about = ABOUT_NEW.format(shots=config.shots, share=config.focus_share, generator=config.onboard)
+    elif config.focus:
+        val = np.flatnonzero(rows["split"] == "val")
+        scores = score(detector, rows, val, config.train_views, progress="looking for holes", **scoring)
+        trained = set(rows["generator"][rows["split"] == "train"])
+        holes, passed = find_holes(scores, trained, config.holes, config.resamples, config.seed)
+        found = {}
+        for cell in holes:  # a generator of several sets has one place in training
+            found.setdefault(_key(cell.generator, cell.view), cell)
+        cells, about, title = list(found), ABOUT_HOLES.format(share=config.focus_share), "Holes"
+        if passed:
+            names = ", ".join(f"{cell.generator} under {cell.view} ({show(cell)})" for cell in passed)
+            about += f" Weak, too, but without training rows, and passed over: {names}."
+            say(f"no training rows, passed over: {names}")
+    else:
+        return Aim([])
+    say("shown more often: " + ", ".join(f"{name} under {view}" for name, view in cells))
+    focus = Focus(rows.select(rows["split"] == "train"), cells, config.train_views, config.focus_share)
+    return Aim(cells, focus, title, about, found)
+
+
+def before_and_after(
+    config: Any, aim: Aim, rows: Manifest, scores: Scores, scoring: dict[str, Any], device: Any
+) -> tuple[list[Difference], list[str]]:
+    """Differences to the detector that the run went on from, if it did not begin afresh, and sections of a page."""
+    if not config.init:
+        return [], [f"## {aim.title}", aim.about] if aim.cells else []
+    held = np.flatnonzero(rows["split"] != "train")
+    old = load_detector(config.init, None if config.backbone == type(config)().backbone else config.backbone)
+    before = score(old.to(device), rows, held, config.test_views, progress="scoring what it was", **scoring)
+    found = compare(scores, before, config.resamples, config.seed, (None, old.threshold))
+    seen = dict(zip(scores["generator"], scores["seen"], strict=True))
+    return found, changes(found, aim, seen, config.init)
+
+
+def changes(found: Sequence[Difference], aim: Aim, seen: dict[str, str], folder: Path) -> list[str]:
+    """Sections: AUC cells that were aimed at, the largest gain first, and all others, the worst loss first."""
+    cells = [d for d in found if d.metric == "auc" and not d.generator.startswith(PREFIXES) and d.value == d.value]
+    about = ABOUT.format(folder=folder)
+    if not aim.cells:
+        return [f"## Before and after: {_count(cells)}", about, _table(_worst_first(cells), seen, {})]
+    wanted = {_key(*cell) for cell in aim.cells}
+    hit = [d for d in cells if _key(d.generator, d.view) in wanted]
+    rest = [d for d in cells if _key(d.generator, d.view) not in wanted]
+    page = [f"## {aim.title}: {_count(hit)}", aim.about, _table(_worst_first(hit)[::-1], seen, aim.found)]
+    if missing := wanted - {_key(d.generator, d.view) for d in hit}:
+        page.append("Not among the test rows and views: " + ", ".join(f"{g} under {v}" for g, v in sorted(missing)))
+    return [*page, f"## Elsewhere: {_count(rest)}", about, _table(_worst_first(rest), seen, {})]
+
+
+def verdict(d: Difference) -> str:
+    return "better" if d.low > 0 else "worse" if d.high < 0 else "not separated"
+
+
+def _key(generator: str, view: str) -> tuple[str, str]:
+    return generator, parse_view(view).name
+
+
+def _worst_first(cells: Sequence[Difference]) -> list[Difference]:
+    return sorted(cells, key=lambda d: d.value)
+
+
+def _count(cells: Sequence[Difference]) -> str:
+    better, worse = (sum(verdict(d) == word for d in cells) for word in ("better", "worse"))
+    return f"{better} of {len(cells)} cells surely better, {worse} surely worse"
+
+
+def _table(cells: Sequence[Difference], seen: dict[str, str], found: dict[tuple[str, str], Cell]) -> str:
+    if not cells:
+        return "None."
+    header = ["generator", "set", "met in", "view", "a", "b", "a - b", "p", "verdict"]
+    rows = [[*header, "b on validation rows"] if found else header]
+    for d in cells:
+        was = [show(found.get(_key(d.generator, d.view)))] if found else []
+        line = [d.generator, d.set or "-", MET[seen[d.generator]], d.view, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+")]
+        rows.append([*line, f"{d.p:.3f}", verdict(d), *was])
+    return grid(rows)

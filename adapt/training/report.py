@@ -1,0 +1,212 @@
+"""From scores to what a user sees: table, metrics, figures, TensorBoard, detector."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from adapt.audit.metadata import metadata_logits
+from adapt.audit.record import verdict
+from adapt.data.images import Unreadable, read_image
+from adapt.data.manifest import Manifest
+from adapt.data.preprocess import Preprocess
+from adapt.data.views import parse_view
+from adapt.detector.detector import Detector
+from adapt.detector.model_card import complete_card, licence
+from adapt.errors import Refusal
+from adapt.evaluation.attribution import attribute
+from adapt.evaluation.decision import fit_decision
+from adapt.evaluation.metrics import Difference, controls, evaluate
+from adapt.evaluation.open_set import classes_of
+from adapt.evaluation.promises import keep
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.thresholds import pick_threshold
+from adapt.pages import figures as draw
+from adapt.pages.figures import write_figures
+from adapt.pages.promises import promises_section
+from adapt.pages.tables import text, write_tables
+from adapt.training.run import Run
+
+
+def require_classes(rows: Manifest) -> None:
+    """Refuse a manifest without reals and fakes in each split, before any work; warn of a bad or missing audit."""
+    for split in ("train", "val", "test"):
+        fake = rows.fake[rows["split"] == split]
+        if not len(fake) or fake.all() or not fake.any():
+            raise Refusal(
+                f"split {split!r} has {(~fake).sum()} real and {fake.sum()} fake rows: a run trains on train, "
+                "picks epoch and threshold on val, and reports test; each needs both (split whole groups)"
+            )
+    if not (audit := verdict(rows)).startswith("clean") and os.environ.get("RANK", "0") == "0":
+        print(f"audit: {audit}", file=sys.stderr)
+
+
+def validation_aucs(scores: Scores) -> dict[tuple[str, str], float]:
+    """AUC for each (view, generator) of these rows against all their reals, processed ones included.
+
+    A processed photograph is a photograph: an epoch that takes it for a fake must not be selected.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    aucs = {}
+    for view in dict.fromkeys(scores["view"]):
+        rows = scores.ok & (scores["view"] == view)
+        for generator in dict.fromkeys(scores["generator"][rows & scores.fake]):
+            chosen = rows & (~scores.fake | (scores["generator"] == generator))
+            if (~scores.fake[chosen]).any():
+                aucs[view, generator] = float(roc_auc_score(scores.fake[chosen], scores["logit"][chosen]))
+    return aucs
+
+
+def validation_score(scores: Scores) -> float:
+    """What selects an epoch: mean AUC over views, half of it from generators held out of training if there are any."""
+    aucs, seen = validation_aucs(scores), dict(zip(scores["generator"], scores["seen"], strict=True))
+    kinds = [[auc for (_, generator), auc in aucs.items() if seen[generator] == kind] for kind in ("train", "val")]
+    means = [np.mean(kind) for kind in kinds if kind]
+    if not means:
+        raise Refusal("no readable validation images of both classes: an epoch cannot be selected")
+    return float(np.mean(means))
+
+
+def log_validation(run: Run, scores: Scores) -> None:
+    """Validation AUC per view and generator, loss, and PR curves per view, to TensorBoard and the terminal."""
+    if not run.main:
+        return
+    aucs, logit, fake = validation_aucs(scores), scores["logit"], scores.fake
+    for view in dict.fromkeys(scores["view"]):
+        rows = scores.ok & (scores["view"] == view)
+        loss = np.mean(np.logaddexp(0, np.where(fake, -logit, logit)[rows]))
+        run.log(
+            {
+                f"val/{view}/loss": loss,
+                f"val/{view}/auc": np.mean([a for (v, _), a in aucs.items() if v == view]),
+            }
+        )
+        run.log({f"val/{view}/auc_{generator}": auc for (v, generator), auc in aucs.items() if v == view})
+        run.track.writer.add_pr_curve(f"val/{view}", fake[rows], scores["p_fake"][rows], run.step_number)
+    run.say(f"step {run.step_number}: validation {validation_score(scores):.4f} (mean AUC)")
+
+
+def report(
+    run: Run,
+    detector: Detector,
+    rows: Manifest,
+    scores: Scores,
+    resamples: int,
+    differences: Sequence[Difference] = (),
+    sections: Sequence[str] = (),
+    **facts: Any,
+) -> None:
+    """Freeze what verdicts rest on, write everything into the run's folder, and show the headline table.
+
+    `facts` join the record (what was picked, how many parameters were trained); `differences` and further
+    `sections` of Markdown join the page.
+    """
+    if run.main:
+        folder, config = run.folder, run.config
+        detector.threshold, detector.decision = pick_threshold(scores), fit_decision(scores)
+        record = run.record(
+            **facts, trained_on=sorted(set(rows["generator"][rows["split"] == "train"])), data=describe(rows)
+        )
+        kept = ("command", "revision", "trained_on", "data", *facts)
+        detector.save(
+            folder / "detector", {key: record[key] for key in kept} | {"train_views": " ".join(config.train_views)}
+        )
+        scores.write(folder / "scores.parquet")
+        cells = evaluate(scores, resamples, config.seed)
+        cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=config.seed)
+        metadata = _metadata_scores(rows, scores)
+        metadata.write(folder / "metadata.parquet")
+        checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)
+        sections = [*sections, promises_section(cells, detector.decision)]
+        attributed = None
+        if classes_of(scores):
+            attributed = attribute(scores, resamples, config.seed, config.classes, detector.decision)
+        write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
+        complete_card(folder / "detector", cells, checks, licence(detector.backbone.name))
+        write_figures(scores, cells, folder / "figures", attributed)
+        for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
+            run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
+        _log_mistakes(run, detector.backbone.preprocess, rows, scores)
+        run.write_record(record)
+        run.say(f"\n{text(cells)}\n")
+        run.say(places(run))
+    run.end()
+
+
+def show_finished(run: Run) -> None:
+    """For a directory that holds a complete run: the headline table again, from its own page."""
+    lines = (run.folder / "table.md").read_text(encoding="utf-8").splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
+    last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
+    run.say("this run is complete; delete the folder or choose another --output_dir to run again\n")
+    run.say("\n".join(lines[first:last]) + "\n")
+    run.say(places(run))
+
+
+def places(run: Run) -> str:
+    """Where to look next."""
+    return "\n".join(
+        [
+            f"table        {run.folder / 'table.md'}",
+            f"detector     {run.folder / 'detector'}",
+            f"TensorBoard  tensorboard --logdir {run.folder / 'tensorboard'}",
+        ]
+    )
+
+
+def describe(rows: Manifest) -> str:
+    """Sets, counts and digest of a manifest, in one line."""
+    sets = ", ".join(name or "-" for name in dict.fromkeys(rows["set"]))
+    counts = ", ".join(f"{(rows['split'] == split).sum()} {split}" for split in ("train", "val", "test"))
+    return f"sets {sets}; {counts} images; digest {rows.digest[:12]}; audit {verdict(rows)}"
+
+
+def shown(record: dict) -> dict:
+    """The record for a page: without what is in config.yaml already."""
+    page = {key: value for key, value in record.items() if key != "identity"}
+    return page | {
+        "backbone": record["identity"]["base"]["name"],
+        "weights": record["identity"]["base"]["weights"][:12],
+    }
+
+
+def _metadata_scores(rows: Manifest, scores: Scores) -> Scores:
+    """Scores of a classifier that sees only metadata of the files as they are, for the first view."""
+    logits = dict(zip(rows["file"], metadata_logits(rows), strict=True))
+    first = scores.select(scores["view"] == scores["view"][0])
+    held = rows.select(rows["split"] != "train")
+    values = np.array([logits[file] for file in held["file"]])
+    status = np.where(np.isnan(values), "unreadable: metadata", "ok")
+    return Scores(
+        {name: first[name] for name in ("path", "group", "generator", "split", "set", "edit", "seen", "view")}
+        | {"logit": values, "status": status}
+    )
+
+
+def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scores, count: int = 8) -> None:
+    """The reals that look most fake and the fakes that look most real, as the detector sees them."""
+    import torch
+
+    held = rows.select(rows["split"] != "train")
+    views = list(dict.fromkeys(scores["view"]))
+    image_of = np.arange(len(scores)) // len(views)  # scores hold an image's views side by side
+    for view in views:
+        chosen = scores.ok & (scores["split"] == "test") & (scores["view"] == view)
+        for name, mask, sign in (
+            ("real_called_fake", ~scores.fake, -1),
+            ("fake_called_real", scores.fake, 1),
+        ):
+            candidates = np.flatnonzero(chosen & mask)
+            worst = candidates[np.argsort(sign * scores["logit"][candidates], kind="stable")[:count]]
+            tiles = []
+            for row in worst:
+                try:
+                    image = parse_view(view)(read_image(held["file"][image_of[row]]))
+                except Unreadable:
+                    continue
+                tiles.append(preprocess(image))
+            if tiles:
+                run.track.writer.add_images(f"mistakes/{view}/{name}", torch.stack(tiles), run.step_number)

@@ -1,0 +1,364 @@
+"""One results directory: processes, optimizer steps, exact resume, tracking, provenance.
+
+A run that is killed at any point and started again with the same command continues so that every later loss and the
+final weights are bit-identical to those of a run that was never stopped, on the same hardware and versions. That
+rests on four rules: data draws depend on (seed, epoch, group) only; the global generator is seeded from (seed, step,
+micro-batch, rank) right before each forward pass; the learning rate is a function of the step; and the checkpoint of
+an epoch's last step is written after that epoch's validation.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from adapt import provenance
+from adapt.cli import as_dict, dump
+from adapt.data.groups import Batch, Groups, GroupSampler, collate, heed_main_process
+from adapt.errors import Refusal
+from adapt.files import write_text
+from adapt.processes import Processes
+from adapt.progress import bar
+from adapt.training import checkpoint
+from adapt.training.tracking import Track
+
+# free to change when a run is continued
+NOT_IDENTITY = {
+    "output_dir",
+    "num_workers",
+    "checkpointing_steps",
+    "checkpoint_activations",
+    "cache",
+    "cached_only",
+}
+MAX_BAD_STEPS = 3
+
+
+class Run(Processes):
+    """Everything around the lines that a scientist reads. `config` is the recipe's frozen dataclass."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config, self.folder, self.seed = config, Path(config.output_dir), config.seed
+        self.step_number, self.seconds, self.epoch_ended, self.selected = 0, 0.0, False, None
+        self.unreadable: set[tuple[str, str]] = set()
+        self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
+        self._launcher, self._revision = _launcher(), provenance.revision()
+        self._images, self._clock, self._accumulation = 0, self._started, 1
+        self._peaks, self._training = {}, {}  # memory of earlier sittings; what the training cost, once it is done
+        if self.main:
+            self._lock = checkpoint.hold(self.folder)
+            checkpoint.remove_leftovers(self.folder)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        self.say(f"{config.output_dir}: {self.accelerator.num_processes} process(es) on {self.device.type}")
+
+    # -- start, resume, end ------------------------------------------------------------------------------------
+
+    def finished(self, **identity) -> bool:
+        """Whether this directory already holds the complete result of this very config; another one is refused.
+
+        `identity`: further facts that are known before any work.
+        """
+        path = self.folder / "provenance.json"
+        if not path.is_file():
+            return False
+        before = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        now = self._config_identity() | identity
+        self._refuse_difference({key: before.get(key) for key in now}, now)
+        return True
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], **identity
+    ) -> nn.Module:
+        """Wrap the model for the processes at hand and resume if the directory holds a checkpoint.
+
+        `schedule(step)` scales every learning rate. `identity` (digests of data and backbone) and the config must be
+        those of the checkpoint; a difference is refused and shown.
+        """
+        self.bare, self.optimizer, self._schedule = model.to(self.device), optimizer, schedule
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self._identify(identity)
+        saved = checkpoint.load_checkpoint(self.folder)
+        if saved is not None:
+            tensors, state = saved
+            self._refuse_difference(state["identity"], self.identity)
+            checkpoint.load_trainable(self.bare, tensors["model"])
+            checkpoint.load_optimizer(self.bare, optimizer, tensors["optimizer"])
+            self.step_number, self.seconds = state["step"], state["seconds"]
+            self._bad, self._peaks, self._accumulation = state["bad"], state["peaks"], state.get("accumulation", 1)
+            self.unreadable = {tuple(item) for item in state["unreadable"]}
+            if "selected" in tensors:
+                self.selected = (state["selected"], tensors["selected"])
+            self.say(f"resumed at step {self.step_number}")
+            if state["threads"] != torch.get_num_threads():
+                self.say(
+                    f"computed with {state['threads']} threads before, {torch.get_num_threads()} now: "
+                    "results may differ in the last bits"
+                )
+        self.accelerator.wait_for_everyone()
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
+        self._open()
+        self.model = self.accelerator.prepare_model(model)
+        return self.model
+
+    def begin(self, **identity) -> None:
+        """For a run without optimizer steps of its own (heads on cached features): open config.yaml and the logs.
+
+        Call it when the features are there: what passed until then is not counted as training.
+        """
+        self._identify(identity)
+        self._open()
+
+    def trained(self) -> None:
+        """Note what the training cost until now, without what went before it: reading, loading and encoding."""
+        minutes = (self.elapsed() - self._preparation) / 60
+        self._training = {"training_minutes": round(minutes, 4), **self._peak_memory()}
+
+    def record(self, **facts: Any) -> dict[str, Any]:
+        """What provenance.json says: how these numbers came about."""
+        return {
+            "command": provenance.command(),
+            "revision": self._revision,
+            "seed": self.seed,
+            "seconds": round(self.elapsed(), 1),
+            **(self._training or self._peak_memory()),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "hardware": provenance.hardware() | {"processes": self.accelerator.num_processes},
+            "versions": provenance.versions(),
+            "unreadable_in_training": [list(problem) for problem in sorted(self.unreadable)],
+            **facts,
+            "identity": self.identity,
+        }
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Write provenance.json: the mark of a complete run."""
+        write_text(self.folder / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def end(self) -> None:
+        """Close the logs and leave the group of processes."""
+        if self.main:
+            self.track.close()
+            os.close(self._lock)
+        self.leave()
+
+    def elapsed(self) -> float:
+        """Seconds of work on this run, earlier interrupted sittings included."""
+        return self.seconds + time.monotonic() - self._started
+
+    # -- optimizer steps ---------------------------------------------------------------------------------------
+
+    def steps(
+        self,
+        train: Groups,
+        per_step: int,
+        epochs: int,
+        accumulation: int,
+        workers: int,
+        steps_per_epoch: int | None = None,
+    ) -> Iterator[Batch]:
+        """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`.
+
+        `train` is `Groups`, or whatever has its items and weights. A run that goes on takes at least as many
+        micro-batches as before, so that its sums keep their order.
+        """
+        if self.step_number:
+            accumulation = max(accumulation, self._accumulation)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        sampler = GroupSampler(
+            len(train), per_step, epochs, self.seed, accumulation, rank, world, self.step_number, steps_per_epoch
+        )
+        if sampler.per_step < world * accumulation:
+            raise Refusal(
+                f"--groups {sampler.per_step} per step cannot be shared by {world} processes x {accumulation} batches"
+            )
+        self._epoch_steps, self._accumulation = sampler.steps_per_epoch, accumulation
+        # groups, and weight, that a micro-batch of one process has on average: sums divided by them add up to means
+        self.share_of_groups = sampler.per_step / (world * accumulation)
+        self.share = self.share_of_groups * train.group_weight
+        loader = DataLoader(
+            train,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=heed_main_process,
+            pin_memory=self.device.type == "cuda",
+        )
+        total = epochs * sampler.steps_per_epoch
+        progress = bar(self.main, total=total, initial=self.step_number, unit="step", desc="train")
+        self.model.train()
+        for micro, batch in enumerate(loader):
+            self.epoch_ended, self._micro = False, micro % accumulation
+            torch.manual_seed(hash((self.seed, self.step_number, self._micro, rank)))
+            self.unreadable.update(batch.unreadable)
+            self._seen, self._images = batch, self._images + len(batch.fake) * world
+            yield batch.to(self.device)
+            if self._micro == accumulation - 1:
+                progress.update()
+        progress.close()
+
+    def step(self, loss: Tensor, max_grad_norm: float) -> None:
+        """Backward; at the last micro-batch of a step also clip, update, log, checkpoint, and heed a SIGTERM."""
+        last = self._micro == self._accumulation - 1
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            self.accelerator.backward(loss / self._accumulation)
+        self._sums.append(loss.detach().float() / self._accumulation)
+        if not last:
+            return
+        parameters = list(checkpoint.trainable(self.bare).values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        loss_value, norm_value, stop = self._mean(torch.stack(self._sums).sum(), norm, self._asked_to_stop())
+        self._sums = []
+        factor = self._schedule(self.step_number)
+        if math.isfinite(loss_value) and math.isfinite(norm_value):
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+            self.optimizer.step()
+            self._bad = 0
+        else:
+            self._skip_bad_step(loss_value)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_number += 1
+        self.epoch_ended = self.step_number % self._epoch_steps == 0
+        self._log_step(loss_value, norm_value, factor)
+        due = self.step_number % self.config.checkpointing_steps == 0
+        if (due or stop) and not self.epoch_ended:  # an epoch's last checkpoint follows its validation, in `select`
+            self.save(leave=stop > 0)
+
+    def select(self, score: float, last: bool = False) -> None:
+        """Keep the present weights if `score` (of validation data, higher is better) is the best so far; then save.
+
+        `last` keeps them whatever the score: for data that validation rows do not stand for.
+        """
+        if last or self.selected is None or score > self.selected[0]["score"]:
+            weights = {name: p.detach().cpu().clone() for name, p in checkpoint.trainable(self.bare).items()}
+            self.selected = ({"epoch": self.step_number // self._epoch_steps, "score": score}, weights)
+        self.save(leave=self._mean(self._asked_to_stop())[0] > 0)
+        self.model.train()
+
+    def use_selected(self) -> dict[str, Any]:
+        """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.trained()
+        info, weights = self.selected
+        checkpoint.load_trainable(self.bare, weights)
+        return {"epoch": info["epoch"], "validation_score": info["score"]}
+
+    def save(self, leave: bool = False) -> None:
+        """Publish checkpoint-N; with `leave`, end the process as a SIGTERM asks for."""
+        problems = sorted(set(self.gather(sorted(self.unreadable))))
+        if self.main:
+            tensors = {
+                "model": checkpoint.trainable(self.bare),
+                "optimizer": checkpoint.optimizer_tensors(self.bare, self.optimizer),
+            }
+            if self.selected is not None:
+                tensors["selected"] = self.selected[1]
+            state = {
+                "identity": self.identity,
+                "seconds": self.elapsed(),
+                "unreadable": problems,
+                "bad": self._bad,
+                "peaks": self._peak_memory(),
+                "threads": torch.get_num_threads(),
+                "accumulation": self._accumulation,
+                "selected": self.selected and self.selected[0],
+            }
+            self.track.flush()
+            checkpoint.save_checkpoint(self.folder, self.step_number, tensors, state)
+        self.unreadable = set(problems)
+        self.accelerator.wait_for_everyone()
+        if leave:
+            self.say(f"stopped after step {self.step_number}; start the same command again to continue")
+            sys.exit(128 + signal.SIGTERM)
+
+    # -- words, numbers, pictures --------------------------------------------------------------------------------
+
+    def log(self, values: dict[str, float]) -> None:
+        """Scalars at the present step, to TensorBoard."""
+        if self.main:
+            self.track.scalars(values, self.step_number)
+
+    def _log_step(self, loss: float, norm: float, factor: float) -> None:
+        now = time.monotonic()
+        speed, self._images, self._clock = self._images / (now - self._clock), 0, now
+        if self.main:
+            rate = self.rates[0] * factor
+            self.track.line({"step": self.step_number, "loss": loss, "grad_norm": norm, "lr": rate})
+            self.log({"train/loss": loss, "train/lr": rate, "train/grad_norm": norm, "train/images_per_s": speed})
+
+    def _peak_memory(self) -> dict[str, int]:
+        """MiB so far, over all sittings: resident memory of this process, and what its tensors took of the GPU."""
+        peaks = {"peak_memory_mib": provenance.peak_memory()}
+        if self.device.type == "cuda":
+            peaks["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**20)
+        return {name: max(value, self._peaks.get(name, 0)) for name, value in peaks.items()}
+
+    # -- inner ---------------------------------------------------------------------------------------------------
+
+    def _identify(self, identity: dict[str, Any]) -> None:
+        identity = self._config_identity() | identity | {"processes": self.accelerator.num_processes}
+        self.identity = json.loads(json.dumps(identity))
+
+    def _open(self) -> None:
+        self._preparation = time.monotonic() - self._started  # of this sitting
+        if self.main:
+            write_text(self.folder / "config.yaml", dump(self.config))
+            self.track = Track(self.folder, self.step_number, dump(self.config))
+
+    def _config_identity(self) -> dict[str, Any]:
+        return {key: value for key, value in as_dict(self.config).items() if key not in NOT_IDENTITY}
+
+    def _refuse_difference(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if keys:
+            changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
+            raise Refusal(
+                f"{self.folder} holds a run with other settings ({changes}): choose another --output_dir, or delete it"
+            )
+
+    def _skip_bad_step(self, loss: float) -> None:
+        self._bad += 1
+        groups = sorted(set(self._seen.group.tolist()))
+        self.say(f"step {self.step_number}: loss {loss}, gradients not finite; update skipped (groups {groups[:8]})")
+        if self._bad >= MAX_BAD_STEPS:
+            self.say(f"{MAX_BAD_STEPS} such steps in a row: stopped. The last good checkpoint is kept; lower the rate")
+            sys.exit(3)
+
+    def _mean(self, *values: Tensor | float) -> list[float]:
+        """Means over processes, so that all of them take the same decision."""
+        local = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self.device)
+        return self.accelerator.reduce(local, "mean").tolist()
+
+    def _asked_to_stop(self) -> float:
+        # `accelerate launch` dies of a SIGTERM without passing it on; its single child must notice by itself
+        orphaned = self._launcher is not None and os.getppid() != self._launcher
+        return float(self._stop or orphaned)
+
+
+def warmup_cosine(step: int, total: int, warmup: int) -> float:
+    """Linear from 0 over `warmup` steps, then half a cosine to 0 at `total` (arXiv:1608.03983, eq. 5)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _launcher() -> int | None:
+    """Process id of the `accelerate launch` that started this process, if one did."""
+    try:
+        parent = psutil.Process(os.getppid())
+        return parent.pid if any("accelerate" in word for word in parent.cmdline()[:3]) else None
+    except psutil.Error:
+        return None

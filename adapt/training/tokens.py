@@ -1,0 +1,97 @@
+"""Training data of a tower whose lower blocks are frozen: images, or the tokens behind those blocks from the cache."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt.data.focus import Focus
+from adapt.data.groups import Groups
+from adapt.data.manifest import Manifest
+from adapt.detector.detector import Detector, score
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.features.cache import extract, feature_cache, space_folder
+from adapt.models.adapters.cut_tower import Prefix, TrainedPart
+from adapt.processes import Processes
+from adapt.training.on_features import FeatureGroups, score_features
+
+AT_ONCE = 64  # images whose tokens are read and scored together
+Data = tuple[Groups | FeatureGroups, Callable[[], Scores]]
+
+
+def training_data(
+    processes: Processes,
+    part: nn.Module,
+    detector: Detector,
+    rows: Manifest,
+    views: Sequence[str],
+    seed: int,
+    labels: np.ndarray,
+    focus: Focus | None,
+    cached: bool,
+    num_workers: int | None,
+) -> Data:
+    """Groups of the training rows under `labels`, and what scores the validation rows under the same views.
+
+    With `cached` both are tokens from the cache of features. An image has one entry a view there, so it stands under
+    its central crop in every epoch, as in scoring, instead of under one that is drawn for each epoch.
+    """
+    train = np.flatnonzero(rows["split"] == "train")
+    if cached:
+        if focus is not None:
+            raise Refusal("--cache_prefix: cells cannot be shown more often from the cache; leave one of the two out")
+        return _from_cache(processes, part, rows, views, seed, labels, num_workers)
+    val = np.flatnonzero(rows["split"] == "val")
+    sharing = {"share": processes.share_of_rows, "gather": processes.gather}
+    sharing |= {"workers": processes.workers(num_workers), "progress": "validation"}
+    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, labels, focus=focus)
+    return groups, lambda: score(detector, rows, val, tuple(views), **sharing)
+
+
+def _from_cache(
+    processes: Processes,
+    part: TrainedPart,
+    rows: Manifest,
+    views: Sequence[str],
+    seed: int,
+    labels: np.ndarray,
+    num_workers: int | None,
+) -> Data:
+    used = rows.select(rows["split"] != "test")
+    names = tuple(dict.fromkeys(views))
+    prefix = Prefix(part)
+    cache = feature_cache()
+    each = part.tokens * part.width * torch.finfo(part.backbone.dtype).bits // 8
+    check_room(cache, [space_folder(cache, prefix, prefix.layer, view) for view in names], len(used), each, processes)
+    features = extract(prefix, used, names, cache=cache, **processes.encoding(num_workers))
+    val = np.flatnonzero(used["split"] == "val")
+
+    @torch.no_grad()
+    def logits(tokens: Tensor) -> Tensor:
+        return part(tokens.to(part.backbone.device)).cpu()
+
+    def validate() -> Scores:
+        part.eval()
+        return score_features(features, val, names, logits, at_once=AT_ONCE)
+
+    train = used.select(used["split"] == "train")
+    return FeatureGroups(features, train, views, seed, fake=labels), validate
+
+
+def check_room(cache: Path, folders: Sequence[Path], images: int, each: int, processes: Processes) -> None:
+    """Say how much the tokens of `images` images take, `each` bytes in each folder; refuse if the disk lacks room."""
+    total = images * len(folders) * each
+    there = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    above = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(above).free
+    size = f"{images} images x {len(folders)} views x {each / 1e3:.1f} kB = {total / 1e9:.2f} GB"
+    processes.say(f"prefix: {size} in {cache}, {there / 1e9:.2f} GB of it there; {free / 1e9:.2f} GB free")
+    if total - there > free:
+        raise Refusal(
+            f"--cache_prefix: {size}, of which {there / 1e9:.2f} GB are there, and {free / 1e9:.2f} GB are free in "
+            f"{cache}: set ADAPT_CACHE to a larger disk, take fewer --train_views, or leave the flag out"
+        )

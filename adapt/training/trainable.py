@@ -1,0 +1,105 @@
+"""What is trained: a head on cached features, or adapters in the tower beneath it; one face for both. And the
+detector that a run goes on from."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt.data.groups import Groups
+from adapt.data.manifest import Manifest
+from adapt.detector.detector import Detector, load_detector, score
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.features.cache import Features
+from adapt.models.adapters.lora import add_adapter
+from adapt.models.heads.linear import LinearHead
+from adapt.models.towers.backbones import Backbone
+from adapt.processes import Processes
+from adapt.training.on_features import FeatureGroups, score_features
+
+
+def continued(folder: Path, config: Any, say: Callable[[str], object]) -> Detector:
+    """The saved detector, ready to be trained on; `say` gets a line about the config's flags that this leaves idle.
+
+    Its base, layer, geometry, precision, adapter and head are what training goes on with; one without an adapter gets
+    a fresh one by the config. A residual of an SVD goes on as the LoRA that it was saved as. Refuses a flag that is
+    neither at its default nor what the detector has; `backbone` may name the same weights at another place.
+    """
+    default = type(config)()
+    detector = load_detector(folder, None if config.backbone == default.backbone else config.backbone)
+    backbone, head = detector.backbone, detector.head
+    own = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
+    own["precision"] = "bf16" if backbone.dtype == torch.bfloat16 else "fp32"
+    adapter = getattr(backbone.tower, "peft_config", {}).get("default")
+    if adapter is not None:
+        own["update"] = "lora"
+        if adapter.peft_type == "LORA":
+            own |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
+    for name, has in own.items():
+        if (asked := getattr(config, name)) not in (getattr(default, name), has):
+            raise Refusal(f"--{name} {asked}: training goes on from {folder}, which has {has}; leave the flag out")
+    if getattr(head, "pairs", ()):
+        raise Refusal(f"{folder} counts votes of duels (svm, several classes), which cannot be trained on")
+    head.requires_grad_(True)
+    if adapter is None:
+        size = (config.rank, config.alpha, config.dropout, config.last_blocks, config.seed)
+        add_adapter(backbone, config.targets, *size, config.update)
+        say(f"going on from {folder}: its head, with a fresh adapter")
+    else:
+        idle = "--targets, --last_blocks, --rank, --alpha and --dropout do not apply"
+        say(f"going on from {folder}: its adapter and head; {idle}")
+    return detector
+
+
+class FeaturesAndLogits(nn.Module):
+    """Pixels (n, 3, h, w), or features (n, d) where there is no backbone -> features (n, d), logits (n,)."""
+
+    def __init__(self, backbone: Backbone | None, head: LinearHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = inputs if self.backbone is None else self.backbone(inputs)
+        return features, self.head(features)
+
+
+class Tuning:
+    """Model, training data and scores of a linear head: on `features` if they are given, else on the tower itself."""
+
+    def __init__(self, processes: Processes, rows: Manifest, backbone: Backbone, features: Features | None) -> None:
+        self.processes, self.rows, self.features = processes, rows, features
+        self.detector = Detector(backbone, LinearHead(backbone.dim))
+        self.model = FeaturesAndLogits(backbone if features is None else None, self.detector.head)
+
+    def parameters(self, rate: float, head_rate: float) -> list[dict[str, Any]]:
+        """Groups of parameters for an optimizer: adapters, if there are any, and head."""
+        adapters = [p for p in self.detector.backbone.parameters() if p.requires_grad]
+        groups = [{"params": self.detector.head.parameters(), "lr": head_rate}]
+        return groups if self.features else [{"params": adapters, "lr": rate}, *groups]
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def data(self, images: Manifest, views: Sequence[str], seed: int, twins: bool) -> Groups | FeatureGroups:
+        """Training data of the groups of `images`, the training rows in whatever company."""
+        if self.features:
+            return FeatureGroups(self.features, images, views, seed, twins)
+        return Groups(images, self.detector.backbone.preprocess, tuple(views), seed, twins=twins)
+
+    def workers(self, asked: int | None) -> int:
+        """Data processes: none for features, which wait on a disk only."""
+        return 0 if self.features else self.processes.workers(asked)
+
+    def score(self, which: np.ndarray, views: Sequence[str], num_workers: int | None, progress: str) -> Scores:
+        """Scores of rows under views, in every process."""
+        if self.features:
+            return score_features(self.features, which, views, self.detector.head.eval())
+        sharing = {"share": self.processes.share_of_rows, "gather": self.processes.gather}
+        workers = self.processes.workers(num_workers)
+        return score(self.detector, self.rows, which, tuple(views), progress=progress, workers=workers, **sharing)

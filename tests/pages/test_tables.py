@@ -1,0 +1,409 @@
+"""The page, the CSV files, the figures, and the recipe that rewrites them from scores."""
+
+import csv
+import importlib.util
+import io
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adapt.errors import Refusal
+from adapt.evaluation.decision import fit_decision
+from adapt.evaluation.metrics import compare, controls, evaluate
+from adapt.evaluation.promises import keep
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.thresholds import pick_threshold
+from adapt.pages import figures
+from adapt.pages.read_back import read_rows, read_run
+from adapt.pages.tables import grid, headline, markdown, text, write_tables
+from adapt.text import escape_markdown
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "evaluate.py"
+SHIFT = {"real": 0.0, "gan": 2.0, "flux": 0.7, "sdxl": 1.0}
+SEEN = {"real": "train", "gan": "train", "flux": "", "sdxl": "val"}
+
+
+def simulate(views=("none", "qf40"), n=30, set_="s", names=None, edits=("blur",), broken=3, seed=0) -> Scores:
+    """Real, processed real, seen, unseen and selection images of `n` groups; some test rows unreadable."""
+    rng, columns = np.random.default_rng(seed), {}
+    for view, split in ((v, s) for v in views for s in ("val", "test")):
+        kinds = [(generator, "") for generator in SHIFT] + [("real", edit) for edit in edits]
+        for (generator, edit), i in ((k, i) for k in kinds for i in range(n)):
+            if split == "val" and generator == "flux":
+                continue
+            row = {
+                "path": f"{generator}{edit}/{split}{i}",
+                "group": f"{split}{i}",
+                "edit": edit,
+                "split": split,
+            }
+            row |= {"generator": (names or {}).get(generator, generator), "set": set_, "view": view}
+            row |= {"logit": SHIFT[generator] + 0.5 * bool(edit) + rng.normal(), "seen": SEEN[generator]}
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+    columns["status"] = ["ok"] * len(columns["path"])
+    for row in [i for i, generator in enumerate(columns["generator"]) if generator != "real"][:broken]:
+        columns["logit"][row], columns["status"][row] = np.nan, "unreadable: truncated"
+    return Scores(columns)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def section(page: str, title: str) -> list[list[str]]:
+    """The rows of the table under a heading, unescaped cells, header first."""
+    lines = page.split(f"\n## {title}")[1].split("\n## ")[0].splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows if set("".join(row)) - set("- ")]
+
+
+@pytest.fixture(scope="module")
+def scores() -> Scores:
+    return simulate()
+
+
+@pytest.fixture(scope="module")
+def cells(scores):
+    return evaluate(scores, resamples=40)
+
+
+def test_numbers_on_the_page_are_the_rounded_numbers_of_the_csv_file(tmp_path, cells):
+    write_tables(cells, tmp_path)
+    rows = read_csv(tmp_path / "metrics.csv")
+    assert list(rows[0]) == ["set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake"]
+    assert len(rows) == len(cells)
+    at = {(r["set"], r["view"], r["generator"], r["metric"]): r for r in rows}
+
+    def shown(*key):
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*(float(at[key][name]) for name in ("value", "low", "high")))
+
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    names = (
+        ("mean:seen", "auc"),
+        ("mean:unseen", "auc"),
+        ("worst:all", "auc"),
+        ("mean:all", "balanced_accuracy"),
+    )
+    names += ("real", "false_alarm"), ("edit:all", "false_alarm")
+    for view, *found in section(page, "Headline")[1:]:
+        assert [cell.removesuffix(" flux") for cell in found] == [shown("all", view, *name) for name in names]
+        assert found[2].endswith(" flux")  # the worst: sdxl was met in validation and does not count
+    for metric, *found in section(page, "All metrics")[1:]:
+        assert found == [shown("all", view, "mean:all", metric) for view in ("none", "qf40")]
+    table = section(page, "AUC per generator")
+    assert [row[:2] for row in table[1:]] == [
+        ["gan", "training"],
+        ["flux", "never"],
+        ["sdxl", "validation only"],
+    ]
+    for generator, _, *found, n_real, n_fake in table[1:]:
+        assert found == [shown("s", view, generator, "auc") for view in ("none", "qf40")]
+        first = at["s", "none", generator, "auc"]
+        assert (n_real, n_fake) == (first["n_real"], first["n_fake"])
+    for label, name in (("none", "real"), ("blur", "edit:blur"), ("all", "edit:all")):
+        row = next(row for row in section(page, "False alarms on processed") if row[0] == label)
+        assert row[1:] == [shown("all", view, name, "false_alarm") for view in ("none", "qf40")]
+
+
+def test_csv_numbers_are_exact_and_nan_is_not_applicable(tmp_path, cells):
+    write_tables(cells, tmp_path)
+    for row, cell in zip(read_csv(tmp_path / "metrics.csv"), cells, strict=True):
+        for name in ("value", "low", "high"):
+            value = getattr(cell, name)
+            assert row[name] == "n/a" if np.isnan(value) else float(row[name]) == value
+
+
+def test_unreadable_rows_stand_on_the_page():
+    broken = simulate(broken=0)
+    rows = np.flatnonzero((broken["split"] == "test") & (broken["view"] == "none"))
+    lost = [*rows[broken["generator"][rows] == "gan"][:2], *rows[broken["edit"][rows] == "blur"][:1]]
+    logit, status = broken["logit"].copy(), broken["status"].copy()
+    logit[lost], status[lost] = np.nan, "unreadable: gone"
+    p = np.where(np.isnan(logit), np.nan, broken["p_fake"])
+    page = markdown(evaluate(Scores(broken.columns | {"logit": logit, "p_fake": p, "status": status}), 0))
+    assert section(page, "Unreadable rows")[1:] == [
+        ["s", "none", "gan", "2"],
+        ["s", "none", "edit:blur", "1"],
+    ]
+    assert "## Unreadable rows\n\nNone." in markdown(evaluate(broken, 0))
+
+
+def test_missing_reals_and_threshold_are_explained_on_the_page(scores):
+    test = scores.select((scores["split"] == "test") & scores.fake)
+    page = markdown(evaluate(test, resamples=5))
+    assert "flux, set s, view qf40: no readable unedited real image here" in page
+    assert "no frozen threshold" in page
+    assert section(page, "Headline")[1][1:] == ["n/a"] * 6
+    assert not re.search(r"\bnan\b", page)
+
+
+def test_page_carries_controls_comparison_provenance_and_the_embedded_label(scores):
+    same = markdown(
+        evaluate(scores, 5),
+        {"command": "python x.py --a b|c", "hardware": {"cores": 2, "gpus": ["a", "b"]}},
+        controls(scores, permuted=scores, resamples=5),
+        compare(scores, scores, 5),
+    )
+    assert "- command: python x.py --a b\\|c\n- hardware:\n  - cores: 2\n  - gpus: a, b\n" in same
+    assert section(same, "Controls")[1][:2] == ["labels permuted: mean AUC", "none"]
+    row = next(r for r in section(same, "Comparison") if r[:3] == ["none", "mean:all", "auc"])
+    assert row[3] == row[4] and row[5:] == ["+0.000 [+0.000, +0.000]", "1.000"]
+    assert "Embedded world" not in same
+    embedded = evaluate(simulate(set_="embedded", n=5), 0)
+    assert "**Embedded world**" in markdown(embedded).split("## Headline")[0]
+
+
+def test_odd_names_cannot_break_the_page(tmp_path):
+    odd = "a|b`c\n# d <img src=x> [e](http://f) \\ *g* \udcff\x1b[31m"
+    cells = evaluate(simulate(names={"flux": odd}, n=6), 5)
+    write_tables(cells, tmp_path)
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    table = section(page, "AUC per generator")
+    assert {len(row) for row in table} == {6}
+    assert "\n# d" not in page and "<img" not in page and "\x1b" not in page
+    assert not re.search(r"(?<!\\)]\(", page)  # no link
+    assert "\\`c\\\\n# d &lt;img src=x> [e\\](http://f) \\\\ \\*g\\* \\\\udcff\\\\x1b[31m" in page
+    assert "\x1b" not in text(cells)
+    assert {row["generator"] for row in read_csv(tmp_path / "metrics.csv")} > {"gan", "sdxl"}
+
+
+def test_escaped_text_and_grid():
+    assert escape_markdown("0.874 [0.851, 0.896] ok_name") == "0.874 [0.851, 0.896] ok_name"
+    assert grid([["a", "b"], ["1|2", ""]]) == "| a | b |\n| --- | --- |\n| 1\\|2 |  |"
+
+
+def test_terminal_text_is_the_headline_in_aligned_columns(cells):
+    lines = text(cells).splitlines()
+    rows = headline(cells)
+    assert len(lines) == len(rows) == 3
+    for i, word in enumerate(rows[0]):
+        assert {line.index(row[i]) for line, row in zip(lines, rows, strict=True)} == {lines[0].index(word)} or i == 6
+
+
+def test_generators_of_several_sets_carry_their_set(scores):
+    other = {name: values.copy() for name, values in simulate(set_="t", seed=1).columns.items()}
+    for name in ("path", "group"):
+        other[name] = np.array([f"t{value}" for value in other[name]], dtype=object)
+    both = Scores({name: np.concatenate([scores[name], other[name]]) for name in other})
+    cells = evaluate(both, 5)
+    labels = [row[0] for row in section(markdown(cells), "AUC per generator")[1:]]
+    assert labels == ["s/gan", "t/gan", "s/flux", "t/flux", "s/sdxl", "t/sdxl"]
+    assert re.search(r" [st]/flux$", headline(cells)[1][3])
+
+
+def test_group_metrics_stand_on_the_page_beside_their_chance(tmp_path, scores, cells):
+    write_tables(cells, tmp_path)
+    at = {(r["view"], r["generator"], r["metric"]): r for r in read_csv(tmp_path / "metrics.csv") if r["set"] == "all"}
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    header, *rows = section(page, "Within groups")
+    assert header == ["within groups", "chance", "none", "qf40", "real", "fake"]
+    names = [
+        f"{metric}, {kind} fakes" for metric in ("real first", "pair ranking") for kind in ("all", "seen", "unseen")
+    ]
+    assert [row[0] for row in rows] == names
+    for name, chance, *found, n_real, n_fake in rows:
+        metric, kind = name.removesuffix(" fakes").split(", ")
+        ours = [at[view, f"within:{kind}", metric.replace(" ", "_")] for view in ("none", "qf40")]
+        assert found == [
+            "{:.3f} [{:.3f}, {:.3f}]".format(*(float(r[x]) for x in ("value", "low", "high"))) for r in ours
+        ]
+        assert (n_real, n_fake) == (ours[0]["n_real"], ours[0]["n_fake"]) == ("30", "60" if kind == "all" else "30")
+        assert chance == ("0.333" if name == "real first, all fakes" else "0.500")
+    row = next(
+        r for r in section(markdown(cells, differences=compare(scores, scores, 5)), "Comparison") if "real_first" in r
+    )
+    assert row[:2] == ["none", "within:all"] and row[3] == row[4] == rows[0][2].split()[0]
+
+
+def test_scores_without_groups_have_no_section_within_groups(scores):
+    least = Scores({name: scores[name][scores["view"] == "none"] for name in ("path", "generator", "logit", "status")})
+    page = markdown(evaluate(least, 5))  # the columns that any detector's scores have: a group an image
+    assert "Within groups" not in page and "within:" not in page and "Weakest" not in page
+    assert "## AUC per generator" in page
+    lonely = scores.select((scores["view"] == "none") | ~scores.fake)  # one view has no fakes at all
+    rows = section(markdown(evaluate(lonely, 5)), "Within groups")[1:]
+    assert {row[3] for row in rows} == {"n/a"} and "n/a" not in {row[2] for row in rows}
+
+
+def test_weakest_cells_are_listed_where_there_are_more_than_fit():
+    views = ("none", "qf90", "qf65", "qf40", "webp80", "blur1")
+    cells = evaluate(simulate(views, n=12), 30)
+    header, *rows = section(markdown(cells), "Weakest cells")
+    assert header == ["generator", "met in", "view", "AUC", "real", "fake"] and len(rows) == 10
+    assert {row[0] for row in rows} == {"gan", "flux"}  # sdxl served selection
+    high = [float(row[3].split(", ")[1].removesuffix("]")) for row in rows]
+    at = {(c.generator, c.view): c for c in cells if c.set == "s" and c.metric == "auc"}
+    left = [c.high for key, c in at.items() if key[0] in ("gan", "flux") and key not in {(r[0], r[2]) for r in rows}]
+    assert high == sorted(high) and len(left) == 2 and max(high) <= min(left) + 5e-4
+    assert rows[0][3] == "{:.3f} [{:.3f}, {:.3f}]".format(
+        *(getattr(at[rows[0][0], rows[0][2]], x) for x in ("value", "low", "high"))
+    )
+    assert "Weakest cells" not in markdown(evaluate(simulate(views[:5], n=5), 0))  # ten: all stand in the table above
+
+
+# -- figures --
+
+
+def test_figures_are_png_of_bounded_size_and_the_same_every_time(tmp_path, scores, cells):
+    first = figures.write_figures(scores, cells, tmp_path / "a")
+    again = figures.write_figures(scores, cells, tmp_path / "b")
+    assert len(first) == 5
+    for one, two in zip(first, again, strict=True):
+        with Image.open(one) as image:
+            assert image.format == "PNG" and image.width > 600 and round(image.info["dpi"][0]) == 150
+        assert one.stat().st_size < 150_000
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_figures_leave_no_global_state(scores, cells):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures.auc_per_view(cells)
+    figures.roc(scores)
+    assert dict(matplotlib.rcParams) == before
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []
+
+
+def test_figures_show_the_numbers_of_the_cells(scores, cells):
+    at = {(c.view, c.generator): c for c in cells if c.set == "all" and c.metric == "auc"}
+    axes = figures.auc_per_view(cells).axes[0]
+    for line, name in zip(axes.lines, ("seen", "unseen"), strict=False):
+        assert line.get_ydata().tolist() == [at[view, f"mean:{name}"].value for view in ("none", "qf40")]
+    for bars, name in zip(axes.collections, ("seen", "unseen"), strict=True):
+        ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+        assert ends == [[at[v, f"mean:{name}"].low, at[v, f"mean:{name}"].high] for v in ("none", "qf40")]
+    for axes, name in zip(figures.roc(scores).axes, ("seen", "unseen"), strict=True):
+        for line, view in zip(axes.lines, ("none", "qf40"), strict=False):
+            area = np.trapezoid(line.get_ydata(), line.get_xdata())
+            assert area == pytest.approx(at[view, f"mean:{name}"].value, abs=1e-12)  # one generator of each kind
+
+
+def test_reliability_lies_on_the_diagonal_when_calibrated():
+    rng, n = np.random.default_rng(0), 40_000
+    p = rng.random(n)
+    fake = rng.random(n) < p
+    scores = Scores({"path": np.arange(n), "generator": np.where(fake, "x", "real"), "p_fake": p})
+    x, y = figures.reliability(scores).axes[0].lines[0].get_data()
+    assert np.abs(x - (np.arange(15) + 0.5) / 15).max() < 0.01 and np.abs(x - y).max() < 0.03
+
+
+@pytest.mark.parametrize("case", ["one class", "no threshold", "all unreadable", "many views", "odd names"])
+def test_figures_survive(case):
+    scores = simulate(n=4)
+    if case == "one class":
+        scores = scores.select(scores.fake)
+    elif case == "no threshold":
+        scores = scores.select(scores["split"] == "test")
+    elif case == "all unreadable":
+        nan = np.full(len(scores), np.nan)
+        lost = {"logit": nan, "p_fake": nan, "status": np.full(len(scores), "unreadable: x", dtype=object)}
+        scores = Scores(scores.columns | lost)
+    elif case == "many views":
+        scores = simulate([f"resize{k}+qf{k}" for k in range(9)], n=3)
+    else:
+        scores = simulate(["$x^$", "画像"], names={"flux": "$\\frac{ \udcff\n" + "long " * 20}, n=4)
+    cells = evaluate(scores, 5)
+    with warnings.catch_warnings(action="error"):  # such as a glyph that the font lacks
+        for draw in (figures.auc_per_view, figures.auc_per_generator):
+            draw(cells).savefig(io.BytesIO())
+        for draw in (figures.roc, figures.reliability):
+            draw(scores).savefig(io.BytesIO())
+        figures.score_histograms(scores, cells).savefig(io.BytesIO())
+
+
+# -- the recipe --
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("recipe_evaluate", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, recipe, scores, capsys):
+    run = tmp_path / "run"
+    scores.write(run / "scores.parquet")
+    (run / "provenance.json").write_text(json.dumps({"command": "python recipes/lora.py", "seed": 3}))
+    noise = np.random.default_rng(1).normal(size=len(scores))
+    other = Scores(scores.columns | {"logit": scores["logit"] + noise})
+    other.write(tmp_path / "other.csv")
+    cfg = recipe.Config(
+        run / "scores.parquet",
+        tmp_path / "other.csv",
+        tmp_path / "other.csv",
+        run / "scores.parquet",
+        resamples=30,
+    )
+    recipe.main(cfg)
+    first = contents(run)
+    assert capsys.readouterr().out.startswith(text(evaluate(scores, 30)))
+    recipe.main(cfg)
+    assert contents(run) == first
+    expected = {"metrics.csv", "controls.csv", "comparison.csv", "table.md", "scores.parquet", "provenance.json"}
+    assert {name for name in first if not name.startswith("figures")} == expected
+    assert sum(name.startswith("figures") for name in first) == 5
+    page = first["table.md"].decode()
+    assert "- command: python recipes/lora.py" in page and str(tmp_path) not in page
+    assert {row[0] for row in section(page, "Controls")} > {
+        "labels permuted: mean AUC",
+        "metadata only: mean AUC",
+    }
+    found = read_csv(run / "comparison.csv")
+    assert {"a", "b", "p"} < set(found[0])
+    at = {(r["view"], r["generator"], r["metric"]): r for r in found if r["set"] == "all"}
+    row = at["none", "mean:all", "auc"]
+    assert float(row["value"]) == pytest.approx(float(row["a"]) - float(row["b"])) and float(row["value"]) > 0
+
+
+def test_recipe_reproduces_what_a_run_wrote_and_leaves_the_scores_alone(tmp_path, recipe, scores, cells):
+    scores.write(tmp_path / "scores.csv")
+    before = (tmp_path / "scores.csv").read_bytes()
+    kept = keep(scores, fit_decision(scores), pick_threshold(scores), resamples=40)
+    write_tables([*cells, *kept], tmp_path / "run")
+    recipe.main(recipe.Config(tmp_path / "scores.csv", output_dir=tmp_path / "again", resamples=40))
+    assert (tmp_path / "again" / "metrics.csv").read_bytes() == (tmp_path / "run" / "metrics.csv").read_bytes()
+    assert (tmp_path / "scores.csv").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "run", "again"}
+
+
+def test_recipe_refuses_a_comparison_of_other_images_before_writing(tmp_path, recipe, scores):
+    scores.write(tmp_path / "scores.csv")
+    scores.select(scores["view"] == "none").write(tmp_path / "fewer.csv")
+    with pytest.raises(Refusal, match="differ in 150 test rows"):
+        recipe.main(
+            recipe.Config(tmp_path / "scores.csv", tmp_path / "fewer.csv", output_dir=tmp_path / "out", resamples=5)
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_files_give_the_page_again(tmp_path):
+    given = simulate(names={"flux": 'a "b", c'}, broken=4)
+    given = given.select(given["generator"] != "sdxl")  # selection only: no file says so
+    found, other = evaluate(given, 20), given.select(np.arange(len(given)))
+    checks, differences = controls(given, resamples=20), compare(given, other, 20)
+    write_tables(found, tmp_path, {"a": 1}, checks, differences)
+    again = read_run(tmp_path, ["gan"])
+    assert (len(again.cells), len(again.controls)) == (len(found), len(checks)) and again.controls
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == markdown(
+        again.cells, {"a": 1}, again.controls, again.differences, (), again.attribution
+    )
+    assert read_rows(tmp_path / "none.csv", type(checks[0])) == []
+    (tmp_path / "controls.csv").write_text("name,view,odd\n")
+    with pytest.raises(Refusal, match="columns name, view, odd, expected name, view, value"):
+        read_run(tmp_path, ["gan"])

@@ -1,0 +1,251 @@
+"""The recipes on frozen features, each through its real `main`."""
+
+import csv
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import color_fusion
+import extract
+import head_scaling
+import jpeg_matrix
+import linear_probe
+import numpy as np
+import pytest
+import tip_adapter
+from scipy.special import logsumexp
+from sklearn.metrics import roc_auc_score
+
+from adapt.data.manifest import Manifest
+from adapt.detector.detector import load_detector, score
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.models.towers.backbones import Backbone
+
+VIEWS = ("none", "qf65")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(scope="module")
+def probe(planted, cache, tmp_path_factory) -> linear_probe.Config:
+    return linear_probe.Config(
+        manifest=(str(planted),),
+        output_dir=tmp_path_factory.mktemp("probe") / "run",
+        train_views=VIEWS,
+        test_views=VIEWS,
+        cache=cache,
+        resamples=20,
+        num_workers=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(probe) -> Path:
+    linear_probe.main(probe)
+    return probe.output_dir
+
+
+def auc(scores: Scores) -> float:
+    rows = (scores["split"] == "test") & (scores["edit"] == "") & (~scores.fake | (scores["seen"] == "train"))
+    return roc_auc_score(scores.fake[rows], scores["logit"][rows])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_probe_finds_the_planted_artefact_and_its_detector_gives_the_same_scores(fitted, probe) -> None:
+    scores = Scores.read(fitted / "scores.parquet")
+    assert auc(scores) > 0.9
+    detector = load_detector(fitted / "detector")
+    rows = Manifest.read(probe.manifest[0])
+    again = score(detector, rows, np.flatnonzero(rows["split"] != "train"), VIEWS)
+    np.testing.assert_allclose(again["logit"], scores["logit"], atol=1e-3)
+    assert not (fitted / "detector" / "adapter").exists()
+
+
+@pytest.mark.parametrize("head", ["svm", "logistic", "mlp"])
+def test_permuted_labels_are_at_chance(head, probe, subtle, tmp_path) -> None:
+    config = dataclasses.replace(probe, manifest=(str(subtle),), output_dir=tmp_path / "p", permute_labels=True)
+    linear_probe.main(dataclasses.replace(config, head=head))
+    assert 0.25 < auc(Scores.read(tmp_path / "p" / "scores.parquet")) < 0.75
+
+
+def test_families_give_the_binary_score_and_a_comparison(probe, tmp_path) -> None:
+    out = tmp_path / "families"
+    linear_probe.main(dataclasses.replace(probe, output_dir=out, classes="family", head="svm"))
+    scores = Scores.read(out / "scores.parquet")
+    classes = [name for name in scores.columns if name.startswith("logit_")]
+    assert classes == ["logit_real", "logit_autoregressive", "logit_diffusion", "logit_gan"]
+    logits = np.stack([scores[name] for name in classes], axis=1)
+    np.testing.assert_allclose(scores["logit"], logsumexp(logits[:, 1:], axis=1) - logits[:, 0], atol=1e-5)
+    assert auc(scores) > 0.9
+    page = (out / "table.md").read_text()
+    assert "## Attribution" in page and "## Comparison" in page
+    assert {row["true"] for row in read(out / "confusion.csv")} >= {"real", "gan", "diffusion", "autoregressive"}
+    assert (out / "figures" / "confusion_none.png").is_file() and (out / "comparison.csv").is_file()
+
+
+def test_a_sweep_reports_the_layer_that_validation_prefers(probe, tmp_path, monkeypatch) -> None:
+    passes: list[tuple[str, ...]] = []
+    encode = Backbone.encode
+    monkeypatch.setattr(
+        Backbone, "encode", lambda self, x, layers: passes.append(tuple(layers)) or encode(self, x, layers)
+    )
+    out = tmp_path / "layers"
+    linear_probe.main(dataclasses.replace(probe, output_dir=out, layers=("all",), cache=tmp_path / "cache"))
+    wide = [layers for layers in passes if len(layers) > 1]
+    assert {*wide} == {("block1", "block2", "block3", "block4", "last", "proj")}  # one pass for all of them
+    rows = read(out / "layers.csv")
+    best = max({(row["validation"], row["layer"]) for row in rows})
+    record = json.loads((out / "provenance.json").read_text())
+    assert len({row["layer"] for row in rows}) == 6
+    assert f"{record['validation_score']:.4f}" == best[0]
+    assert load_detector(out / "detector").backbone.layer == record["layer"]
+
+
+def test_two_processes_share_the_encoding_and_give_the_same_scores(fitted, probe, tmp_path) -> None:
+    from processes import in_children
+
+    def run() -> None:
+        os.environ["ADAPT_PROCESSES"] = "2"
+        linear_probe.main(dataclasses.replace(probe, output_dir=tmp_path / "two", cache=tmp_path / "cache"))
+
+    assert in_children(run, world=2) == [0, 0]
+    names = (tmp_path / "cache").glob("*/fingerprint.json")
+    spaces = [len(list(name.parent.glob("*.safetensors"))) for name in names]
+    assert spaces == [2, 2]  # each process wrote its half of each view
+    one, two = (Scores.read(folder / "scores.parquet") for folder in (fitted, tmp_path / "two"))
+    assert (one["path"] == two["path"]).all()
+    np.testing.assert_allclose(two["logit"], one["logit"], atol=1e-3)
+
+
+def test_extract_fills_what_the_probe_reads(probe, planted, tmp_path, monkeypatch) -> None:
+    cache = tmp_path / "cache"
+    config = dataclasses.replace(probe, output_dir=tmp_path / "run", cache=cache, cached_only=True)
+    with pytest.raises(Refusal, match="run recipes/extract"):
+        linear_probe.main(config)
+    common = {"manifest": (str(planted),), "views": VIEWS, "cache": cache, "num_workers": 0}
+    for shard in range(3):  # three jobs of an array
+        extract.main(extract.Config(**common, shard=shard, num_shards=3))
+    before = sorted(cache.glob("*/*.safetensors"))
+    extract.main(extract.Config(**common))
+    linear_probe.main(config)
+    assert sorted(cache.glob("*/*.safetensors")) == before
+    shots = tip_adapter.Config(manifest=(str(planted),), output_dir=tmp_path / "t", cache=cache, cached_only=True)
+    colour = color_fusion.Config(manifest=(str(planted),), output_dir=tmp_path / "c", cache=cache, cached_only=True)
+    for recipe, other in ((tip_adapter, shots), (color_fusion, colour)):  # other layers and views
+        with pytest.raises(Refusal, match="run recipes/extract"):
+            recipe.main(other)
+    with pytest.raises(Refusal, match="numbered 0 to 2"):
+        extract.Config(shard=3, num_shards=3)
+
+
+def test_the_jpeg_matrix_holds_what_single_probes_give(probe, cache, planted, tmp_path) -> None:
+    out = tmp_path / "matrix"
+    config = jpeg_matrix.Config(
+        manifest=(str(planted),),
+        output_dir=out,
+        heads=("logistic",),
+        classes=("binary",),
+        train_views=VIEWS,
+        test_views=(*VIEWS, "qf90+qf40"),
+        cache=cache,
+        resamples=20,
+        num_workers=0,
+    )
+    jpeg_matrix.main(config)
+    cells = {
+        (row["trained on"], row["view"]): float(row["value"])
+        for row in read(out / "metrics.csv")
+        if row["generator"] == "mean:seen" and row["metric"] == "auc"
+    }
+    assert set(cells) == {(a, b) for a in (*VIEWS, "mixed") for b in (*VIEWS, "qf90+qf40")}
+    alone = tmp_path / "alone"
+    linear_probe.main(dataclasses.replace(probe, output_dir=alone, train_views=("qf65",)))
+    for row in read(alone / "metrics.csv"):
+        if (row["generator"], row["metric"]) == ("mean:seen", "auc"):
+            assert cells["qf65", row["view"]] == pytest.approx(float(row["value"]), abs=1e-6)
+    assert min(cells.values()) > 0.8
+    assert (out / "figures" / "logistic_binary_seen.png").is_file()
+    page = (out / "table.md").read_text()
+    assert "| trained on | none | qf65 | qf90+qf40 |" in page and "python" in page
+    before = (out / "metrics.csv").read_bytes()
+    jpeg_matrix.main(config)  # finished: shows its table
+    assert (out / "metrics.csv").read_bytes() == before
+
+
+def test_tip_adapter_over_shots(planted, cache, tmp_path, capsys) -> None:
+    config = tip_adapter.Config(
+        manifest=(str(planted),),
+        output_dir=tmp_path / "tip",
+        shots=(1, 8),
+        draws=2,
+        epochs=3,
+        train_views=VIEWS,
+        test_views=VIEWS,
+        cache=cache,
+        resamples=5,
+        num_workers=0,
+    )
+    tip_adapter.main(config)
+    rows = read(tmp_path / "tip" / "metrics.csv")
+    seen = {
+        (row["method"], row["shots"], row["draw"]): float(row["value"])
+        for row in rows
+        if (row["generator"], row["metric"], row["view"]) == ("mean:seen", "auc", "none")
+    }
+    assert {key[0] for key in seen} == {
+        "zero-shot", "logistic", "Tip-Adapter, published", "Tip-Adapter", "Tip-Adapter-F",
+    }  # fmt: skip
+    for method in ("Tip-Adapter", "Tip-Adapter-F"):
+        assert min(seen[method, "8", draw] for draw in "01") > 0.85
+    assert "Mean over 2 draws" in (tmp_path / "tip" / "table.md").read_text()
+    assert (tmp_path / "tip" / "figures" / "shots.png").is_file()
+    with pytest.raises(Refusal, match="texts are compared with layer proj"):
+        tip_adapter.main(dataclasses.replace(config, output_dir=tmp_path / "no", layer="last"))
+    families = dataclasses.replace(config, output_dir=tmp_path / "probe", layer="last", prior="probe", shots=(8,))
+    tip_adapter.main(dataclasses.replace(families, classes="family", draws=1))
+    assert "zero-shot" not in (tmp_path / "probe" / "table.md").read_text()
+
+
+def test_colour_alone_the_backbone_alone_and_both(planted, cache, tmp_path) -> None:
+    config = color_fusion.Config(
+        manifest=(str(planted),),
+        output_dir=tmp_path / "colour",
+        train_views=("qf65",),
+        test_views=("qf65",),
+        cache=cache,
+        resamples=5,
+        num_workers=0,
+    )
+    color_fusion.main(config)
+    seen = {
+        (row["features"], row["trained on"]): float(row["value"])
+        for row in read(tmp_path / "colour" / "metrics.csv")
+        if (row["generator"], row["metric"]) == ("mean:seen", "auc")
+    }
+    assert seen["both", "qf65"] > 0.9 and seen["colour", "qf65"] > 0.9
+    assert len({name for name, _ in seen}) == 5
+
+
+def test_head_scaling_measures_every_head_alone(tmp_path) -> None:
+    config = head_scaling.Config(
+        output_dir=tmp_path / "scaling", rows=(600,), heads=("logistic", "tip-adapter-f"), dim=24, views=(2,)
+    )
+    head_scaling.main(config)
+    rows = read(tmp_path / "scaling" / "metrics.csv")
+    assert [(row["head"], row["rows"], row["views"]) for row in rows] == [
+        ("logistic", "600", "2"),
+        ("tip-adapter-f", "600", "2"),
+    ]
+    assert all(float(row["seconds"]) > 0 and float(row["peak_mib"]) > 50 for row in rows)
+    assert float(rows[0]["auc"]) > 0.65
+    with pytest.raises(Refusal, match="--rows 50: give at least 100"):
+        head_scaling.Config(rows=(50,))

@@ -1,0 +1,256 @@
+"""A run that is killed and started again ends as if nothing had happened; several processes compute what one does."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import lora
+import numpy as np
+import open_clip  # noqa: F401 (as adapt.training.report: loaded once here, inherited by every child)
+import peft  # noqa: F401
+import psutil
+import pytest
+import torch
+from processes import in_children
+
+import adapt.training.report  # noqa: F401
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Scores
+from adapt.files import sha256
+from adapt.training import checkpoint
+from adapt.training import tokens as prefix
+from adapt.training.run import Run, warmup_cosine
+
+STEPS = 8  # 16 groups, 4 a step, 2 epochs
+
+
+@pytest.fixture
+def config(planted, tmp_path) -> lora.Config:
+    return lora.Config(
+        manifest=(str(planted),),
+        output_dir=tmp_path / "run",
+        train_views=("none", "qf65"),
+        test_views=("none",),
+        epochs=2,
+        groups=4,
+        learning_rate=2e-3,
+        head_learning_rate=2e-3,
+        rank=2,
+        dropout=0.1,
+        precision="fp32",
+        resamples=20,
+        checkpointing_steps=3,
+        num_workers=0,
+    )
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Everything that must not depend on interruptions."""
+    names = (
+        "log.jsonl",
+        "scores.parquet",
+        "metrics.csv",
+        "detector/head.safetensors",
+        "detector/adapter/adapter_model.safetensors",
+    )
+    return {name: sha256(folder / name) for name in names}
+
+
+def killed(config: lora.Config, where: str, at: int, world: int) -> list[int]:
+    """Run until a SIGKILL that strikes rank 0 at step `at`: after its update, in the middle of writing its
+    checkpoint, between publishing it and removing old ones, or in the validation behind it."""
+
+    def strike(*_, **__) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def body() -> None:
+        if os.environ.get("RANK", "0") == "0":
+            if where == "update":
+                log = Run._log_step
+
+                def logged(run, *values):
+                    log(run, *values)
+                    return strike() if run.step_number == at else None
+
+                Run._log_step = logged
+            elif where == "validation":
+                prefix.score = strike
+            else:
+                original = checkpoint.save_file if where == "writing" else checkpoint._newest_first
+
+                def interrupted(*values):
+                    if any(f"checkpoint-{at}" in str(p) for p in config.output_dir.glob("*checkpoint-*")):
+                        strike()
+                    return original(*values)
+
+                setattr(checkpoint, "save_file" if where == "writing" else "_newest_first", interrupted)
+        lora.main(config)
+
+    return in_children(body, world)
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+def test_killed_anywhere_and_resumed_is_bit_identical(config, tmp_path, world, workers) -> None:
+    config = dataclasses.replace(config, num_workers=workers)
+    whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
+    assert in_children(lambda: lora.main(whole), world) == [0] * world
+    for where, at in (
+        ("update", 1),
+        ("update", 2),
+        ("writing", 3),
+        ("update", 3),
+        ("update", 4),
+        ("validation", 4),
+        ("rotation", 6),
+        ("update", 7),
+    ):
+        statuses = killed(config, where, at, world)
+        assert statuses[0] == -signal.SIGKILL, f"not killed at {where} {at}: {statuses}"
+    assert in_children(lambda: lora.main(config), world) == [0] * world
+    assert results(config.output_dir) == results(whole.output_dir)
+    lines = [json.loads(line) for line in (config.output_dir / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert not list(config.output_dir.glob(".*.tmp"))
+
+
+def test_two_processes_compute_what_one_does(config, tmp_path) -> None:
+    config = dataclasses.replace(config, dropout=0.0, gradient_accumulation_steps=2)
+    other = dataclasses.replace(config, output_dir=tmp_path / "two")
+    single = dataclasses.replace(config, output_dir=tmp_path / "plain", gradient_accumulation_steps=1)
+    assert in_children(lambda: lora.main(config)) == [0]
+    assert in_children(lambda: lora.main(single)) == [0]
+    assert in_children(lambda: lora.main(other), world=2) == [0, 0]
+    logs, logits = [], []
+    for folder in (config.output_dir, single.output_dir, other.output_dir):
+        logs.append([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])
+        logits.append(Scores.read(folder / "scores.parquet")["logit"])
+    for log, logit in zip(logs[1:], logits[1:], strict=True):
+        np.testing.assert_allclose(log, logs[0], rtol=1e-4)
+        # AdamW's first steps divide gradients by their own size, so that the last bit of a tiny one shows
+        np.testing.assert_allclose(logit, logits[0], atol=0.02 * np.std(logits[0]) + 3e-3)
+
+
+def test_sigterm_saves_and_exits_and_the_rest_follows(config, tmp_path) -> None:
+    config = dataclasses.replace(config, num_workers=2)
+    whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
+    assert in_children(lambda: lora.main(whole)) == [0]
+
+    def terminated() -> None:
+        step = Run.step
+
+        def then_signal(run, *values):
+            if run.step_number == 1:
+                workers = psutil.Process().children()
+                assert len(workers) == 2
+                for worker in workers:  # as a scheduler does, which signals every process of a job
+                    worker.terminate()
+                os.kill(os.getpid(), signal.SIGTERM)
+            step(run, *values)
+
+        Run.step = then_signal
+        lora.main(config)
+
+    assert in_children(terminated) == [128 + signal.SIGTERM]
+    assert [path.name for path in config.output_dir.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert in_children(lambda: lora.main(config)) == [0]
+    assert results(config.output_dir) == results(whole.output_dir)
+
+
+@pytest.fixture
+def stopped(config) -> lora.Config:
+    assert killed(config, "update", 4, 1) == [-signal.SIGKILL]
+    return config
+
+
+def message(config: lora.Config, world: int = 1) -> str:
+    """What the run refuses with."""
+    path = config.output_dir.with_name("refusal.txt")
+
+    def body() -> None:
+        try:
+            lora.main(config)
+        except Refusal as refusal:
+            path.write_text(str(refusal))
+            os._exit(2)
+
+    assert 2 in in_children(body, world)
+    return path.read_text()
+
+
+def test_changed_settings_and_process_count_are_refused_with_the_difference(stopped) -> None:
+    said = message(dataclasses.replace(stopped, learning_rate=1e-4, groups=8))
+    assert "groups: 4 -> 8; learning_rate: 0.002 -> 0.0001" in said and "--output_dir" in said
+    assert "processes: 1 -> 2" in message(stopped, world=2)
+
+
+def test_damaged_checkpoints_are_left_out(stopped, capfd) -> None:
+    state = stopped.output_dir / "checkpoint-3" / "model.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-5] ^= 1  # safetensors itself would load this
+    state.write_bytes(bytes(data))
+    assert checkpoint.load_checkpoint(stopped.output_dir) is None
+    assert "checkpoint-3 is damaged" in capfd.readouterr().out
+
+
+def test_a_folder_serves_one_run_at_a_time(tmp_path) -> None:
+    def second() -> None:
+        try:
+            checkpoint.hold(tmp_path)
+        except Refusal as refusal:
+            assert "in use by another run" in str(refusal)
+            os._exit(9)
+
+    lock = checkpoint.hold(tmp_path)
+    assert in_children(second) == [9]
+    os.close(lock)
+    assert in_children(second) == [0]
+
+
+def test_checkpoints_hold_no_base_weights_and_old_ones_go(config) -> None:
+    assert killed(config, "update", 7, 1) == [-signal.SIGKILL]
+    assert sorted(path.name for path in config.output_dir.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    tensors, state = checkpoint.load_checkpoint(config.output_dir)
+    assert state["step"] == 6 and set(tensors) == {"model", "optimizer", "selected"}
+    assert all("lora_" in name or name.startswith("head.") for name in tensors["model"])
+    assert {name.rpartition("|")[2] for name in tensors["optimizer"]} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch) -> None:
+    checkpoint.save_checkpoint(tmp_path, 1, {"model": {"w": torch.ones(3)}}, {})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(Refusal, match=r"No space left.*earlier checkpoints are intact"):
+        checkpoint.save_checkpoint(tmp_path, 2, {"model": {"w": torch.zeros(3)}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert checkpoint.load_checkpoint(tmp_path)[1]["step"] == 1
+
+
+def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(config, capfd) -> None:
+    def poisoned(steps: set[int]) -> None:
+        step = Run.step
+        Run.step = lambda run, loss, norm: step(run, loss * (float("nan") if run.step_number in steps else 1), norm)
+        lora.main(config)
+
+    assert in_children(lambda: poisoned({1, 4, 5})) == [0]
+    assert capfd.readouterr().out.count("update skipped") == 3
+    losses = [json.loads(line)["loss"] for line in (config.output_dir / "log.jsonl").read_text().splitlines()]
+    assert [i for i, loss in enumerate(losses) if loss != loss] == [1, 4, 5]
+    shutil.rmtree(config.output_dir)
+    assert in_children(lambda: poisoned({4, 5, 6})) == [3]
+    tensors = checkpoint.load_checkpoint(config.output_dir)[0]
+    assert all(value.isfinite().all() for part in tensors.values() for value in part.values())
+
+
+def test_schedule() -> None:
+    values = [warmup_cosine(step, total=100, warmup=10) for step in range(101)]
+    assert values[0] == pytest.approx(0.1) and values[9] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(values[9:]))
+    assert values[55] == pytest.approx(0.5) and values[100] == pytest.approx(0, abs=1e-12)
+    assert warmup_cosine(0, total=1, warmup=0) == 1.0
