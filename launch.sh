@@ -1,20 +1,29 @@
 #!/usr/bin/env bash
-# Set-up and every job:  ./launch.sh  |  ./launch.sh test [pytest flags]  |  ./launch.sh RECIPE [flags]
+# Set-up and every job:  ./launch.sh  |  ./launch.sh test [pytest flags]  |  ./launch.sh RECIPE|COMMAND [flags]
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
+list() { # NAME and the first line of its file, of every file
+  for file in "$@"; do
+    case $file in */__init__.py) continue ;; esac
+    printf '  %-15s %s\n' "$(basename "$file" .py)" "$(sed -n '1s/^"""//; 1s/"""$//; 1p' "$file")"
+  done
+}
 
 usage() {
   cat <<'EOT'
 ./launch.sh                  set up, then the main job: LoRA on the embedded world (no network, no flags)
 ./launch.sh test [flags]     set up, then the whole test suite (flags go to pytest)
-./launch.sh RECIPE [flags]   set up, then a recipe; ./launch.sh RECIPE --help lists its flags
+./launch.sh RECIPE [flags]   set up, then an experiment; ./launch.sh RECIPE --help lists its flags
+./launch.sh COMMAND [flags]  set up, then `adapt COMMAND`
 ./launch.sh --help           this text
 
 recipes:
 EOT
-  for file in recipes/*.py; do
-    printf '  %-14s %s\n' "$(basename "$file" .py)" "$(sed -n '1s/^"""//; 1s/"""$//; 1p' "$file")"
-  done
+  list recipes/*.py
+  echo
+  echo "commands:"
+  list adapt/commands/*.py
   cat <<'EOT'
 
 environment:
@@ -49,15 +58,21 @@ set_up() {
   exec 9>&-
 }
 
+names() { basename -s .py "$@" | grep -v __init__ | paste -sd' '; }
+
 job=${1:-lora}
 [ $# -gt 0 ] && shift
+job=${job%.py}
 case $job in
   -h | --help | help) usage; exit 0 ;;
   test) ;;
   *)
-    job=${job%.py}
-    if [ ! -f "recipes/$job.py" ]; then
-      echo "error: no recipe '$job'; there are: $(basename -s .py recipes/*.py | paste -sd' ')" >&2
+    if [ -f "recipes/$job.py" ]; then
+      program=("recipes/$job.py")
+    elif [ -f "adapt/commands/$job.py" ]; then
+      program=(-m adapt "$job")
+    else
+      echo "error: no recipe or command '$job'; there are: $(names recipes/*.py) $(names adapt/commands/*.py)" >&2
       exit 2
     fi
     ;;
@@ -70,8 +85,12 @@ if [ "$job" = test ]; then
 fi
 for flag in "$@"; do
   # help needs no processes, and starting accelerate takes seconds
-  case $flag in -h | --help) exec .venv/bin/python "recipes/$job.py" "$@" ;; esac
+  case $flag in -h | --help) exec .venv/bin/python "${program[@]}" "$@" ;; esac
 done
+case $job in
+  extract | predict) ;; # these share their work among processes
+  *) [ "${program[0]}" != -m ] || exec .venv/bin/python "${program[@]}" "$@" ;;
+esac
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
   gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[0-9]' || true)
 else
@@ -82,11 +101,11 @@ export ADAPT_PROCESSES=$processes
 if [ "$processes" -gt 1 ] && [ "$gpus" -eq 0 ]; then
   # accelerate starts one process only when there is no GPU; torch's own launcher starts as many as asked
   export ACCELERATE_USE_CPU=true OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  exec .venv/bin/python -m torch.distributed.run --nproc_per_node "$processes" "recipes/$job.py" "$@"
+  exec .venv/bin/python -m torch.distributed.run --nproc_per_node "$processes" "${program[@]}" "$@"
 fi
 share=$(($(getconf _NPROCESSORS_ONLN) / processes))
 threads=${OMP_NUM_THREADS:-$((share > 1 ? share : 1))}
 # --num_cpu_threads_per_process: accelerate would choose one thread and leave the other cores idle
 # --quiet: a refusal stays one line, without the launcher's own traceback under it
 exec .venv/bin/accelerate launch --quiet --num_processes "$processes" --num_machines 1 --mixed_precision no \
-  --num_cpu_threads_per_process "$threads" --dynamo_backend no "recipes/$job.py" "$@"
+  --num_cpu_threads_per_process "$threads" --dynamo_backend no "${program[@]}" "$@"

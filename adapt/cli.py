@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import math
 import os
 import sys
@@ -13,6 +14,17 @@ from typing import Any
 import yaml
 
 from adapt.errors import Refusal
+
+
+def recipes_folder() -> Path:
+    """Where the experiments are: `recipes/` beside `adapt/` in a checkout, the package `adapt_recipes` of a wheel."""
+    beside = Path(__file__).parents[1] / "recipes"
+    if (beside / "lora.py").is_file():
+        return beside
+    spec = importlib.util.find_spec("adapt_recipes")
+    if spec is None or not spec.submodule_search_locations:
+        raise Refusal("the recipes are not installed: install adapt-aigi again, or work in a checkout")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def run(main: Callable[[Any], object], config_class: type, description: str | None = None) -> None:

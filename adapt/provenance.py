@@ -25,7 +25,11 @@ PACKAGES = (
 
 def command() -> str:
     """The command line, without the folders of this machine."""
+    if sys.argv[0].startswith("adapt "):  # a command of the package
+        return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
     script = Path(sys.argv[0])
+    if script.parent.name == "adapt_recipes":  # of a wheel
+        return shlex.join(["adapt", "run", script.stem, *sys.argv[1:]])
     shown = Path(*script.parts[-2:]) if script.parent.name == "recipes" else Path(script.name)
     return shlex.join(["python", str(shown), *sys.argv[1:]])
 

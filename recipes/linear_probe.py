@@ -36,7 +36,7 @@ class Config:
     )
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what recipes/extract.py has not
+    cached_only: bool = False  # refuse to encode what `adapt extract` has not
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
     seed: int = 0  # of the views drawn, the perceptron and the bootstrap

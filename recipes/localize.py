@@ -1,7 +1,7 @@
 """Where was an image changed, and by what? A map for images of which only a part is generated or edited.
 
     python recipes/localize.py                                   # embedded world, frozen tiny
-    python recipes/composites.py --manifest data.csv --output data/composites.csv
+    adapt composites --manifest data.csv --output data/composites.csv
     accelerate launch recipes/localize.py --manifest data.csv data/composites.csv --tune lora --learning_rate 1e-4 \\
         --layer block6+block12+block24 --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/map-l14
 
@@ -88,7 +88,7 @@ def main(cfg: Config) -> None:
     require_classes(rows)
     for split in ("train", "val", "test"):
         if not any(rows["mask"][rows["split"] == split]):
-            raise Refusal(f"split {split!r} has no mask: recipes/composites.py makes them of matched groups")
+            raise Refusal(f"split {split!r} has no mask: `adapt composites` makes them of matched groups")
     require_masks(rows)
     train_rows = rows.select(rows["split"] == "train")
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")

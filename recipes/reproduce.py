@@ -6,7 +6,7 @@
 
 The first word (or --only, which takes several) is a target's name or a pattern. Each run trains and tests on the
 published sets, with the published encoder, and leaves table.md, reproduce.csv and provenance.json in a folder of
-its own. What is missing is named, with where to get it and the command of recipes/prepare.py that makes its
+its own. What is missing is named, with where to get it and the command of `adapt prepare` that makes its
 manifest, and the status is 2. Other data or another encoder, and methods that no recipe has, are marked as such: they
 get no verdict. Started again it continues. Time: that of the recipe on your data; a probe with tiny on the embedded
 world about a minute. Expected: unknown, none of these figures has been run for yet.
@@ -75,7 +75,7 @@ CONFIGURATIONS = (  # name, targets, recipe, its flags, encoder, the same method
 class Config:
     list: bool = False  # show the published figures and leave
     only: tuple[str, ...] = ()  # targets, by name or pattern, as 'cozzolino-svm-*'
-    manifest: tuple[str, ...] = ()  # other tables of images; none: those that recipes/prepare.py makes of the sets
+    manifest: tuple[str, ...] = ()  # other tables of images; none: those that `adapt prepare` makes of the sets
     backbone: str | None = None  # another encoder; None: the published one
     configuration: str | None = None  # another of CONFIGURATIONS than the one that is meant, as norm
     output_dir: Path = Path("results/runs/reproduce")  # a folder in it for each run

@@ -42,7 +42,7 @@ class Config:
         "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
     )
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what recipes/extract.py has not
+    cached_only: bool = False  # refuse to encode what `adapt extract` has not
     resamples: int = 200  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
     seed: int = 0  # of shots, views drawn and bootstrap

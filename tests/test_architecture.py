@@ -16,6 +16,7 @@ ROOMS = [  # a room imports only rooms named before it
 ]
 LIBRARY = sorted((ROOT / "adapt").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+COMMANDS = sorted(path for path in (ROOT / "adapt/commands").glob("*.py") if path.name != "__init__.py")
 
 
 def module_name(path: Path) -> str:
@@ -67,24 +68,41 @@ def test_a_folder_of_the_library_is_a_room() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_short_and_apart(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
+    functions = [
+        node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+    ]
+    assert max(node.end_lineno - node.lineno + 1 for node in functions) <= 100  # of main, as a rule
     names = {recipe.stem for recipe in RECIPES}
     assert not {module.split(".")[0] for module in imports(path)} & (names | {"recipes"})
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_help_loads_nothing_heavy(path: Path) -> None:
-    """What makes --help slow is importing these; a clock would measure the machine instead."""
+def loaded_by(*words: str) -> str:
+    """What `adapt WORDS` prints, and in the last line which slow libraries it imported to do so."""
     code = (
-        "import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "import sys; sys.argv = ['adapt', *sys.argv[1:]]; short = len(sys.argv) < 3\n"
+        "from adapt.__main__ import main\n"
+        "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'open_clip', 'peft', 'accelerate', 'transformers', 'sklearn', 'matplotlib', 'pyarrow'}\n"
+        "heavy |= {'tyro', 'numpy'} if short else set()\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded: []"
-    assert "--config FILE" in done.stdout
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", RECIPES + COMMANDS, ids=lambda path: path.stem)
+def test_help_loads_nothing_heavy(path: Path) -> None:
+    """What makes --help slow is importing these; a clock would measure the machine instead."""
+    out = loaded_by(*(["run"] if path in RECIPES else []), path.stem, "--help")
+    assert out.splitlines()[-1] == "loaded: []"
+    assert "--config FILE" in out
+
+
+def test_help_of_the_command_names_every_command_and_recipe() -> None:
+    *lines, last = loaded_by("--help").splitlines()
+    assert last == "loaded: []"
+    assert {path.stem for path in RECIPES + COMMANDS} <= {line.split()[0] for line in lines if line[:2] == "  "}
 
 
 def test_package_holds_no_pickle_and_no_exec() -> None:

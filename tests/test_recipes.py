@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate
 import lora
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from adapt.commands import evaluate
 from adapt.detector.detector import load_detector, score
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.scores import Scores

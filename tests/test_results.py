@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-import summarise
 import yaml
 
 from adapt.benchmark.report import table as benchmark_table
 from adapt.benchmark.timing import Ratio
+from adapt.commands import summarise
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
 from adapt.evaluation.side_by_side import read_numbers

@@ -10,7 +10,7 @@ from adapt.files import write_text
 
 
 def keep_verdict(rows: Manifest, found: list[str]) -> None:
-    """Remember what recipes/audit.py found wrong with these rows; nothing: they are clean."""
+    """Remember what `adapt audit` found wrong with these rows; nothing: they are clean."""
     date = time.strftime("%Y-%m-%d", time.gmtime())
     write_text(_path(rows), json.dumps({"found": found, "date": date}) + "\n")
 
@@ -23,7 +23,7 @@ def verdict(rows: Manifest) -> str:
         kept = json.loads(_path(rows).read_text(encoding="utf-8"))
         found, date = [str(line) for line in kept["found"]], str(kept["date"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "NONE: run recipes/audit.py on this manifest before you trust a number"
+        return "NONE: run `adapt audit` on this manifest before you trust a number"
     return f"FOUND on {date}: {'; '.join(found)}" if found else f"clean on {date}"
 
 

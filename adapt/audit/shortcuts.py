@@ -47,16 +47,16 @@ BYTES = ("byte size", "bytes per pixel")
 ENCODING = ("format", "JPEG quality", "JPEG tables", "chroma subsampling")
 TOGETHER = "all counted together"
 TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this, as for the controls of a result
-ALLOWED = ("file name", "folder", "history")  # see the words of recipes/audit.py
+ALLOWED = ("file name", "folder", "history")  # see the words of `adapt audit`
 COLOURS = {"SHORTCUT": "#D55E00", "content": "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2"}
 FOLDS = 5
 FEW = 20  # a generator with fewer images is not compared by itself
-ALIGN = "run recipes/align.py: one decoder, size and codec for all images"
+ALIGN = "run `adapt align`: one decoder, size and codec for all images"
 REMEDIES = {
-    "aspect": "run recipes/align.py --size resizeN or cropN: one size for all images",
-    "dimensions": "run recipes/align.py --size resizeN or cropN: one size for all images",
-    "file name": "give the files names without a class (recipes/align.py does)",
-    "folder": "recipes/align.py writes folders without a class; otherwise see that no loader sorts by folder",
+    "aspect": "run `adapt align` --size resizeN or cropN: one size for all images",
+    "dimensions": "run `adapt align` --size resizeN or cropN: one size for all images",
+    "file name": "give the files names without a class (`adapt align` does)",
+    "folder": "`adapt align` writes folders without a class; otherwise see that no loader sorts by folder",
     "history": "cannot be undone: align to a JPEG quality below the old ones, or scale all images far down",
     TOGETHER: "remove the shortcuts above; if there are none, several weak ones add up",
     "pixels": "drop one row of each pair, or give both one group and split",

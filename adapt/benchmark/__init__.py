@@ -1,1 +1,1 @@
-"""What recipes/benchmark.py measures, one module a stage."""
+"""What `adapt benchmark` measures, one module a stage."""

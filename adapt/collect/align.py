@@ -289,5 +289,5 @@ def _refuse_equal(manifest: Manifest, table: list[dict]) -> None:
         if (manifest["split"][row], manifest.fake[row]) != (manifest["split"][other], manifest.fake[other]):
             raise Refusal(
                 f"{table[other]['path']!r} and {about['path']!r} are the same picture in two splits or under two "
-                "labels: drop one of them (recipes/audit.py lists all such pairs), then start again"
+                "labels: drop one of them (`adapt audit` lists all such pairs), then start again"
             )

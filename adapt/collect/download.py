@@ -93,7 +93,7 @@ def download(
         import aiohttp  # noqa: F401
         import tenacity  # noqa: F401
     except ImportError as error:
-        raise Refusal(f"downloads need {error.name}: run `pip install adapt[data]`") from error
+        raise Refusal(f"downloads need {error.name}: run `pip install 'adapt-aigi[data]'`") from error
     limits = {"concurrency": concurrency, "per_host": per_host, "max_bytes": max_bytes, "retries": retries}
     limits |= {"total_timeout": total_timeout, "read_timeout": read_timeout, "min_side": min_side}
     for name, value in limits.items():

@@ -28,7 +28,7 @@ def export_onnx(detector: Detector, file: Path, pictures: Sequence[Tensor] = ())
         import onnxruntime
         import onnxscript  # noqa: F401 (what torch.onnx.export writes with)
     except ImportError as error:
-        raise Refusal(f"ONNX needs {error.name}: run `pip install 'adapt[export]'`") from error
+        raise Refusal(f"ONNX needs {error.name}: run `pip install 'adapt-aigi[export]'`") from error
     if detector.backbone.dtype != torch.float32:
         raise Refusal("ONNX Runtime has no bf16 on CPUs: load the detector with precision='fp32'")
     if (weight := sum(value.nbytes for value in detector.state_dict().values())) >= LARGEST:

@@ -34,7 +34,7 @@ BATCH = 32
 ROW_GROUP = 2**15  # rows that are turned into Parquet at once
 DIGITS = 6  # significant ones of what is written
 NOTHING_STATED = {"error_rate": None, "max_false_positive_rate": None, "thresholds": "global", "calibration": None}
-NOTHING_STATED |= {"known_recall": 0.95}  # the flags of recipes/predict.py that say nothing
+NOTHING_STATED |= {"known_recall": 0.95}  # the flags of `adapt predict` that say nothing
 UNKNOWN = "unknown"  # family of a fake that looks like none of the training
 COLUMNS = {"path": str, "status": str}
 COLUMNS |= {"format": str, "width": int, "height": int}
@@ -62,7 +62,7 @@ def predict(
 
     Several detectors judge as one: by the mean of their calibrated logits, and by the mean share of each class where
     all of them have the same classes. An image is decoded once for all.
-    Without `rules` those of the detector that no flag of recipes/predict.py changes.
+    Without `rules` those of the detector that no flag of `adapt predict` changes.
     """
     rules, classes = written(rules or rules_of(detectors)), _common_classes(detectors)
     loader = DataLoader(

@@ -6,7 +6,7 @@
 Only figures that were read in the source itself stand there: `verified` in a file or an abstract, `decoded` from a
 plot, to about 0.1 points. Values are fractions with the digits of the source. `test_set` may end in /GENERATOR. A view
 is one of ours, or `other: ...` where the published degradation has no exact counterpart. An empty cell was not
-recorded. `prepare` is what follows `python recipes/prepare.py`, if a source of ours makes the set; `generators` is the
+recorded. `prepare` is what follows `adapt prepare`, if a source of ours makes the set; `generators` is the
 number of generators (pairs of a set and a generator) that the published mean is over.
 """
 

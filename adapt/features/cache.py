@@ -194,7 +194,7 @@ def extract(
     if todo and cached_only:
         raise Refusal(
             f"{todo} of {len(rows)} images have no features in {cache} for {encoder.name}, layer "
-            f"{' '.join(layers)}, views {' '.join(views)}, with these library versions: run recipes/extract.py with "
+            f"{' '.join(layers)}, views {' '.join(views)}, with these library versions: run `adapt extract` with "
             "the same flags first (a cache of another manifest, weights or version does not serve)"
         )
     lost: list[tuple[int, str]] = []

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 
 from adapt import provenance
-from adapt.cli import as_dict, dump
+from adapt.cli import as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
 from adapt.files import write_text
@@ -39,7 +39,7 @@ from adapt.text import plain
 from adapt.training.report import shown
 from adapt.training.run import NOT_IDENTITY
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = recipes_folder()
 NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
 LAST_LINES = 5  # of the log of a failed cell
 State = Literal["finished", "stopped", "to do"]

@@ -118,7 +118,7 @@ def cell_of(
 
 
 def manifests_of(job: Job, sets: Mapping[str, TargetSet]) -> tuple[str, ...]:
-    """Where the commands of recipes/prepare.py leave the manifests of the published training and test set."""
+    """Where the commands of `adapt prepare` leave the manifests of the published training and test set."""
     found = [sets[name].manifest for name in (job.train_set, job.test_set) if name in sets]
     return tuple(dict.fromkeys(str(path) for path in found if path is not None))
 
@@ -138,9 +138,9 @@ def missing_data(job: Job, sets: Mapping[str, TargetSet]) -> list[str]:
             why = "the authors' released weights, which no recipe trains" if name else "not recorded"
             lines.append(f"{what} data: {why}; {own}")
         elif sets[name].manifest is None:
-            lines.append(f"{what} data: {name}: {sets[name].origin}; no source of recipes/prepare.py makes it: {own}")
+            lines.append(f"{what} data: {name}: {sets[name].origin}; no source of `adapt prepare` makes it: {own}")
         elif not sets[name].manifest.is_file():
-            lines.append(f"{what} data: {name}: {sets[name].origin}\n  python recipes/prepare.py {sets[name].prepare}")
+            lines.append(f"{what} data: {name}: {sets[name].origin}\n  adapt prepare {sets[name].prepare}")
     return lines
 
 

@@ -41,7 +41,7 @@ def without_captum() -> str:
     """Why there are no maps; "" if captum is installed."""
     if importlib.util.find_spec("captum") is not None:
         return ""
-    return "captum is not installed: pip install 'adapt[explain]' -c constraints.txt"
+    return "captum is not installed: pip install 'adapt-aigi[explain]' -c constraints.txt"
 
 
 def maps(subject: Subject, count: int, examples: int) -> Item:

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import audit as recipe
 import numpy as np
 import pytest
 import zoo
@@ -15,6 +14,7 @@ from adapt.audit.duplicates import near_partners, perceptual_hash, pixel_digest,
 from adapt.audit.record import verdict
 from adapt.audit.shortcuts import TOGETHER, _aucs, _folds, balance, examine, predict, remedies, shortcuts, worst
 from adapt.collect.align import align
+from adapt.commands import audit as recipe
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, draw
@@ -336,7 +336,7 @@ def test_the_recipe_says_what_to_do_and_every_run_says_it_again(tmp_path, monkey
     out = tmp_path / "audit-dirty"
     page = (out / "table.md").read_text()
     assert "**Shortcuts or leaks found.**" in page
-    assert "- format: AUC 1.000; run recipes/align.py" in page
+    assert "- format: AUC 1.000; run `adapt align`: one decoder" in page
     assert f"- {dirty['path'][0]}: not-an-image" in page
     header, *rows = read(out / "audit.csv")
     row = dict(zip(header, next(row for row in rows if row[2] == "format"), strict=True))

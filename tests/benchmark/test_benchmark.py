@@ -4,11 +4,11 @@ import json
 import sys
 
 import pytest
-from benchmark import Config, main
 
 from adapt.benchmark import accuracy
 from adapt.benchmark.report import compare, plain
 from adapt.benchmark.timing import Ratio, Settings, in_turns
+from adapt.commands.benchmark import Config, main
 from adapt.embedded import read_manifests
 from adapt.embedded.world import make_world
 from adapt.errors import Refusal
@@ -44,7 +44,7 @@ def test_only_what_is_surely_slower_is_called_so() -> None:
 
 
 def test_the_recipe_measures_writes_and_compares(tmp_path, one_thread, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipes/benchmark.py"])
+    monkeypatch.setattr(sys, "argv", ["adapt benchmark"])
     few = {"rounds": 1, "small": True, "threads": 1, "backbones": ()}
     main(Config(tmp_path, ("preprocessing", "store"), **few))
     written = json.loads((tmp_path / "benchmark.json").read_text())

@@ -5,12 +5,12 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import plan
 import pytest
 import torch
 
 from adapt.benchmark import growth, heads, metrics, training
 from adapt.benchmark.timing import Settings
+from adapt.commands import plan
 from adapt.data.images import read_image
 from adapt.errors import Refusal
 

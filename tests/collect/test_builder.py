@@ -12,8 +12,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pack as pack_recipe
-import prepare as prepare_recipe
 import pytest
 import zoo
 
@@ -21,6 +19,8 @@ from adapt.collect import builder as parts
 from adapt.collect.builder import Part, join
 from adapt.collect.pack import pack
 from adapt.collect.sources.webdataset import Source
+from adapt.commands import pack as pack_recipe
+from adapt.commands import prepare as prepare_recipe
 from adapt.data.images import read_bytes
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
@@ -166,9 +166,9 @@ CHILD = """
 import sys
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from pathlib import Path
-import test_parts
+import test_builder
 print("go", flush=True)
-test_parts.build(Path(sys.argv[1]), 400)
+test_builder.build(Path(sys.argv[1]), 400)
 """
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-import composites as recipe
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +12,7 @@ from adapt.collect.align import align
 from adapt.collect.composites import EDITS, Recipe, composite, write_composites
 from adapt.collect.pack import pack
 from adapt.collect.regions import SHAPES, draw_region, soften
+from adapt.commands import composites as recipe
 from adapt.data.images import Unreadable
 from adapt.data.manifest import Manifest
 from adapt.data.masks import GENERATED, PART, REAL, extents, read_mask, require_masks, tools

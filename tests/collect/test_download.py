@@ -567,7 +567,7 @@ def test_limits_and_folders_that_cannot_work(tmp_path, monkeypatch):
     with pytest.raises(Refusal, match="cannot write"):
         download([], tmp_path / "file" / "folder")
     monkeypatch.setitem(sys.modules, "tenacity", None)
-    with pytest.raises(Refusal, match=r"pip install adapt\[data\]"):
+    with pytest.raises(Refusal, match=r"pip install 'adapt-aigi\[data\]'"):
         download([], tmp_path)
 
 

@@ -13,7 +13,6 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import prepare
 import pytest
 import zoo
 from fault_server import FaultServer, in_turn, status
@@ -21,6 +20,7 @@ from fault_server import FaultServer, in_turn, status
 from adapt import cli
 from adapt.collect import download as downloads
 from adapt.collect.sources import folders, genimage, listing, real_fake, synthbuster, synthwildx, table
+from adapt.commands import prepare
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 
@@ -61,9 +61,7 @@ def share(group: str, seed: int = 0) -> float:
 def test_commands_of_the_docstrings_parse(name) -> None:
     module = importlib.import_module(f"adapt.collect.sources.{name}")
     lines = module.__doc__.replace("\\\n", " ").splitlines()
-    commands = [
-        shlex.split(line)[3:] for line in lines if line.strip().startswith(f"python recipes/prepare.py {name} ")
-    ]
+    commands = [shlex.split(line)[3:] for line in lines if line.strip().startswith(f"adapt prepare {name} ")]
     assert commands
     for words in commands:
         assert isinstance(cli.parse(module.Source, words), module.Source)
@@ -330,7 +328,7 @@ def test_shards_make_the_manifest_of_one_job(tmp_path) -> None:
 def test_prepare_from_the_command_line(tmp_path) -> None:
     make(tmp_path / "set", *(f"{g}/{i}.png" for g in ("real", "sd") for i in range(10)), "sd/-x =1.png")
     make(tmp_path / "set", "sd/broken.png", data=b"")
-    words = [sys.executable, ROOT / "recipes/prepare.py", "folders", "--folder", "set", "--test", "0.3", "--real", "8"]
+    words = [sys.executable, "-m", "adapt", "prepare", "folders", "--folder", "set", "--test", "0.3", "--real", "8"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -338,7 +336,7 @@ def test_prepare_from_the_command_line(tmp_path) -> None:
     assert (found.fake.sum(), (~found.fake).sum()) == (11, 8)
     record = json.loads((tmp_path / "set/manifest.json").read_text())
     assert record["digest"] == found.digest and record["lost"] == [["sd", "not-an-image", "1"]]
-    assert "next: python recipes/audit.py" in done.stdout
+    assert "next: adapt audit" in done.stdout
     words += ["--real_folder", "photo"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2

@@ -462,11 +462,11 @@ def test_a_continued_run_stays_at_its_commit(folder, tmp_path):
 
 
 def test_a_hub_out_of_reach_is_one_line(tmp_path):
-    recipe = Path(__file__).parents[2] / "recipes/prepare.py"
-    command = [sys.executable, recipe, "elsa_d3", "--output", tmp_path / "manifest.csv"]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "adapt", "prepare", "elsa_d3", "--output", tmp_path / "manifest.csv"]
     for offline, words in (("0", "cannot read elsaEU/ELSA_D3 (ConnectError"), ("1", "elsaEU/ELSA_D3: the hub is")):
         env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path)}
-        env["PYTHONPATH"] = str(recipe.parents[1])
+        env["PYTHONPATH"] = str(root)
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith(f"error: {words}") and done.stderr.count("\n") == 1
@@ -474,7 +474,7 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path):
 
 def test_without_datasets_the_extra_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Refusal, match=r"pip install adapt\[data\]"):
+    with pytest.raises(Refusal, match=r"pip install 'adapt-aigi\[data\]'"):
         prepare(folder, tmp_path)
     with pytest.raises(Refusal, match="--output: name the manifest"):
         elsa_d3.Source()

@@ -10,10 +10,10 @@ from pathlib import Path
 import lora
 import numpy as np
 import pytest
-import quality
 import zoo
 from PIL import Image
 
+from adapt.commands import quality
 from adapt.data.groups import draw_views
 from adapt.data.images import Unreadable
 from adapt.data.jpeg import MOST, Header, jpeg_tables, read_header, views_like, with_sample_views

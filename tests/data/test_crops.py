@@ -3,9 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import crops as recipe
 import numpy as np
-import predict
 import pytest
 import torch
 import zoo
@@ -13,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from adapt.commands import crops as recipe
+from adapt.commands import predict
 from adapt.data.crops import TILES, Crops
 from adapt.data.images import read_image
 from adapt.data.inputs import find_inputs
 from adapt.data.manifest import Manifest, read_table
 from adapt.data.preprocess import Preprocess
 from adapt.data.views import parse_view
+from adapt.detector import predict as library
 from adapt.detector.detector import Detector, load_detector, score
-from adapt.detector.detector import predict as library
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.models.heads.linear import LinearHead

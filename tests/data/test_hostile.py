@@ -22,9 +22,9 @@ COPIES = 20
 BOUND = 2 * 2**20  # kB: torch takes a third, an image of 67 Mpx may take half
 RUN = """
 import resource, sys
-import predict
+from adapt.commands import predict
 from adapt.cli import run
-sys.argv = ["predict.py", *sys.argv[1:]]
+sys.argv = ["adapt predict", *sys.argv[1:]]
 run(predict.main, predict.Config)
 peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 print("peak", max(peaks))
@@ -101,7 +101,7 @@ def test_thousands_of_hostile_files(detector, tmp_path) -> None:
     assert len(expected) > 2000
     command = [sys.executable, "-c", RUN, "--detector", detector, "--input", folder, "--output", tmp_path / "x.csv"]
     command += ["--num_workers", "1"]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     table = read_table(tmp_path / "x.csv")

@@ -8,13 +8,13 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import predict
 import pytest
 import torch
 import zoo
 from browser import CHROMIUM, Browser
 from PIL import Image
 
+from adapt.commands import predict
 from adapt.data.inputs import Input
 from adapt.detector.detector import Detector
 from adapt.detector.gallery import gallery

@@ -10,20 +10,21 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import predict
 import pyarrow.parquet as pq
 import pytest
 import torch
 import zoo
 from processes import in_children
 
+from adapt.commands import predict
 from adapt.data.crops import Crops
 from adapt.data.images import read_image
 from adapt.data.inputs import find_inputs
 from adapt.data.manifest import Manifest, read_table
-from adapt.detector.detector import Detector, load_detector, predict_maps, score
-from adapt.detector.detector import finished_batches as journal
-from adapt.detector.detector import predict as library
+from adapt.detector import finished_batches as journal
+from adapt.detector import predict as library
+from adapt.detector import predict_maps
+from adapt.detector.detector import Detector, load_detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.decision import Decision, fit_decision, read_decision
 from adapt.evaluation.open_set import familiarity

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import share
 import torch
 import zoo
 from hub_server import hub
 
 from adapt import hub as library
+from adapt.commands import share
 from adapt.detector.detector import Detector, detector_digest, load_detector
 from adapt.detector.export import export_onnx
 from adapt.detector.model_card import complete_card, licence

@@ -7,13 +7,13 @@ import re
 import warnings
 from pathlib import Path
 
-import evaluate as recipe
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_score
 
+from adapt.commands import evaluate as recipe
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import attribute
 from adapt.evaluation.bootstrap import draw

@@ -7,8 +7,8 @@ from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from adapt.data.masks import EXTENTS, GENERATED, PART, REAL
+from adapt.detector import localizer as tiles
 from adapt.detector.detector import Detector, load_detector
-from adapt.detector.detector import localizer as tiles
 from adapt.detector.localizer import Found, Localizer, Tiling, load_localizer, locate, strips
 from adapt.detector.overlay import heat, overlay
 from adapt.errors import Refusal

@@ -3,11 +3,11 @@
 import csv
 from pathlib import Path
 
-import evaluate as recipe
 import numpy as np
 import pytest
 from test_decision import world
 
+from adapt.commands import evaluate as recipe
 from adapt.evaluation.bootstrap import BINS, draw
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import evaluate, index

@@ -18,7 +18,7 @@ from adapt.data.images import read_image
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features.cache import cache as module
+from adapt.features import cache as module
 from adapt.features.cache import extract, fingerprint
 from adapt.features.shards import Shard, Space
 from adapt.files import sha256
@@ -187,7 +187,7 @@ def test_a_shard_with_a_flipped_bit_is_not_believed(rows, tiny, tmp_path, passes
 def test_a_cache_of_another_manifest_is_refused_when_nothing_may_be_encoded(rows, tiny, tmp_path) -> None:
     extract(tiny, rows.select(np.arange(4)), ("none",), cache=tmp_path)
     extract(tiny, rows.select(np.arange(3)), ("none",), cache=tmp_path, cached_only=True)
-    with pytest.raises(Refusal, match=r"20 of 24 images have no features .*recipes/extract.py"):
+    with pytest.raises(Refusal, match=r"20 of 24 images have no features .*adapt extract"):
         extract(tiny, rows, ("none",), cache=tmp_path, cached_only=True)
 
 

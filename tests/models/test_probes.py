@@ -15,7 +15,8 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
-from adapt.models.heads.linear import binary_logit, probes
+from adapt.models.heads import probes
+from adapt.models.heads.linear import binary_logit
 from adapt.models.heads.probes import GRID, Probe, fit_probe
 from adapt.training.on_features import class_names, drawn_views, known_classes, numbers
 

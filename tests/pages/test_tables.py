@@ -1,7 +1,6 @@
 """The page, the CSV files, the figures, and the recipe that rewrites them from scores."""
 
 import csv
-import importlib.util
 import io
 import json
 import re
@@ -23,7 +22,6 @@ from adapt.pages.read_back import read_rows, read_run
 from adapt.pages.tables import grid, headline, markdown, text, write_tables
 from adapt.text import escape_markdown
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "evaluate.py"
 SHIFT = {"real": 0.0, "gan": 2.0, "flux": 0.7, "sdxl": 1.0}
 SEEN = {"real": "train", "gan": "train", "flux": "", "sdxl": "val"}
 
@@ -326,10 +324,9 @@ def test_figures_survive(case):
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = importlib.util.spec_from_file_location("recipe_evaluate", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from adapt.commands import evaluate
+
+    return evaluate
 
 
 def contents(folder: Path) -> dict[str, bytes]:

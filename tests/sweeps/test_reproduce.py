@@ -123,9 +123,9 @@ def test_what_is_missing_is_named_with_where_to_get_it(monkeypatch, capsys, tmp_
     assert said.err.splitlines()[-1].startswith("error: 4 run(s) lack data or weights") and "Traceback" not in said.err
     for word in (
         "hf download laion/CLIP-ViT-L-14-CommonPool.XL-s13B-b90K",
-        "python recipes/prepare.py folders --folder data/grip/train --per_class 1180",
+        "adapt prepare folders --folder data/grip/train --per_class 1180",
         "Zenodo record 10066460",
-        "python recipes/prepare.py synthbuster --folder data/synthbuster --output data/synthbuster/manifest.csv",
+        "adapt prepare synthbuster --folder data/synthbuster --output data/synthbuster/manifest.csv",
         "elsaEU/ELSA_D3 on the hub, split train",
         "sent by its authors on request only; no source of recipes/prepare.py makes it",
         "training data: not recorded; give tables of your own with --manifest",

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import color_fusion
-import extract
 import head_scaling
 import jpeg_matrix
 import linear_probe
@@ -17,6 +16,7 @@ import tip_adapter
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
+from adapt.commands import extract
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector, score
 from adapt.errors import Refusal
@@ -129,7 +129,7 @@ def test_two_processes_share_the_encoding_and_give_the_same_scores(fitted, probe
 def test_extract_fills_what_the_probe_reads(probe, planted, tmp_path, monkeypatch) -> None:
     cache = tmp_path / "cache"
     config = dataclasses.replace(probe, output_dir=tmp_path / "run", cache=cache, cached_only=True)
-    with pytest.raises(Refusal, match="run recipes/extract"):
+    with pytest.raises(Refusal, match="run `adapt extract`"):
         linear_probe.main(config)
     common = {"manifest": (str(planted),), "views": VIEWS, "cache": cache, "num_workers": 0}
     for shard in range(3):  # three jobs of an array
@@ -141,7 +141,7 @@ def test_extract_fills_what_the_probe_reads(probe, planted, tmp_path, monkeypatc
     shots = tip_adapter.Config(manifest=(str(planted),), output_dir=tmp_path / "t", cache=cache, cached_only=True)
     colour = color_fusion.Config(manifest=(str(planted),), output_dir=tmp_path / "c", cache=cache, cached_only=True)
     for recipe, other in ((tip_adapter, shots), (color_fusion, colour)):  # other layers and views
-        with pytest.raises(Refusal, match="run recipes/extract"):
+        with pytest.raises(Refusal, match="run `adapt extract`"):
             recipe.main(other)
     with pytest.raises(Refusal, match="numbered 0 to 2"):
         extract.Config(shard=3, num_shards=3)

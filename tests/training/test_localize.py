@@ -12,7 +12,6 @@ from pathlib import Path
 
 import localize
 import numpy as np
-import predict
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adapt.collect.composites import Recipe, write_composites
+from adapt.commands import predict
 from adapt.data.groups import collate
 from adapt.data.manifest import Manifest
 from adapt.data.masked_groups import MaskedGroups

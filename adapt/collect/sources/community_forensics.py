@@ -1,7 +1,7 @@
 """Community Forensics: images of thousands of generators, and real ones, as cells of a table.
 
-    python recipes/prepare.py community_forensics --output data/cf/manifest.csv --per_class 20 --real 20000
-    python recipes/prepare.py community_forensics --repo OwensLab/CommunityForensics-Eval --hub_split CompEval \\
+    adapt prepare community_forensics --output data/cf/manifest.csv --per_class 20 --real 20000
+    adapt prepare community_forensics --repo OwensLab/CommunityForensics-Eval --hub_split CompEval \\
         --output data/cf-eval/manifest.csv
 
 The Small set is 278 GB; labels are read first and images only where they are wanted. `PublicEval` and `CompEval`

@@ -1,14 +1,14 @@
 """ELSA_D3: a real image by its URL and up to four fakes of its caption, embedded; one scene a group.
 
-    python recipes/prepare.py elsa_d3 --output data/elsa/manifest.csv --members all --limit 1000
-    python recipes/prepare.py elsa_d3 --output data/elsa/manifest.csv --hub_split train --limit 100000 \\
+    adapt prepare elsa_d3 --output data/elsa/manifest.csv --members all --limit 1000
+    adapt prepare elsa_d3 --output data/elsa/manifest.csv --hub_split train --limit 100000 \\
         --shard 0 --num_shards 16
 
 `validation` has 4,800 rows (5.3 GB of fakes); of `train` (2.5 TB) only the rows that are needed are fetched. Many
 URLs are dead: each is asked a few times, its reason is recorded, and it is never asked again, except with
 --retry_dead where the failure may pass. A group is complete or lost: with `all` a row that lacks one of the
 generators is lost (member-missing). A higher --limit later continues where the lower one ended. Images go into tar
-files as they are, bytes unchanged: real and fake differ in codec and size, so look at --align and recipes/audit.py.
+files as they are, bytes unchanged: real and fake differ in codec and size, so look at --align and `adapt audit`.
 """
 
 import hashlib

@@ -1,14 +1,14 @@
 """One folder a generator, `real` among them: the layout of AID, and the simplest for sets of your own.
 
-    python recipes/prepare.py folders --folder data/mine
-    python recipes/prepare.py folders --folder data/mine --matched --per_class 2000 --real 10000 --seed 1
-    python recipes/prepare.py folders --folder data/mine --real_folder coco flickr --edit_folders flickr_small=resize
+    adapt prepare folders --folder data/mine
+    adapt prepare folders --folder data/mine --matched --per_class 2000 --real 10000 --seed 1
+    adapt prepare folders --folder data/mine --real_folder coco flickr --edit_folders flickr_small=resize
 
 Train and test set as in the AID challenge (17 generators with 2,000 images each and 165,000 photographs; 32
 generators with 1,500 each and 40,000 photographs; not public, so bring a substitute of this shape):
 
-    python recipes/prepare.py folders --folder data/aid_train --test 0 --per_class 2000 --families families.csv
-    python recipes/prepare.py folders --folder data/aid_test --split test --families families.csv
+    adapt prepare folders --folder data/aid_train --test 0 --per_class 2000 --families families.csv
+    adapt prepare folders --folder data/aid_test --split test --families families.csv
     python recipes/lora.py --manifest data/aid_train/manifest.csv data/aid_test/manifest.csv
 
 Folders train, val and test above those of the generators keep their splits; without val it is drawn from train.

@@ -1,7 +1,7 @@
 """GenImage: eight generators trained on ImageNet, each with photographs of its own.
 
-    python recipes/prepare.py genimage --folder data/GenImage
-    python recipes/prepare.py genimage --folder data/GenImage --per_class 2000 --real 2000 --align crop224
+    adapt prepare genimage --folder data/GenImage
+    adapt prepare genimage --folder data/GenImage --per_class 2000 --real 2000 --align crop224
 
 The layout is ADM/imagenet_ai_0508_adm/{train,val}/{ai,nature} and so on. GenImage has no third split: its `val`
 becomes our test, and a share of the groups of its `train` (--val) our val. Each generator is a set, compared with its

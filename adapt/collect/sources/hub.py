@@ -229,7 +229,7 @@ def _reaching(repo: str, revision: str = "") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise Refusal(f"the hub's tables need {error.name}: run `pip install adapt[data]`") from error
+        raise Refusal(f"the hub's tables need {error.name}: run `pip install 'adapt-aigi[data]'`") from error
     except Exception as error:
         from huggingface_hub import errors
 

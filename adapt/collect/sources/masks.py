@@ -1,8 +1,8 @@
 """Images with masks of what was changed: CASIA, Columbia, COVERAGE, IMD2020, OpenSDI, BR-Gen, or any folder pairs.
 
-    python recipes/prepare.py masks --folder data/CASIA2 --layout casia2
-    python recipes/prepare.py masks --folder data/COVERAGE --layout coverage --split test
-    python recipes/prepare.py masks --folder data/mine --part 'edited/{tool}/{id}' --mask 'masks/{tool}/{id}' \\
+    adapt prepare masks --folder data/CASIA2 --layout casia2
+    adapt prepare masks --folder data/COVERAGE --layout coverage --split test
+    adapt prepare masks --folder data/mine --part 'edited/{tool}/{id}' --mask 'masks/{tool}/{id}' \\
         --photo 'photos/{id}' --generated 'full/{tool}/{id}' --kind ai
 
 Patterns are paths below --folder without their suffix: {id} is any text, {tool} and {group} are one folder's or file's

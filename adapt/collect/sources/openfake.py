@@ -1,6 +1,6 @@
 """OpenFake: images of recent generators, commercial ones among them, and real ones, as cells of a table.
 
-    python recipes/prepare.py openfake --output data/openfake/manifest.csv --subset core --hub_split train \\
+    adapt prepare openfake --output data/openfake/manifest.csv --subset core --hub_split train \\
         --per_class 500 --real 5000
 
 The subsets have changed their names over time: without --subset, or with an unknown one, those that are there are

@@ -29,7 +29,7 @@ class Output:
     val: float = 0.15  # share of the groups, where splits are drawn
     test: float = 0.25  # share of the groups, where splits are drawn
     seed: int = 0  # of the splits and of every choice of images
-    align: str = ""  # also write aligned copies, as recipes/align.py does: group, resizeN or cropN
+    align: str = ""  # also write aligned copies, as `adapt align` does: group, resizeN or cropN
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many jobs share the work
 

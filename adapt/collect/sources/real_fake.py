@@ -1,10 +1,10 @@
 """Trees that end in 0_real and 1_fake: ForenSynths, UniversalFakeDetect, AIGIBench, WildRF, or any two folder names.
 
-    python recipes/prepare.py real_fake --folder data/ForenSynths
-    python recipes/prepare.py real_fake --folder data/diffusion_datasets --split test
-    python recipes/prepare.py real_fake --folder data/AIGIBench
-    python recipes/prepare.py real_fake --folder data/WildRF --generator wildrf-fake
-    python recipes/prepare.py real_fake --folder data/mine --real_folder real --fake_folder fake
+    adapt prepare real_fake --folder data/ForenSynths
+    adapt prepare real_fake --folder data/diffusion_datasets --split test
+    adapt prepare real_fake --folder data/AIGIBench
+    adapt prepare real_fake --folder data/WildRF --generator wildrf-fake
+    adapt prepare real_fake --folder data/mine --real_folder real --fake_folder fake
 
 The first folder that is no split names the generator and, behind the benchmark's name, the set: progan/cat/1_fake is
 `progan`, compared with progan/cat/0_real and all other classes of progan. Where a folder has fakes only, as in

@@ -1,8 +1,8 @@
 """Synthbuster: nine generators whose images are named after photographs of RAISE-1k, so that 1 + 9 form a group.
 
-    python recipes/prepare.py synthbuster --folder data/synthbuster
-    python recipes/prepare.py synthbuster --folder data/synthbuster --reals data/RAISE-1k/tiff
-    python recipes/prepare.py synthbuster --folder data/synthbuster --foreign_reals data/other --against foreign
+    adapt prepare synthbuster --folder data/synthbuster
+    adapt prepare synthbuster --folder data/synthbuster --reals data/RAISE-1k/tiff
+    adapt prepare synthbuster --folder data/synthbuster --foreign_reals data/other --against foreign
 
 Folders dalle2, glide, stable-diffusion-xl...; more generators of the same scenes may lie beside them. RAISE-1k is
 found in the folder as real_RAISE_1k. A scene's missing partner, and a photograph without fakes, is listed as lost.

@@ -1,7 +1,7 @@
 """SynthWildX: 500 images each of DALL-E 3, Firefly, Midjourney v5 and cameras, as they circulate on X.
 
-    python recipes/prepare.py synthwildx --table data/synthwildx/list.csv
-    python recipes/prepare.py synthwildx --table data/synthwildx/list.csv --folder data/synthwildx/images --again
+    adapt prepare synthwildx --table data/synthwildx/list.csv
+    adapt prepare synthwildx --table data/synthwildx/list.csv --folder data/synthwildx/images --again
 
 list.csv (url,filename,typ) comes with ClipBased; images that are not in the folder are fetched. Many links are dead:
 the table of lost images says which, and why. All rows are test.

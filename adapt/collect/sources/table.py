@@ -1,11 +1,11 @@
 """Any CSV or Parquet table of images: say which column holds what; missing files are fetched from their URLs.
 
-    python recipes/prepare.py table --table list.csv --folder data --path image --label class --split_column split
-    python recipes/prepare.py table --table commercial_tools.csv --folder data --path filename --generator typ \\
+    adapt prepare table --table list.csv --folder data --path image --label class --split_column split
+    adapt prepare table --table commercial_tools.csv --folder data --path filename --generator typ \\
         --matched --split test --set commercial
-    python recipes/prepare.py table --table viral.csv --folder data/viral --path filename --label label --url url \\
+    adapt prepare table --table viral.csv --folder data/viral --path filename --label label --url url \\
         --group source_id --split test --set viral
-    python recipes/prepare.py table --table urls.parquet --url URL --caption TEXT --generator model --real photo
+    adapt prepare table --table urls.parquet --url URL --caption TEXT --generator model --real photo
 
 The first is SPAI's list (image,class,split), the second ClipBased's 1,000 matched quintuples, the third B-Free's
 viral set. --generator names the generator of each row, with a value of --real for a camera image; with --label alone,

@@ -1,9 +1,9 @@
 """WebDataset tar files: samples of one or more images, and json, txt or cls members that say what they are.
 
-    python recipes/prepare.py webdataset --folder data/shards --label json:model_name --real photo camera
-    python recipes/prepare.py webdataset --folder data/shards --label cls --real 0
+    adapt prepare webdataset --folder data/shards --label json:model_name --real photo camera
+    adapt prepare webdataset --folder data/shards --label cls --real 0
 
-Shards that recipes/pack.py or recipes/prepare.py wrote need no --label: their json members hold the rows. The tar
+Shards that `adapt pack` or `adapt prepare` wrote need no --label: their json members hold the rows. The tar
 files stay where they are; the manifest points into them (shard.tar::member).
 """
 

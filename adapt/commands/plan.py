@@ -1,8 +1,8 @@
 """Hours and disk for a large set, from rates that were measured.
 
-    python recipes/benchmark.py --output_dir results/benchmark             (first, on a machine of the kind you mean)
-    python recipes/plan.py --benchmark results/benchmark/benchmark.json --images 1000000 100000000 5000000000
-    python recipes/plan.py --images_per_s 2000 --devices 1 8 64            (a rate of your own)
+    adapt benchmark --output_dir results/benchmark             (first, on a machine of the kind you mean)
+    adapt plan --benchmark results/benchmark/benchmark.json --images 1000000 100000000 5000000000
+    adapt plan --images_per_s 2000 --devices 1 8 64            (a rate of your own)
 
 Prints, for each number of images and of devices, the hours of one pass over all images under all views, what the
 features, the tokens of a cached prefix and the image files take on disk, and the commands. A device is whatever the
@@ -94,7 +94,7 @@ def commands(cfg: Config) -> str:
     devices, per_node = max(cfg.devices), cfg.gpus_per_node
     nodes, views = -(-devices // per_node), " ".join(cfg.views)
     return f"""\
-sbatch --array=0-{devices - 1} --gpus-per-task 1 --wrap 'python recipes/extract.py --manifest data.csv \\
+sbatch --array=0-{devices - 1} --gpus-per-task 1 --wrap 'adapt extract --manifest data.csv \\
     --backbone {cfg.backbone} \\
     --views {views} --shard $SLURM_ARRAY_TASK_ID --num_shards {devices}'
 srun --nodes {nodes} --ntasks-per-node 1 bash -c 'accelerate launch --multi_gpu --num_machines {nodes} \\
@@ -114,5 +114,6 @@ def main(cfg: Config) -> None:
     print(f"\nfeatures: {4 * cfg.dim + 32} bytes an image and view; tokens: {2 * cfg.tokens}\n\n{commands(cfg)}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_recipe(main, Config)

@@ -1,12 +1,12 @@
 """From a public data set, or folders of your own, to a manifest that all other recipes read.
 
-    python recipes/prepare.py SOURCE --help
-    python recipes/prepare.py folders --folder data/mine --test 0.3
-    python recipes/prepare.py elsa_d3 --hub_split validation --members all --limit 1000 --output data/elsa/manifest.csv
+    adapt prepare SOURCE --help
+    adapt prepare folders --folder data/mine --test 0.3
+    adapt prepare elsa_d3 --hub_split validation --members all --limit 1000 --output data/elsa/manifest.csv
 
 Every image that was listed is in the manifest or, with its reason, in the table beside it (.lost.csv). The same
 command continues after a kill, and with --shard I --num_shards N several jobs share the work: the one that finishes
-last writes the manifest. Afterwards: recipes/audit.py, recipes/align.py, recipes/pack.py (many files, few tar files).
+last writes the manifest. Afterwards: `adapt audit`, `adapt align`, `adapt pack` (many files, few tar files).
 
 Sources:
 """
@@ -45,7 +45,7 @@ def main(source: Any) -> None:
         path = path.with_suffix(".aligned") / "manifest.csv"
         aligned = align(rows, path.parent, size=source.align)
         print(f"{path}: aligned copies of {len(aligned)} images; align.csv beside it says what was done")
-    print(f"next: python recipes/audit.py --manifest {path}")
+    print(f"next: adapt audit --manifest {path}")
 
 
 def count(rows: Any) -> list[list[str]]:
@@ -69,5 +69,6 @@ def read_lost(path: Path) -> list[list[str]]:
     return [["generator", "missing because", "images"], *([*key, str(n)] for key, n in reasons.most_common())]
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_one({name: f"adapt.collect.sources.{name}" for name in SOURCES}, main)

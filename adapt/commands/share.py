@@ -1,7 +1,7 @@
 """Give a detector away: to a repository of the Hugging Face hub, or as one ONNX file.
 
-    python recipes/share.py --detector results/lora/detector --push OWNER/NAME
-    python recipes/share.py --detector results/lora/detector --onnx detector.onnx --images photos/
+    adapt share --detector results/lora/detector --push OWNER/NAME
+    adapt share --detector results/lora/detector --onnx detector.onnx --images photos/
 
 A push uploads detector.json, the safetensors of head and adapter, and the card; log in with `hf auth login` first.
 Everybody then loads it by `load_detector("hf-hub:OWNER/NAME")` and by `--detector hf-hub:OWNER/NAME`. The ONNX file
@@ -72,5 +72,6 @@ def export(cfg: Config) -> None:
     )
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_recipe(main, Config)

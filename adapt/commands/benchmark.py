@@ -1,9 +1,9 @@
 """How much faster than the usual way is each stage, here? Ratios, both ways timed in turns in one run.
 
-    python recipes/benchmark.py --output_dir results/benchmark              (a quiet machine; all its cores)
-    python recipes/benchmark.py --clock cpu --threads 1                     (a machine that others use too)
-    python recipes/benchmark.py --device cuda                               (the same on a GPU)
-    python recipes/benchmark.py --compare results/benchmark/benchmark.json  (has anything become slower?)
+    adapt benchmark --output_dir results/benchmark              (a quiet machine; all its cores)
+    adapt benchmark --clock cpu --threads 1                     (a machine that others use too)
+    adapt benchmark --device cuda                               (the same on a GPU)
+    adapt benchmark --compare results/benchmark/benchmark.json  (has anything become slower?)
 
 Every round runs all ways of doing the same work; a ratio is the median of the rounds, in brackets their least and
 greatest. `bf16 products of its shapes` is what this machine's matrix multiplication reaches on bare products in the
@@ -108,5 +108,6 @@ def main(cfg: Config) -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_recipe(main, Config)

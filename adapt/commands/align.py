@@ -1,11 +1,11 @@
 """Make a data set fair: every image through one decoder, one size policy and one codec, and a record of what was done.
 
-    python recipes/align.py --manifest data.csv --output_dir data-aligned --size resize256 --codec png
-    python recipes/align.py --manifest data.csv --output_dir data-aligned --shard 3 --num_shards 16
+    adapt align --manifest data.csv --output_dir data-aligned --size resize256 --codec png
+    adapt align --manifest data.csv --output_dir data-aligned --shard 3 --num_shards 16
 
 Reads a manifest; writes images/, manifest.csv (for all other recipes), align.csv (format, size, JPEG quality and
 subsampling of each source, steps, reason where it could not be read). The same command continues after a kill; images
-that are finished stay as they are. The shard that finishes last writes the tables. Run recipes/audit.py before and
+that are finished stay as they are. The shard that finishes last writes the tables. Run `adapt audit` before and
 after. Time on one core: 40 images a second at 224 px.
 """
 
@@ -62,5 +62,6 @@ def main(cfg: Config) -> None:
     print(f"{cfg.output_dir / 'manifest.csv'}: the new manifest")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run(main, Config)

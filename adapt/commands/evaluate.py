@@ -1,7 +1,7 @@
 """Recompute the numbers, the page and the figures of a result from its table of scores.
 
-    python recipes/evaluate.py --scores results/probe/scores.parquet
-    python recipes/evaluate.py --scores results/lora/scores.parquet --compare results/probe/scores.parquet
+    adapt evaluate --scores results/probe/scores.parquet
+    adapt evaluate --scores results/lora/scores.parquet --compare results/probe/scores.parquet
 
 Writes metrics.csv, controls.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
 comparison.csv, for scores with class logits also attribution.csv, confusion.csv and a figure of each view, and
@@ -97,5 +97,6 @@ def read_record(path: Path) -> dict[str, object]:
     return record
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run(main, Config)

@@ -1,6 +1,6 @@
 """Bring results/README.md up to date: every section's command and first table, and the summary of all of them.
 
-    python recipes/summarise.py
+    adapt summarise
 
 A section is `## [title](FOLDER/table.md)`; its words are written by hand and stay. Under it come the command with its
 time, from FOLDER/provenance.json, and the first table of FOLDER/table.md, to the letter. Ablations come first. The
@@ -34,7 +34,7 @@ def first_table(page: str) -> str:
     return found[0].rstrip("\n") if found else ""
 
 
-def command(folder: Path) -> str:
+def command_of(folder: Path) -> str:
     """The command, its time, and the cores it had. A benchmark's own numbers are times: none beside its command."""
     if (folder / "benchmark.json").is_file():
         facts = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["facts"]
@@ -97,12 +97,13 @@ def main(cfg: Config) -> None:
         folder = cfg.results / section["folder"]
         table = first_table((folder / "table.md").read_text(encoding="utf-8"))
         place = front if (folder / "ablation.csv").is_file() else parts
-        place += [section[0], command(folder), *words, table]
+        place += [section[0], command_of(folder), *words, table]
         summary += glance(section["title"], folder)
     intro = text[: sections[0].start()].split(f"\n{GLANCE_TITLE}")[0].strip() if sections else text.strip()
     write_text(path, "\n\n".join([intro, *front, GLANCE_TITLE, "\n".join(summary), *parts]) + "\n")
     print(f"{path}: {len(sections)} sections")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run(main, Config)

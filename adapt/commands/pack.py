@@ -1,7 +1,7 @@
 """Millions of images as a few thousand files: copy the images of a manifest into tar files.
 
-    python recipes/pack.py --manifest data.csv --output packed/data.csv
-    python recipes/pack.py --manifest data.csv --output packed/data.csv --shard $SLURM_ARRAY_TASK_ID --num_shards 32
+    adapt pack --manifest data.csv --output packed/data.csv
+    adapt pack --manifest data.csv --output packed/data.csv --shard $SLURM_ARRAY_TASK_ID --num_shards 32
 
 Writes packed/data.shards/*.tar (1 GiB each; WebDataset's layout: a group is a sample, its json member holds the rows)
 and packed/data.csv, whose paths point into them and which all other recipes read. Bytes are copied as they are. The
@@ -42,5 +42,6 @@ def main(cfg: Config) -> None:
     print(f"{cfg.output}: the new manifest")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run(main, Config)

@@ -1,8 +1,8 @@
 """Fill the cache of features ahead of time, on one machine or on many.
 
-    accelerate launch recipes/extract.py --manifest data.csv --views none qf90 qf65 qf40 \\
+    accelerate launch -m adapt extract --manifest data.csv --views none qf90 qf65 qf40 \\
         --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k
-    python recipes/extract.py --manifest data.csv --shard 3 --num_shards 16      (one job of an array)
+    adapt extract --manifest data.csv --shard 3 --num_shards 16      (one job of an array)
 
 Every image is decoded once for all views and encoded once for all layers; what the cache holds already is skipped,
 so the same command continues after a kill. Several writers may fill one cache. The recipes on frozen features then
@@ -59,5 +59,6 @@ def main(cfg: Config) -> None:
     processes.leave()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_recipe(main, Config)

@@ -1,6 +1,6 @@
 """Partly modified images from matched groups: a region of a fake, or of an ordinary edit, in its photograph.
 
-    python recipes/composites.py --manifest data.csv --output data/composites.csv
+    adapt composites --manifest data.csv --output data/composites.csv
     python recipes/localize.py --manifest data.csv data/composites.csv
 
 Every group lends its photograph; each of its fakes becomes `--parts` composites, and each of `--edits` (copy-move,
@@ -54,5 +54,6 @@ def main(cfg: Config) -> None:
     print(f"next: python recipes/localize.py --manifest {' '.join(cfg.manifest)} {cfg.output}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_recipe(main, Config)

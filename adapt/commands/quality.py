@@ -1,9 +1,9 @@
 """At which JPEG qualities is a sample? How many files of which quality, subsampling, tables and format.
 
-    python recipes/quality.py --input photos/ --output_dir results/runs/quality
+    adapt quality --input photos/ --output_dir results/runs/quality
     python recipes/lora.py --train_views like:photos/ ...          (train under the views that stand for the sample)
 
-Reads headers only; --input as for recipes/predict.py. Prints a table; qualities.csv and qualities.png hold the same. A
+Reads headers only; --input as for `adapt predict`. Prints a table; qualities.csv and qualities.png hold the same. A
 quality is that of the nearest tables of the IJG's libjpeg, exact where the tables are `standard`; `custom` ones (many
 cameras, Photoshop, mozjpeg) come with their distance. The last line says which views stand for the sample. Time: some
 600 files a second on one core.
@@ -106,5 +106,6 @@ def figure(headers: "list[Header]") -> "Figure":
     return drawn
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run(main, Config)

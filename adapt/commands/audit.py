@@ -1,11 +1,11 @@
 """Before anything is learned: can the label be told from what must not matter, does a picture stand in two places?
 
-    python recipes/audit.py --manifest data.csv --output_dir results/audit
+    adapt audit --manifest data.csv --output_dir results/audit
 
 Reads every file once. Writes table.md (what was found, what to do), audit.csv (AUC of each factor), duplicates.csv,
 figures/shortcuts.png, config.yaml and provenance.json. Status for scripts: 0 clean, 1 shortcuts or leaks found, 2
 refused. Time: 340 images of 224 px a second on one core (--processes adds more), then 3 s for 1,700 images and 9
-generators. To expect: recipes/align.py --size resize224 cleans JPEG photographs against PNG fakes.
+generators. To expect: `adapt align` --size resize224 cleans JPEG photographs against PNG fakes.
 """
 
 import json
@@ -145,5 +145,6 @@ def write_csv(path: Path, table: list[list]) -> None:
         csv.writer(file).writerows([["n/a" if value != value else value for value in row] for row in table])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run(main, Config)

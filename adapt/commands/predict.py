@@ -1,9 +1,9 @@
 """A detector on a folder of unknown files: real or fake, by which family, at which JPEG quality.
 
-    python recipes/predict.py --detector results/lora/detector --input photos/ --output predictions.csv
-    accelerate launch recipes/predict.py --detector results/lora/detector --input list.csv shard.tar --output x.parquet
-    python recipes/predict.py ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
-    python recipes/predict.py ... --detector A B C --crops native    (mean of three, each on tiles of the own pixels)
+    adapt predict --detector results/lora/detector --input photos/ --output predictions.csv
+    accelerate launch -m adapt predict --detector results/lora/detector --input list.csv shard.tar --output x.parquet
+    adapt predict ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
+    adapt predict ... --detector A B C --crops native    (mean of three, each on tiles of the own pixels)
 
 One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
 says of format, size and JPEG compression, logit, calibrated p_fake, verdict, and for heads with classes the most
@@ -128,5 +128,6 @@ def outputs(cfg: Config) -> list[Path]:
     return [cfg.output, cfg.output.with_suffix(".html")] if cfg.gallery else [cfg.output]
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Parse the command line and run."""
     run_recipe(main, Config)

@@ -1,0 +1,1 @@
+"""One file for each `adapt COMMAND` that is no experiment."""
