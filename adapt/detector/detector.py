@@ -82,6 +82,19 @@ class Detector(nn.Module):
         found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
         return torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
 
+    def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> list[dict[str, Any]]:
+        """One row per image in folders, image files, manifests or tar files; see `predict.COLUMNS` for its columns.
+
+        Verdicts follow this detector's own threshold. A file that cannot be read is a row whose `status` says why.
+        `workers` are data processes. Raises `Refusal` where there is no input.
+        """
+        from adapt.data.inputs import find_inputs
+        from adapt.detector.predict import batches, predict
+
+        inputs = find_inputs([str(path) for path in paths])[1]
+        found = predict([self], inputs, range(batches(len(inputs))), workers, crops)
+        return [row for _, rows, _ in found for row in rows]
+
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
         decision.safetensors where anything but the threshold was fitted on validation scores.

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from adapt.data.groups import heed_main_process
 from adapt.data.images import Unreadable, decode, read_bytes
 from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
-from adapt.detector.detector import Detector
 from adapt.errors import Refusal
 from adapt.evaluation.calibration import Calibration
 from adapt.evaluation.decision import EVERY, Cuts, Rules, read_decision
 from adapt.evaluation.open_set import familiarity
 from adapt.files import atomic
 from adapt.hub import detector_folder
+
+if TYPE_CHECKING:  # a detector itself calls `predict`
+    from adapt.detector.detector import Detector
 
 # On a CPU the last bits of a feature depend on the images beside it in the batch. So batches are fixed: the inputs in
 # their order, this many at a time, unreadable ones as blanks. Shards, processes and resumes share out whole batches.
@@ -51,7 +53,7 @@ def batches(count: int) -> int:
 
 @torch.no_grad()
 def predict(
-    detectors: Sequence[Detector],
+    detectors: Sequence["Detector"],
     inputs: Sequence[Input],
     numbers: Sequence[int],
     workers: int = 0,
@@ -90,14 +92,14 @@ def predict(
         yield number, rows, passes
 
 
-def joint(logits: Sequence[float], detectors: Sequence[Detector]) -> float:
+def joint(logits: Sequence[float], detectors: Sequence["Detector"]) -> float:
     """One logit of several detectors on one image: the mean of the calibrated ones; of one detector its own."""
     if len(detectors) == 1:
         return logits[0]
     return sum(calibrated_logit(*pair) for pair in zip(detectors, logits, strict=True)) / len(detectors)
 
 
-def calibrated_logit(detector: Detector, logit: float) -> float:
+def calibrated_logit(detector: "Detector", logit: float) -> float:
     """A logit that means the same for every detector: the log odds of its calibrated p_fake.
 
     Of a detector without calibration the logit less the threshold.
@@ -122,7 +124,7 @@ def rules_stated(folders: Sequence[str | Path], stated: dict[str, Any]) -> Rules
     return None
 
 
-def rules_of(detectors: Sequence[Detector]) -> Rules:
+def rules_of(detectors: Sequence["Detector"]) -> Rules:
     """Of one detector its own; of several the mean of the calibrated thresholds, without promises."""
     if len(detectors) == 1:
         return detectors[0].decision.rules(detectors[0].threshold)
@@ -137,7 +139,7 @@ def _mean_classes(class_logits: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([logits.softmax(dim=1) for logits in class_logits]).mean(dim=0).log()
 
 
-def _common_classes(detectors: Sequence[Detector]) -> tuple[str, ...]:
+def _common_classes(detectors: Sequence["Detector"]) -> tuple[str, ...]:
     """The classes that all heads name, real first; none where they differ or are only real and fake."""
     first, *others = (tuple(getattr(detector.head, "classes", ())) for detector in detectors)
     return first if len(first) > 2 and all(classes == first for classes in others) else ()

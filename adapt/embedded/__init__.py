@@ -1,6 +1,7 @@
 """The embedded world and its tiny CLIP: a small stand-in that runs anywhere, never a benchmark."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
@@ -14,6 +15,14 @@ def read_manifests(names: Sequence[str]) -> Manifest:
     `embedded-composites` are partly modified images of that world, to be read beside it.
     """
     return Manifest.read(*(_embedded(name) if name.partition("@")[0] in WORLDS else name for name in names))
+
+
+def read_manifest(*names: str | Path) -> Manifest:
+    """A manifest from one table or several joined ones; `embedded` and `embedded@SEED` are built in.
+
+    Raises `Refusal` for what a manifest must not be: see adapt/data/manifest.py.
+    """
+    return read_manifests([str(name) for name in names])
 
 
 def _embedded(name: str):
