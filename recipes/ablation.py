@@ -20,6 +20,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Encoder, Rows, Shards
 
 SHOTS = {"shots": (512,), "draws": 1}  # images a class
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
@@ -50,12 +51,8 @@ CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Shards):
     output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | blockK; _mean, _both; joined by +; texts are met in proj
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -68,8 +65,6 @@ class Config:
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
     processes: int = 1  # processes of each run
     only: tuple[str, ...] = ()  # run these only: patterns of names, as 'probe-*' or '*-seed0'
-    shard: int = 0  # run every num_shards-th, beginning here
-    num_shards: int = 1  # starts that share the work
     pictures: bool = True  # of the worst mistakes, in report.html; off for photographs that are not yours to pass on
     dry_run: bool = False  # print the plan and leave
 

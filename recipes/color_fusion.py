@@ -17,31 +17,19 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.flags import Cached, Encoder, Intervals, Rows
 
 Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Cached, Intervals):
     output_dir: Path = Path("results/runs/color_fusion")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
     test_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")
     features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = (
-        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
-    )
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what `adapt extract` has not; colour is computed either way
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of the views drawn, the perceptron and the bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapt.cli import as_dict, at_least, dump, run
+from adapt.flags import Intervals, Rows
 
 CHROMA = ("cb", "cr", "saturation", "chroma")
 KINDS = {  # rows of the page: patterns of names
@@ -40,13 +41,10 @@ ablation: `describe_fragile`, what JPEG does to colour at 1 and 2 px."""
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Intervals):
     views: tuple[str, ...] = ("qf90", "qf65", "qf40")  # compared with the image as it is
     start: str = "none"  # view under which an image "is"; the others follow it
     output_dir: Path = Path("results/runs/color-stability")
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
         at_least(0, self, "resamples", "seed")

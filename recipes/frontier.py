@@ -20,6 +20,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Encoder, Rows, Shards, Views
 
 WORD = re.compile(
     r"(?:(?P<update>lora|svd)-(?P<targets>qv|qkvo|mlp|all)-(?P<rank>[1-9]\d*)|norm)(?:-last(?P<last>[1-9]\d*))?"
@@ -37,20 +38,14 @@ chosen on test data, and rows whose intervals overlap are not told apart."""
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Views, Shards):
     output_dir: Path = Path("results/runs/frontier")  # folder of the page and of all runs
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     configurations: tuple[str, ...] = (
         *("norm", "svd-qkvo-1", "svd-qkvo-8", "lora-all-1", "lora-qv-8", "lora-mlp-8", "lora-all-8"),
         "lora-all-8-last2",
     )
     learning_rates: tuple[float, ...] = (4e-3, 2e-2)  # validation chooses one for each configuration
     seeds: tuple[int, ...] = (0,)
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     epochs: int = 5  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
     head_learning_rate: float = 4e-3  # of the linear head
@@ -59,8 +54,6 @@ class Config:
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
     processes: int = 1  # training processes of each run
     only: tuple[str, ...] = ()  # run these only: patterns of names, as lora-*
-    shard: int = 0  # run every num_shards-th, beginning here
-    num_shards: int = 1  # starts that share the work
     dry_run: bool = False  # print the plan and leave
 
     def __post_init__(self) -> None:

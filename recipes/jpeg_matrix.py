@@ -15,15 +15,12 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.flags import Cached, Encoder, Intervals, Rows
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Cached, Intervals):
     output_dir: Path = Path("results/runs/jpeg_matrix")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     heads: tuple[Literal["svm", "logistic", "mlp"], ...] = ("svm", "mlp")
     classes: tuple[Literal["binary", "family", "generator"], ...] = ("binary", "family")
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
@@ -31,15 +28,6 @@ class Config:
         *("qf40", "qf65", "qf90", "none"),
         *("qf30", "qf50", "qf75", "qf95", "qf90+qf40"),  # qualities no head has seen, and double compression
     )
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = (
-        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
-    )
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what `adapt extract` has not
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of the views drawn, the perceptron and the bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples")

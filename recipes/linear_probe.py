@@ -16,30 +16,16 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.flags import Cached, Encoder, Intervals, Rows, Views
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Views, Cached, Intervals):
     output_dir: Path = Path("results/runs/linear_probe")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
     layers: tuple[str, ...] = ()  # a sweep instead: all, or these; validation picks the one that is reported
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     classes: Literal["binary", "family", "generator"] = "binary"
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = (
-        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
-    )
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what `adapt extract` has not
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of the views drawn, the perceptron and the bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples")

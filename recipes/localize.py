@@ -20,10 +20,11 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Intervals, Steps, Views
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Views, Steps, Intervals):
     manifest: tuple[str, ...] = ("embedded", "embedded-composites")  # tables of images, some with masks; [@SEED]
     output_dir: Path = Path("results/runs/localize")  # run directory; continues the run that it holds
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
@@ -37,22 +38,9 @@ class Config:
     crop: int | None = None  # side of a training crop, native px; None: one tile
     members: int = 6  # images that a group shows in an epoch, untouched, generated and edited ones in turn
     decisions: float = 0.2  # weight of the losses over the image (extent, tool) beside that over the cells
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
     val_views: tuple[str, ...] = ("qf90",)  # that select the epoch; thresholds come from all test views
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    epochs: int = 5  # passes over the training groups
     groups: int = 4  # groups per optimizer step, over all processes
-    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
-    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
     head_learning_rate: float = 2e-3  # of the head
-    weight_decay: float = 1e-2  # AdamW
-    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
-    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of head, adapters, draws and bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "rank", "hidden", "members", "epochs", "groups", "gradient_accumulation_steps", "resamples")

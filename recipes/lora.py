@@ -20,11 +20,11 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.flags import Encoder, Intervals, Rows, Steps, Views
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Views, Steps, Intervals):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
     init: Path | None = None  # a saved detector to go on from: its base, layer, precision, adapter and head
     focus: Literal["holes"] | None = None  # show the cells more often in which the --init detector is weakest
@@ -32,9 +32,6 @@ class Config:
     onboard: str | None = None  # a generator without training rows to learn
     shots: int | None = None  # from how many of its groups; 0: the control, trained as long on the same test rows
     focus_share: float = 0.5  # of the groups of an epoch, which show a hole or the new generator
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
     update: Literal["lora", "svd"] = "lora"  # svd: each weight's last `rank` singular directions (Effort: rank 1)
     rank: int = 8  # of each update
@@ -43,22 +40,7 @@ class Config:
     last_blocks: int | None = None  # adapt the last k blocks only
     cache_prefix: bool = False  # keep the tokens below those blocks on disk: central crops, one entry per image, view
     checkpoint_activations: bool = False  # less memory for more time: blocks run again in the backward pass
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    epochs: int = 5  # passes over the training groups
-    groups: int = 8  # groups per optimizer step, over all processes
-    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step; more are taken where memory is short
-    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
-    head_learning_rate: float = 4e-3  # of the linear head
-    weight_decay: float = 1e-2  # AdamW
-    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
-    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of adapters, draws, dropout and bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps")

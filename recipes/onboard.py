@@ -18,6 +18,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Rows, Views
 
 PASSED_ON = (
     *("manifest", "train_views", "test_views", "epochs", "groups", "learning_rate", "head_learning_rate"),
@@ -25,17 +26,14 @@ PASSED_ON = (
 )
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Rows, Views):
     detector: Path  # folder of a saved detector
     generator: str  # the new one: test rows only
-    manifest: tuple[str, ...] = ("embedded",)  # the one of the detector's training
     output_dir: Path = Path("results/runs/onboard")  # run directory, and the folder of the LoRA runs
     shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # groups of the new generator; at most 64 and half of what it has
     seeds: tuple[int, ...] = (0, 1, 2)  # draws of the shots, and of training
     methods: tuple[Literal["probe", "tip", "tip-f", "lora"], ...] = ("probe", "tip", "tip-f", "lora")
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
     epochs: int = 5  # of LoRA
     groups: int = 8  # of LoRA: groups per optimizer step
     learning_rate: float = 4e-3  # of LoRA: of the adapters; 1e-4 suits CLIP ViT-L/14

@@ -18,18 +18,15 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Encoder, Rows, Steps, Views
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Views, Steps):
     output_dir: Path = Path("results/runs/pair")  # one folder a run; continues the runs that it holds
     arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
     seeds: tuple[int, ...] = (0, 1, 2)  # of adapters, draws and random partners; each arm runs with each
     tune: Literal["head", "lora", "norm"] = "head"  # head: on cached features
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     ranking: float = 1.0  # weight of the ranking of the real below each of its fakes
     softmax: float = 0.0  # weight of the softmax over the group
     contrastive: float = 0.0  # weight of the supervised contrastive loss on features; not with --tune head
@@ -38,20 +35,7 @@ class Config:
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
     rank: int = 8  # of each update; alpha is the same
     last_blocks: int | None = None  # adapt the last k blocks only
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    epochs: int = 5  # passes over the training images
-    groups: int = 8  # groups per optimizer step, over all processes; unpaired: as many images as they hold
-    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
-    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
-    head_learning_rate: float = 4e-3  # of the linear head
-    weight_decay: float = 1e-2  # AdamW
-    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
-    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
         at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "resamples")

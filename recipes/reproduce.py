@@ -20,6 +20,7 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Intervals
 
 OPENAI = "open_clip:ViT-L-14-quickgelu@openai"
 COMMONPOOL = "open_clip:ViT-L-14@commonpool_xl_s13b_b90k"
@@ -72,7 +73,7 @@ CONFIGURATIONS = (  # name, targets, recipe, its flags, encoder, the same method
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Intervals):
     list: bool = False  # show the published figures and leave
     only: tuple[str, ...] = ()  # targets, by name or pattern, as 'cozzolino-svm-*'
     manifest: tuple[str, ...] = ()  # other tables of images; none: those that `adapt prepare` makes of the sets
@@ -80,10 +81,8 @@ class Config:
     configuration: str | None = None  # another of CONFIGURATIONS than the one that is meant, as norm
     output_dir: Path = Path("results/runs/reproduce")  # a folder in it for each run
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
     processes: int = 1  # processes of each run
-    seed: int = 0  # of adapters, draws and bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples", "processes")

@@ -17,17 +17,15 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.flags import Cached, Encoder, Intervals, Rows, Views
 
 Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f"]
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Encoder, Views, Cached, Intervals):
     output_dir: Path = Path("results/runs/tip_adapter")  # run directory
-    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layer: str = "proj"  # texts meet images in proj only; any layer with --prior probe or none
-    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
     classes: Literal["binary", "family"] = "binary"
     methods: tuple[Method, ...] = ("zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f")
@@ -35,17 +33,7 @@ class Config:
     draws: int = 3  # of each number of shots
     epochs: int = 20  # of Tip-Adapter-F
     learning_rate: float = 1e-3  # of its keys
-    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group
-    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
-    encoder: Literal["auto", "plain", "packed"] = (
-        "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
-    )
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what `adapt extract` has not
     resamples: int = 200  # bootstrap resamples of groups behind every interval
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of shots, views drawn and bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "draws", "epochs", "resamples", "shots")

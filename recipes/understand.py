@@ -20,6 +20,7 @@ from typing import Literal, get_args
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Intervals, Rows
 
 Item = Literal["content", "spectra", "layers", "variance", "texts", "maps", "adversarial"]
 ITEMS = get_args(Item)
@@ -40,10 +41,9 @@ THEMES = {  # a name, and prompts whose mean it is; the vocabulary of tiny knows
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Rows, Intervals):
     detector: Path  # folder of a saved detector
-    manifest: tuple[str, ...] = ("embedded",)  # the one of its training: it says which generators are seen
     output_dir: Path = Path("results/runs/understand")
     items: tuple[Item, ...] = ()  # none named: all that this detector and manifest allow
     backbone: str | None = None  # the base's weights at another place than the detector remembers
@@ -66,7 +66,6 @@ class Config:
     cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
     resamples: int = 200  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of the sample, the attacks and the bootstrap
 
     def __post_init__(self) -> None:
         at_least(2, self, "groups", "train_groups", "mapped")

@@ -13,25 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least, run
-from adapt.errors import Refusal
+from adapt.cli import run
+from adapt.flags import Rows, Shards
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Rows, Shards):
     output_dir: Path  # folder of the copies; not the one that holds the sources
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     size: str = "group"  # group: smallest shortest side of each group; resizeN; cropN: native pixels
     codec: Literal["png", "jpeg"] = "png"
     quality: int = 95  # of jpeg
     subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"  # of jpeg
-    shard: int = 0  # which part of the groups this job aligns
-    num_shards: int = 1  # how many parts there are
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "num_shards")
-        if not 0 <= self.shard < self.num_shards:
-            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
 
 
 def main(cfg: Config) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.cli import as_dict, at_least, dump, run
+from adapt.flags import Intervals, Rows
 
 ABOUT = """\
 AUC: how well a small tree that sees this factor alone tells fakes from reals of groups it was not fitted on (0.5 is
@@ -32,8 +33,7 @@ SHOWN = 20  # rows of a list on the page
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Intervals):
     output_dir: Path = Path("results/runs/audit")
     allow: tuple[str, ...] = ("file name", "folder", "history")  # factors that are reported but do not count
     embedding: str = (
@@ -41,8 +41,6 @@ class Config:
     )
     similarity: float = 0.98  # cosine of these features from which on two pictures are one
     processes: int = 1  # that decode images
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    seed: int = 0  # of the bootstrap and of the folds
 
     def __post_init__(self) -> None:
         at_least(1, self, "processes", "resamples")

@@ -17,19 +17,17 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.flags import Intervals, Rows
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Rows, Intervals):
     detector: Path  # folder of a saved detector, or hf-hub:OWNER/NAME[@REVISION]
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
     output_dir: Path = Path("results/runs/crops")  # run directory
     crops: tuple[Literal["1", "5", "native"], ...] = ("1", "5", "native")  # compared with the first
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     backbone: str | None = None  # the detector's base weights at another place
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples")

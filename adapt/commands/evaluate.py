@@ -18,10 +18,11 @@ from typing import Literal
 
 from adapt.cli import run
 from adapt.errors import Refusal
+from adapt.flags import Intervals
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Intervals):
     """What to evaluate."""
 
     scores: Path  # table of scores, .parquet or .csv
@@ -32,8 +33,6 @@ class Config:
     threshold: float | None = None  # logit, of --scores; default: picked on their validation rows
     error_rate: float = 0.05  # stated for the verdicts real, fake and unsure that the page measures
     classes: Literal["family", "generator"] | None = None  # what columns logit_<class> name; default: found out
-    resamples: int = 1000  # bootstrap resamples over groups
-    seed: int = 0  # of the bootstrap
 
     def __post_init__(self) -> None:
         if not 0 < self.error_rate < 1:

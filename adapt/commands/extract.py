@@ -15,12 +15,11 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
-from adapt.errors import Refusal
+from adapt.flags import Rows, Shards
 
 
 @dataclass(frozen=True)
-class Config:
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+class Config(Rows, Shards):
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
@@ -30,15 +29,12 @@ class Config:
         "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
     )
     cache: Path | None = None  # None: $ADAPT_CACHE/features
-    shard: int = 0  # which part of the manifest's rows this job encodes
-    num_shards: int = 1  # how many parts there are
     batch_size: int = 32  # images x views in one pass of the encoder
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_shards", "batch_size")
-        if not 0 <= self.shard < self.num_shards:
-            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+        super().__post_init__()
+        at_least(1, self, "batch_size")
 
 
 def main(cfg: Config) -> None:

@@ -11,21 +11,13 @@ same command continues after a kill. The job that finishes last writes the manif
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.cli import at_least, run
-from adapt.errors import Refusal
+from adapt.cli import run
+from adapt.flags import Rows, Shards
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Rows, Shards):
     output: Path  # manifest to write, .csv or .parquet; the tar files go beside it
-    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
-    shard: int = 0  # which part of the groups this job packs
-    num_shards: int = 1  # how many parts there are
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "num_shards")
-        if not 0 <= self.shard < self.num_shards:
-            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
 
 
 def main(cfg: Config) -> None:

@@ -27,12 +27,13 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+from adapt.flags import Shards
 
 RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "known_recall")  # of verdicts
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Shards):
     detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several: their mean
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
@@ -45,17 +46,13 @@ class Config:
     thresholds: Literal["global", "quality"] = "global"  # one, or that of the JPEG quality nearest to the file's
     calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
     known_recall: float = 0.95  # share of fakes of trained families that keep theirs; the rest is `unknown`; 1: all
-    shard: int = 0  # which part of the work this job does
-    num_shards: int = 1  # how many parts there are
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_shards")
+        super().__post_init__()
         at_least(0, self, "gallery")
         if not self.detector:
             raise Refusal("--detector: name the folder of a saved detector")
-        if not 0 <= self.shard < self.num_shards:
-            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
         if self.output.suffix not in (".csv", ".parquet", ".jsonl"):
             raise Refusal(f"--output {self.output}: end its name in .csv, .parquet or .jsonl")
 

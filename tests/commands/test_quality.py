@@ -19,9 +19,10 @@ from adapt.data.images import Unreadable
 from adapt.data.jpeg import MOST, Header, jpeg_tables, read_header, views_like, with_sample_views
 from adapt.data.views import jpeg_bytes, rng
 from adapt.errors import Refusal
+from adapt.sweeps.planned_runs import config_class
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-WITH_TRAIN_VIEWS = {file.stem for file in RECIPES.glob("*.py") if "    train_views: tuple" in file.read_text()}
+RECIPES = {file.stem for file in (Path(__file__).parents[2] / "recipes").glob("*.py")}
+WITH_TRAIN_VIEWS = {name for name in RECIPES if "train_views" in config_class(name).__dataclass_fields__}
 
 
 def jpeg(**options) -> bytes:

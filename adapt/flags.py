@@ -1,0 +1,84 @@
+"""Flags that several recipes and commands share, as frozen dataclasses that a `Config` inherits.
+
+A recipe that needs another default or another meaning declares the flag again: its own line wins.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adapt.errors import Refusal
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which images."""
+
+    manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Which image encoder, and which of its features."""
+
+    backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/README.md
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
+    geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+
+
+@dataclass(frozen=True)
+class Views:
+    """Under which degradations."""
+
+    train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
+    test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
+
+
+@dataclass(frozen=True)
+class Cached:
+    """How features of a frozen encoder are made and kept."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; packed: towers/packed.py
+    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cached_only: bool = False  # refuse to encode what `adapt extract` has not
+    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a tower is trained, step by step."""
+
+    epochs: int = 5  # passes over the training groups
+    groups: int = 8  # groups per optimizer step, over all processes
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step; lora.py takes more where memory is short
+    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # of the linear head
+    weight_decay: float = 1e-2  # AdamW
+    warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
+    checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
+    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What stands behind every interval."""
+
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    seed: int = 0  # of every draw: views, weights that are trained, the bootstrap
+
+
+@dataclass(frozen=True)
+class Shards:
+    """One job of several that share the work."""
+
+    shard: int = 0  # which part of the work this job does
+    num_shards: int = 1  # how many parts there are
+
+    def __post_init__(self) -> None:
+        if self.num_shards < 1:
+            raise Refusal(f"--num_shards {self.num_shards}: give at least 1")
+        if not 0 <= self.shard < self.num_shards:
+            raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
