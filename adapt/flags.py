@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from adapt.cli import at_least
 from adapt.errors import Refusal
 
 
@@ -60,6 +61,47 @@ class Steps:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+
+
+@dataclass(frozen=True)
+class Update:
+    """Which small update of a tower is trained."""
+
+    targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
+    update: Literal["lora", "svd"] = "lora"  # svd: each weight's last `rank` singular directions (Effort: rank 1)
+    rank: int = 8  # of each update
+    alpha: float = 8  # a LoRA's update is alpha / rank * B A
+    dropout: float = 0.0  # on the adapters' input
+    last_blocks: int | None = None  # adapt the last k blocks only
+    cache_prefix: bool = False  # keep the tokens below those blocks on disk: central crops, one entry per image, view
+    checkpoint_activations: bool = False  # less memory for more time: blocks run again in the backward pass
+
+
+@dataclass(frozen=True)
+class Tower(Encoder, Update, Steps):
+    """A tower with its update, and how it is trained."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps")
+        at_least(0, self, "learning_rate", "head_learning_rate", "weight_decay", "warmup")
+        at_least(0, self, "dropout", below=1)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What further training shows more often."""
+
+    focus: Literal["holes"] | None = None  # show the cells more often in which the --init detector is weakest
+    holes: int = 4  # how many (generator, view) cells those are
+    onboard: str | None = None  # a generator without training rows to learn
+    shots: int | None = None  # from how many of its groups; 0: the control, trained as long on the same test rows
+    focus_share: float = 0.5  # of the groups of an epoch, which show a hole or the new generator
+
+    def __post_init__(self) -> None:
+        if not 0 < self.focus_share < 1:
+            raise Refusal(f"--focus_share {self.focus_share}: give a share between 0 and 1")
+        if (self.onboard is None) != (self.shots is None) or (self.shots is not None and self.shots < 0):
+            raise Refusal("--onboard GENERATOR and --shots go together: 1 or more, or 0 for the control without any")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Learns a generator that has test rows only from K of its groups, K = 1 to 64, se
 that goes on from the detector, and on cached features of the detector's own tower a probe fitted again, Tip-Adapter
 (2207.09519) with the detector's logit as its prior, and Tip-Adapter-F. At most half of the generator's test groups
 form a pool that leaves the test split, the same for every K and draw, so that all numbers are of the same test rows;
-nothing is chosen on them. Each LoRA is a run of recipes/lora.py of its own under the output folder, continued if it
+nothing is chosen on them. Each LoRA is a run of recipes/refine.py of its own under the output folder, continued if it
 was stopped; `--methods probe tip tip-f` needs seconds a fit, and encodes the images once.
 """
 
@@ -111,7 +111,7 @@ def main(cfg: Config) -> None:
     if "lora" in cfg.methods:
         given = {name: getattr(cfg, name) for name in PASSED_ON} | {"init": cfg.detector, "onboard": cfg.generator}
         given |= {"num_workers": cfg.num_workers} if cfg.num_workers is not None else {}
-        cells = {r: Cell(f"lora-{r[0]}-seed{r[1]}", "lora", given | {"shots": r[0], "seed": r[1]}) for r in runs}
+        cells = {r: Cell(f"lora-{r[0]}-seed{r[1]}", "refine", given | {"shots": r[0], "seed": r[1]}) for r in runs}
         if failed := run_cells(list(cells.values()), cfg.output_dir, cfg.processes, run.say):
             raise Refusal(f"{', '.join(failed)} failed (see the .log files): the same command tries again")
         for (shots, seed), cell in cells.items():

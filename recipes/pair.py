@@ -105,8 +105,8 @@ def train(cfg: Config) -> None:
         data=rows.digest,
         base=backbone.fingerprint,
     )
-    sharing = (len(data) // steps, cfg.epochs, cfg.gradient_accumulation_steps, tuning.workers(cfg.num_workers), steps)
-    for batch in run.steps(data, *sharing):
+    accumulation, workers = cfg.gradient_accumulation_steps, tuning.workers(cfg.num_workers)
+    for batch in run.steps(data, len(data) // steps, cfg.epochs, accumulation, workers, steps_per_epoch=steps):
         found, logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         group = 2 * batch.group + batch.twin  # images under one view: only these are comparable within a group

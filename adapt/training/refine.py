@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from adapt import flags
 from adapt.data.focus import Focus
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
@@ -46,19 +48,6 @@ class Aim:
     found: dict[tuple[str, str], Cell] = field(default_factory=dict)  # of holes: what they were on validation rows
 
 
-def origin_of(config: Any) -> dict[str, str]:
-    """`origin` of the detector that a run goes on from, nothing if it begins afresh. Refuses flags that clash."""
-    if not 0 < config.focus_share < 1:
-        raise Refusal(f"--focus_share {config.focus_share}: give a share between 0 and 1")
-    if config.focus and (not config.init or config.onboard):
-        raise Refusal("--focus holes: give --init, the detector whose holes are meant, and no --onboard")
-    if (config.onboard is None) != (config.shots is None) or (config.shots is not None and config.shots < 0):
-        raise Refusal("--onboard GENERATOR and --shots go together: 1 or more, or 0 for the control without any")
-    if config.permute_labels and (config.focus or config.onboard):
-        raise Refusal("--permute_labels: a generator with shuffled labels cannot be shown more often")
-    return origin(config.init, config.onboard) if config.init else {}
-
-
 def origin(folder: Path, new: str | None = None) -> dict[str, str]:
     """The digest of a saved detector, for a run's identity; refuses one that knows the `new` generator already."""
     digest = detector_digest(folder)
@@ -87,21 +76,28 @@ def find_holes(
 
 
 def aim_of(
-    config: Any, detector: Detector, rows: Manifest, scoring: dict[str, Any], say: Callable[[str], object]
+    asked: flags.Aim,
+    views: tuple[str, ...],
+    detector: Detector,
+    rows: Manifest,
+    resamples: int,
+    seed: int,
+    scoring: dict[str, Any],
+    say: Callable[[str], object],
 ) -> Aim:
-    """What the config's --focus or --onboard aims at. Holes are those of the detector as it is."""
-    if config.onboard and config.shots:
-        cells, found, title = [(config.onboard, view) for view in config.train_views], {}, "New generator"
-        about = ABOUT_NEW.format(shots=config.shots, share=config.focus_share, generator=config.onboard)
-    elif config.focus:
+    """What --focus or --onboard aims at under the training `views`. Holes are those of the detector as it is."""
+    if asked.onboard and asked.shots:
+        cells, found, title = [(asked.onboard, view) for view in views], {}, "New generator"
+        about = ABOUT_NEW.format(shots=asked.shots, share=asked.focus_share, generator=asked.onboard)
+    elif asked.focus:
         val = np.flatnonzero(rows["split"] == "val")
-        scores = score(detector, rows, val, config.train_views, progress="looking for holes", **scoring)
+        scores = score(detector, rows, val, views, progress="looking for holes", **scoring)
         trained = set(rows["generator"][rows["split"] == "train"])
-        holes, passed = find_holes(scores, trained, config.holes, config.resamples, config.seed)
+        holes, passed = find_holes(scores, trained, asked.holes, resamples, seed)
         found = {}
         for cell in holes:  # a generator of several sets has one place in training
             found.setdefault(_key(cell.generator, cell.view), cell)
-        cells, about, title = list(found), ABOUT_HOLES.format(share=config.focus_share), "Holes"
+        cells, about, title = list(found), ABOUT_HOLES.format(share=asked.focus_share), "Holes"
         if passed:
             names = ", ".join(f"{cell.generator} under {cell.view} ({show(cell)})" for cell in passed)
             about += f" Weak, too, but without training rows, and passed over: {names}."
@@ -109,22 +105,34 @@ def aim_of(
     else:
         return Aim([])
     say("shown more often: " + ", ".join(f"{name} under {view}" for name, view in cells))
-    focus = Focus(rows.select(rows["split"] == "train"), cells, config.train_views, config.focus_share)
+    focus = Focus(rows.select(rows["split"] == "train"), cells, views, asked.focus_share)
     return Aim(cells, focus, title, about, found)
 
 
 def before_and_after(
-    config: Any, aim: Aim, rows: Manifest, scores: Scores, scoring: dict[str, Any], device: Any
+    init: Path | None,
+    backbone: str | None,
+    aim: Aim,
+    rows: Manifest,
+    scores: Scores,
+    views: tuple[str, ...],
+    resamples: int,
+    seed: int,
+    scoring: dict[str, Any],
+    device: torch.device,
 ) -> tuple[list[Difference], list[str]]:
-    """Differences to the detector that the run went on from, if it did not begin afresh, and sections of a page."""
-    if not config.init:
+    """Differences to the detector `init` that the run went on from, and sections of a page.
+
+    Without `init` no differences. `backbone` names its base weights at another place.
+    """
+    if init is None:
         return [], [f"## {aim.title}", aim.about] if aim.cells else []
     held = np.flatnonzero(rows["split"] != "train")
-    old = load_detector(config.init, None if config.backbone == type(config)().backbone else config.backbone)
-    before = score(old.to(device), rows, held, config.test_views, progress="scoring what it was", **scoring)
-    found = compare(scores, before, config.resamples, config.seed, (None, old.threshold))
+    old = load_detector(init, backbone)
+    before = score(old.to(device), rows, held, views, progress="scoring what it was", **scoring)
+    found = compare(scores, before, resamples, seed, (None, old.threshold))
     seen = dict(zip(scores["generator"], scores["seen"], strict=True))
-    return found, changes(found, aim, seen, config.init)
+    return found, changes(found, aim, seen, init)
 
 
 def changes(found: Sequence[Difference], aim: Aim, seen: dict[str, str], folder: Path) -> list[str]:

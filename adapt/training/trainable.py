@@ -15,6 +15,7 @@ from adapt.detector.detector import Detector, load_detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features
+from adapt.flags import Tower
 from adapt.models.adapters.lora import add_adapter
 from adapt.models.heads.linear import LinearHead
 from adapt.models.towers.backbones import Backbone
@@ -22,14 +23,14 @@ from adapt.processes import Processes
 from adapt.training.on_features import FeatureGroups, score_features
 
 
-def continued(folder: Path, config: Any, say: Callable[[str], object]) -> Detector:
+def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], object]) -> Detector:
     """The saved detector, ready to be trained on; `say` gets a line about the config's flags that this leaves idle.
 
     Its base, layer, geometry, precision, adapter and head are what training goes on with; one without an adapter gets
     a fresh one by the config. A residual of an SVD goes on as the LoRA that it was saved as. Refuses a flag that is
     neither at its default nor what the detector has; `backbone` may name the same weights at another place.
     """
-    default = type(config)()
+    default = Tower()
     detector = load_detector(folder, None if config.backbone == default.backbone else config.backbone)
     backbone, head = detector.backbone, detector.head
     own = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
@@ -46,7 +47,7 @@ def continued(folder: Path, config: Any, say: Callable[[str], object]) -> Detect
         raise Refusal(f"{folder} counts votes of duels (svm, several classes), which cannot be trained on")
     head.requires_grad_(True)
     if adapter is None:
-        size = (config.rank, config.alpha, config.dropout, config.last_blocks, config.seed)
+        size = (config.rank, config.alpha, config.dropout, config.last_blocks, seed)
         add_adapter(backbone, config.targets, *size, config.update)
         say(f"going on from {folder}: its head, with a fresh adapter")
     else:

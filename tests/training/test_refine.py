@@ -17,6 +17,7 @@ import onboard as recipe
 import open_clip  # noqa: F401 (as peft and adapt.training.report: loaded once here, inherited by every child)
 import peft  # noqa: F401
 import pytest
+import refine
 import torch
 from processes import in_children
 from sklearn.metrics import roc_auc_score
@@ -322,13 +323,18 @@ def test_the_page_says_what_surely_changed_and_sorts_it() -> None:
 # -- going on from a detector ----------------------------------------------------------------------------------------
 
 
-def message(config: lora.Config) -> str:
+def going(config: lora.Config, **more) -> refine.Config:
+    """The same flags, going on from a detector."""
+    return refine.Config(**(dataclasses.asdict(config) | more))
+
+
+def message(config: refine.Config) -> str:
     """The refusal of a run, in a child: a refused run leaves its folder locked until its process ends."""
     file = config.output_dir.with_suffix(".txt")
 
     def body() -> None:
         try:
-            lora.main(config)
+            refine.main(config)
         except Refusal as refusal:
             file.write_text(str(refusal))
 
@@ -337,9 +343,9 @@ def message(config: lora.Config) -> str:
 
 
 def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tmp_path) -> None:
-    more = dataclasses.replace(config, init=init, focus="holes", holes=2, epochs=2, learning_rate=2e-3)
+    more = going(config, init=init, focus="holes", holes=2, epochs=2, learning_rate=2e-3)
     whole, stopped = (dataclasses.replace(more, output_dir=tmp_path / name) for name in ("whole", "stopped"))
-    assert in_children(lambda: lora.main(whole)) == [0]
+    assert in_children(lambda: refine.main(whole)) == [0]
 
     def killed() -> None:
         log = Run._log_step
@@ -350,7 +356,7 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
                 os.kill(os.getpid(), signal.SIGKILL)
 
         Run._log_step = strike
-        lora.main(stopped)
+        refine.main(stopped)
 
     assert in_children(killed) == [-signal.SIGKILL]
     other = tmp_path / "init"
@@ -363,7 +369,7 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
     shutil.copytree(other, init, dirs_exist_ok=True)
     assert "init_digest: " in message(stopped) and "init_digest: " in message(whole)
     shutil.copytree(tmp_path / "kept", init, dirs_exist_ok=True)
-    assert in_children(lambda: lora.main(stopped)) == [0]
+    assert in_children(lambda: refine.main(stopped)) == [0]
     for name in (
         "log.jsonl",
         "scores.parquet",
@@ -391,24 +397,31 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
 
 def test_without_a_detector_to_go_on_from_the_page_says_what_was_learnt(config) -> None:
     aim = Aim([("style", "none")], title="New generator", about="Learnt from 2")
-    assert before_and_after(config, aim, None, None, {}, None) == ([], ["## New generator", "Learnt from 2"])
-    assert before_and_after(config, Aim([]), None, None, {}, None) == ([], [])
+    unused = (None, None, VIEWS, 20, 0, {}, None)
+    assert before_and_after(None, None, aim, *unused) == ([], ["## New generator", "Learnt from 2"])
+    assert before_and_after(None, None, Aim([]), *unused) == ([], [])
 
 
 def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
-    more = dataclasses.replace(config, init=init, output_dir=tmp_path / "run")
+    more = going(config, init=init, output_dir=tmp_path / "run")
     assert "--rank 3: training goes on from" in message(dataclasses.replace(more, rank=3))
     assert "--layer proj: training goes on from" in message(dataclasses.replace(more, layer="proj"))
     assert "trained on tiny with weights" in message(
         dataclasses.replace(more, backbone="timm:vit_tiny_patch16_224@random")
     )
     assert "is not a complete detector" in message(dataclasses.replace(more, init=tmp_path))
-    assert "--focus holes: give --init" in message(dataclasses.replace(more, init=None, focus="holes"))
-    for flags in ({"onboard": "style"}, {"shots": 4}, {"onboard": "style", "shots": -1}):
-        assert "--onboard GENERATOR and --shots" in message(dataclasses.replace(more, **flags))
-    assert "--focus_share 1" in message(dataclasses.replace(more, focus_share=1.0))
-    shuffled = dataclasses.replace(more, permute_labels=True, onboard="style", shots=2)
-    assert "--permute_labels" in message(shuffled)
+    pair = "--onboard GENERATOR and --shots"
+    for flags, words in (
+        ({"init": None, "onboard": "style", "shots": 2, "focus": "holes"}, "--focus holes: give --init"),
+        ({"init": None}, "nothing to go on from: give --init DETECTOR"),
+        ({"onboard": "style"}, pair),
+        ({"shots": 4}, pair),
+        ({"onboard": "style", "shots": -1}, pair),
+        ({"focus_share": 1.0}, "--focus_share 1"),
+        ({"permute_labels": True, "onboard": "style", "shots": 2}, "--permute_labels"),
+    ):
+        with pytest.raises(Refusal, match=words):
+            dataclasses.replace(more, **flags)
 
 
 def test_a_detector_without_adapter_gets_a_fresh_one(config, tmp_path) -> None:
@@ -419,14 +432,14 @@ def test_a_detector_without_adapter_gets_a_fresh_one(config, tmp_path) -> None:
     frozen = Detector(load_backbone("tiny"), Probe(192, ("real", "fake"), "logistic"))
     frozen.save(tmp_path / "frozen", {})
     said: list[str] = []
-    detector = continued(tmp_path / "frozen", dataclasses.replace(config, rank=3), said.append)
+    detector = continued(tmp_path / "frozen", dataclasses.replace(config, rank=3), 0, said.append)
     assert "fresh adapter" in said[0] and detector.backbone.tower.peft_config["default"].r == 3
     trained = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert {"head.net.weight", "head.net.bias"} <= trained and any("lora_A" in name for name in trained)
     votes = Detector(load_backbone("tiny"), Probe(192, ("real", "x", "y"), "svm"))
     votes.save(tmp_path / "votes", {})
     with pytest.raises(Refusal, match="votes of duels"):
-        continued(tmp_path / "votes", config, str)
+        continued(tmp_path / "votes", config, 0, str)
 
 
 # -- the recovery curve ----------------------------------------------------------------------------------------------
@@ -584,7 +597,7 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
     )
 
     def forked(command, *_) -> int:  # a real start would import everything again
-        return in_children(lambda: lora.main(parse(lora.Config, command[2:])))[0]
+        return in_children(lambda: refine.main(parse(refine.Config, command[2:])))[0]
 
     monkeypatch.setattr(cells_module, "_run", forked)
     falling = iter(range(0, -100, -1))  # by validation the first epoch would be kept
