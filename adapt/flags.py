@@ -11,14 +11,14 @@ from adapt.cli import at_least
 from adapt.errors import Refusal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """Which images."""
 
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """Which image encoder, and which of its features."""
 
@@ -27,7 +27,7 @@ class Encoder:
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Views:
     """Under which degradations."""
 
@@ -35,7 +35,7 @@ class Views:
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cached:
     """How features of a frozen encoder are made and kept."""
 
@@ -46,7 +46,7 @@ class Cached:
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Steps:
     """How a tower is trained, step by step."""
 
@@ -63,7 +63,7 @@ class Steps:
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Update:
     """Which small update of a tower is trained."""
 
@@ -77,7 +77,7 @@ class Update:
     checkpoint_activations: bool = False  # less memory for more time: blocks run again in the backward pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tower(Encoder, Update, Steps):
     """A tower with its update, and how it is trained."""
 
@@ -87,7 +87,7 @@ class Tower(Encoder, Update, Steps):
         at_least(0, self, "dropout", below=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Aim:
     """What further training shows more often."""
 
@@ -104,7 +104,7 @@ class Aim:
             raise Refusal("--onboard GENERATOR and --shots go together: 1 or more, or 0 for the control without any")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Intervals:
     """What stands behind every interval."""
 
@@ -112,7 +112,7 @@ class Intervals:
     seed: int = 0  # of every draw: views, weights that are trained, the bootstrap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shards:
     """One job of several that share the work."""
 

@@ -10,6 +10,11 @@ import pytest
 from browser import CHROMIUM, Browser
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: after some others (an ONNX export, say) autograd refuses to work in a child."""
+    items.sort(key=lambda item: not {"in_children", "processes"} & set(vars(item.module)))
+
+
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory) -> Path:
     """Manifest of a world whose fakes carry a trace that anything trained must find."""

@@ -49,4 +49,4 @@ def test_an_inherited_flag_may_be_overridden() -> None:
 )
 def test_impossible_shards_are_refused(values, message) -> None:
     with pytest.raises(Refusal, match=message):
-        flags.Shards(*values)
+        flags.Shards(shard=values[0], num_shards=values[1])

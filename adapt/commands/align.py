@@ -17,7 +17,7 @@ from adapt.cli import run
 from adapt.flags import Rows, Shards
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Config(Rows, Shards):
     output_dir: Path  # folder of the copies; not the one that holds the sources
     size: str = "group"  # group: smallest shortest side of each group; resizeN; cropN: native pixels

@@ -20,7 +20,7 @@ from adapt.cli import run as run_recipe
 from adapt.flags import Intervals, Rows
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Config(Rows, Intervals):
     detector: Path  # folder of a saved detector, or hf-hub:OWNER/NAME[@REVISION]
     output_dir: Path = Path("results/runs/crops")  # run directory

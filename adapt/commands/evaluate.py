@@ -21,7 +21,7 @@ from adapt.errors import Refusal
 from adapt.flags import Intervals
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Config(Intervals):
     """What to evaluate."""
 

@@ -15,7 +15,7 @@ from adapt.cli import run
 from adapt.flags import Rows, Shards
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Config(Rows, Shards):
     output: Path  # manifest to write, .csv or .parquet; the tar files go beside it
 

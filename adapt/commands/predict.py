@@ -32,7 +32,7 @@ from adapt.flags import Shards
 RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "known_recall")  # of verdicts
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Config(Shards):
     detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several: their mean
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files

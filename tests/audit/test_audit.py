@@ -336,7 +336,7 @@ def test_the_recipe_says_what_to_do_and_every_run_says_it_again(tmp_path, monkey
     out = tmp_path / "audit-dirty"
     page = (out / "table.md").read_text()
     assert "**Shortcuts or leaks found.**" in page
-    assert "- format: AUC 1.000; run `adapt align`: one decoder" in page
+    assert "- format: AUC 1.000; run \\`adapt align\\`: one decoder" in page
     assert f"- {dirty['path'][0]}: not-an-image" in page
     header, *rows = read(out / "audit.csv")
     row = dict(zip(header, next(row for row in rows if row[2] == "format"), strict=True))

@@ -174,8 +174,8 @@ test_builder.build(Path(sys.argv[1]), 400)
 
 def test_kill_9_at_twenty_points_loses_and_doubles_nothing(tmp_path):
     output, draw = tmp_path / "data.csv", random.Random(1)
-    here = Path(__file__).parents[1]
-    paths = [str(here), str(here.parent / "recipes")]
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1])]
     kills = 0
     pids = []
     for _ in range(20):

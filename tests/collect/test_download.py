@@ -441,7 +441,7 @@ def test_places_in_all_and_at_a_host_are_kept(server, names, tmp_path):
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from adapt.data import download as module
+from adapt.collect import download as module
 from adapt.data import download_state
 
 folder, base, count, place, when, number, sent = sys.argv[1:]

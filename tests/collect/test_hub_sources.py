@@ -363,7 +363,7 @@ DRIVER = """
 import json, sys, time
 from functools import partial
 from pathlib import Path
-from adapt.data import download
+from adapt.collect import download
 from adapt.collect.sources import elsa_d3, hub, openfake
 from adapt.errors import Refusal
 

@@ -195,6 +195,7 @@ def test_every_recipe_resolves_it_before_any_work(name, tmp_path) -> None:
     recipe = importlib.import_module(name)
     given = {"output_dir": tmp_path / "run", "train_views": ("like:absent",)}
     given |= {"detector": tmp_path, "generator": "x"} if name == "onboard" else {}
+    given |= {"onboard": "x", "shots": 1} if name == "refine" else {}
     with pytest.raises(Refusal, match="no input 'absent'"):
         recipe.main(recipe.Config(**given))
     assert not (tmp_path / "run").exists()

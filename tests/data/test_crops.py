@@ -186,9 +186,9 @@ def test_several_detectors_judge_by_the_mean_of_what_is_left_above_their_thresho
 
 def test_the_recipe_compares_crops_on_the_same_rows(detectors, planted, tmp_path, one_thread) -> None:
     config = recipe.Config(
-        detectors[2],
-        (str(planted),),
-        tmp_path,
+        detector=detectors[2],
+        manifest=(str(planted),),
+        output_dir=tmp_path,
         crops=("1", "native"),
         test_views=("none",),
         resamples=20,

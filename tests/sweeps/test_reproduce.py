@@ -127,7 +127,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(monkeypatch, capsys, tmp_
         "Zenodo record 10066460",
         "adapt prepare synthbuster --folder data/synthbuster --output data/synthbuster/manifest.csv",
         "elsaEU/ELSA_D3 on the hub, split train",
-        "sent by its authors on request only; no source of recipes/prepare.py makes it",
+        "sent by its authors on request only; no source of `adapt prepare` makes it",
         "training data: not recorded; give tables of your own with --manifest",
         "comparable, not the same method: recipes/lora.py: no recipe has the published method",
     ):

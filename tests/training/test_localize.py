@@ -204,7 +204,7 @@ def test_maps_of_a_detector_without_any_are_refused(tmp_path) -> None:
 
 
 def test_a_manifest_without_masks_is_refused(manifests, tmp_path) -> None:
-    with pytest.raises(Refusal, match=r"composites\.py"):
+    with pytest.raises(Refusal, match=r"adapt composites"):
         localize.main(localize.Config(manifest=manifests[:1], output_dir=tmp_path / "run", num_workers=0))
 
 
