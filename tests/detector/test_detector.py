@@ -184,8 +184,8 @@ def test_an_adapter_of_another_base_is_refused(folder, tmp_path) -> None:
 
 
 def test_the_readme_example_runs_as_it_stands(folder, tmp_path, monkeypatch, capsys) -> None:
-    """The block of README.md that begins with `import torch`, with a detector and a photograph at its places."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    """The block of the room's README that begins with `import torch`, with a detector and a photograph in place."""
+    text = (Path(__file__).parents[2] / "adapt/detector/README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(import torch\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(example.splitlines()) <= 12
     monkeypatch.chdir(tmp_path)

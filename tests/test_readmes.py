@@ -1,0 +1,90 @@
+"""Every command of every README is one that exists, with flags that exist; links lead somewhere."""
+
+import dataclasses
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from adapt import __main__ as program
+from adapt.sweeps.planned_runs import config_class
+
+ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "adapt").rglob("README.md"))]
+READMES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
+LAUNCHERS = ("accelerate", "python", "adapt", "./launch.sh", "torchrun")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each command line in a block of shell, without those in front of the program."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            for part in re.split(r";|'|\$\(", line):
+                words = shlex.split(part, comments=True)
+                starts = [i for i, word in enumerate(words) if word in LAUNCHERS]
+                if starts:
+                    found.append(words[starts[0] :])
+    return found
+
+
+def of(words: list[str]) -> tuple[type | None, list[str]]:
+    """The Config that a command line is parsed by, and its flags; None for one that has no flags of ours."""
+    names = [(i, word) for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py")]
+    if names:
+        place, name = names[0]
+        return config_class(Path(name).stem), words[place + 1 :]
+    at = words.index("adapt") if "adapt" in words else None
+    rest = words[at + 1 :] if at is not None else words[1:]
+    if words[0] == "./launch.sh" and (not rest or rest[0] == "test"):
+        return None, []
+    if not rest or rest[0].startswith("-"):
+        return None, []
+    if rest[0] == "run" or rest[0] in program.recipes():
+        rest = rest[1:] if rest[0] == "run" else rest
+        return config_class(rest[0]), rest[1:]
+    assert rest[0] in program.COMMANDS, f"no command {rest[0]!r}"
+    module = importlib.import_module(f"adapt.commands.{rest[0]}")
+    if rest[0] == "prepare":
+        if len(rest) == 1:
+            return None, []
+        assert rest[1] in module.SOURCES
+        return importlib.import_module(f"adapt.collect.sources.{rest[1]}").Source, rest[2:]
+    return module.Config, rest[1:]
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_their_flags_exist(page) -> None:
+    for words in commands(page):
+        config, flags = of(words)
+        if config is not None:
+            known = {field.name for field in dataclasses.fields(config)} | {"config", "help"}
+            given = {word[2:].partition("=")[0].removeprefix("no_") for word in flags if word.startswith("--")}
+            given = {name.replace("-", "_") for name in given}
+            assert given <= known | {f"no_{name}" for name in known}, (shlex.join(words), given - known)
+
+
+def test_commands_are_found_at_all() -> None:
+    assert sum(len(commands(page)) for page in READMES) > 25
+    assert of(["accelerate", "launch", "-m", "adapt", "extract", "--views", "none"])[1] == ["--views", "none"]
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_numbers_of_the_readme_are_those_of_the_pages() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "results/embedded-lora/table.md").read_text(encoding="utf-8")
+    ablation = (ROOT / "results/embedded-ablation/table.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", text)
+    assert len(numbers) > 20
+    assert [number for number in numbers if number not in page and number not in ablation] == []
