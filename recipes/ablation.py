@@ -78,7 +78,7 @@ class Config(Rows, Encoder, Shards):
 
 def main(cfg: Config) -> None:
     from adapt.sweeps.ablation import Method, not_applicable, write_page
-    from adapt.sweeps.planned_runs import plan, run_cells, select
+    from adapt.sweeps.planned_runs import plan, run_all, select
 
     methods = [Method(*line, texts=line[0] in NEED_TEXTS, once=line[0] in ONCE) for line in METHODS]
     impossible = not_applicable(methods, cfg.backbone)
@@ -93,7 +93,7 @@ def main(cfg: Config) -> None:
     print(plan(chosen, cfg.output_dir, guess), flush=True)
     if cfg.dry_run:
         return
-    failed = run_cells(chosen, cfg.output_dir, cfg.processes)
+    failed = run_all(chosen, cfg.output_dir, cfg.processes)
     write_page(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
     if failed:
         print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")

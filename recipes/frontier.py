@@ -71,11 +71,11 @@ class Config(Rows, Encoder, Views, Shards):
 
 def main(cfg: Config) -> None:
     from adapt.data.jpeg import with_sample_views
-    from adapt.sweeps.planned_runs import Cell, plan, run_cells, select
+    from adapt.sweeps.planned_runs import PlannedRun, plan, run_all, select
 
     cfg = with_sample_views(cfg)
     shared = {name: value for name in PASSED_ON if (value := getattr(cfg, name)) is not None}
-    cells: dict[tuple[str, float], list[Cell]] = {}
+    cells: dict[tuple[str, float], list[PlannedRun]] = {}
     for word in cfg.configurations:
         found = WORD.fullmatch(word)
         size = {"update": found["update"], "targets": found["targets"]} if found["update"] else {"targets": "norm"}
@@ -83,7 +83,9 @@ def main(cfg: Config) -> None:
         size |= {"last_blocks": int(found["last"])} if found["last"] else {}
         for rate in cfg.learning_rates:
             cells[word, rate] = [
-                Cell(f"{word}-lr{rate:g}-seed{seed}", "lora", {**size, "learning_rate": rate, "seed": seed, **shared})
+                PlannedRun(
+                    f"{word}-lr{rate:g}-seed{seed}", "lora", {**size, "learning_rate": rate, "seed": seed, **shared}
+                )
                 for seed in cfg.seeds
             ]
     every = [cell for of_one in cells.values() for cell in of_one]
@@ -91,7 +93,7 @@ def main(cfg: Config) -> None:
     print(plan(chosen, cfg.output_dir), flush=True)
     if cfg.dry_run:
         return
-    failed = run_cells(chosen, cfg.output_dir, cfg.processes)
+    failed = run_all(chosen, cfg.output_dir, cfg.processes)
     write_page(cfg, cells)
     if failed:
         print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")

@@ -66,7 +66,7 @@ def main(cfg: Config) -> None:
     from adapt.evaluation.scores import Scores
     from adapt.features.cache import extract
     from adapt.models.heads.tip_head import PriorHead
-    from adapt.sweeps.planned_runs import Cell, run_cells
+    from adapt.sweeps.planned_runs import PlannedRun, run_all
     from adapt.training.comparison import finish
     from adapt.training.few_shot import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
     from adapt.training.on_features import score_features
@@ -111,8 +111,10 @@ def main(cfg: Config) -> None:
     if "lora" in cfg.methods:
         given = {name: getattr(cfg, name) for name in PASSED_ON} | {"init": cfg.detector, "onboard": cfg.generator}
         given |= {"num_workers": cfg.num_workers} if cfg.num_workers is not None else {}
-        cells = {r: Cell(f"lora-{r[0]}-seed{r[1]}", "refine", given | {"shots": r[0], "seed": r[1]}) for r in runs}
-        if failed := run_cells(list(cells.values()), cfg.output_dir, cfg.processes, run.say):
+        cells = {
+            r: PlannedRun(f"lora-{r[0]}-seed{r[1]}", "refine", given | {"shots": r[0], "seed": r[1]}) for r in runs
+        }
+        if failed := run_all(list(cells.values()), cfg.output_dir, cfg.processes, run.say):
             raise Refusal(f"{', '.join(failed)} failed (see the .log files): the same command tries again")
         for (shots, seed), cell in cells.items():
             found = Scores.read(cfg.output_dir / cell.name / "scores.parquet")

@@ -99,7 +99,7 @@ def main(cfg: Config) -> None:
     if not cfg.only:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
-    from adapt.sweeps.planned_runs import run_cells
+    from adapt.sweeps.planned_runs import run_all
     from adapt.sweeps.reproduction import Configuration, cell_of, jobs, missing, write_page
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
@@ -116,7 +116,7 @@ def main(cfg: Config) -> None:
             without.append(job.name)
             continue
         root, cell = cfg.output_dir / job.name, cell_of(job, sets, cfg.manifest, backbone, shared)
-        if run_cells([cell], root, cfg.processes):
+        if run_all([cell], root, cfg.processes):
             failed.append(job.name)
         else:
             write_page(cfg, job, cell, root, sets)

@@ -47,7 +47,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """Text of a table with the number it is sorted by: the one it begins with, unless `key` says another.
 
     `0.874 [0.851, 0.896]` is sorted by 0.874; `n/a` and a `key` of NaN come last whatever the direction. Cells
@@ -64,8 +64,8 @@ class Table:
     """Rows under a header, which sorts them; the first column names the rows. `controls` stay below, set apart."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
-    controls: Sequence[Sequence[str | Cell]] = ()
+    rows: Sequence[Sequence[str | TableCell]]
+    controls: Sequence[Sequence[str | TableCell]] = ()
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -197,7 +197,7 @@ def _caption(text: str) -> str:
     return f"<figcaption>{escape_html(text)}</figcaption>\n" if text else ""
 
 
-def _key(cell: Cell) -> str | None:
+def _key(cell: TableCell) -> str | None:
     """The number a cell is sorted by, as JavaScript reads it; empty if it is missing, None if the cell is a word."""
     if cell.key is None:
         found = NUMBER.match(cell.text)
@@ -211,7 +211,7 @@ def _key(cell: Cell) -> str | None:
 
 def _table(table: Table) -> str:
     blocks = [
-        [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+        [[cell if isinstance(cell, TableCell) else TableCell(cell) for cell in row] for row in rows]
         for rows in (table.rows, table.controls)
     ]
     numeric = []
@@ -231,7 +231,7 @@ def _table(table: Table) -> str:
     return f"<figure>\n{_caption(table.caption)}{box}\n<table>\n{inner}\n</table>\n</div>\n</figure>"
 
 
-def _cell(cell: Cell, kind: str, column: int) -> str:
+def _cell(cell: TableCell, kind: str, column: int) -> str:
     key = _key(cell)
     shown = escape_html(cell.text)
     if key and (parts := INTERVAL.fullmatch(shown)):  # the interval goes below its value: columns stay narrow

@@ -20,7 +20,7 @@ from adapt.pages import leaderboard
 from adapt.pages.drawing import png
 from adapt.sweeps.ablation_html import report
 from adapt.sweeps.ablation_page import Page, write_tables
-from adapt.sweeps.planned_runs import Cell, config_class, sweep_record, uses_gpu, write_sweep
+from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
 from adapt.text import escape_markdown
 from adapt.training.report import shown
 from adapt.training.tracking import write_side_by_side
@@ -53,7 +53,7 @@ class Method:
     texts: bool = False
     once: bool = False
 
-    def cells(self, config: Any) -> dict[Row, list[Cell]]:
+    def cells(self, config: Any) -> dict[Row, list[PlannedRun]]:
         """A row for each set of training views, in it a cell for each seed."""
         known = {field.name for field in fields(config_class(self.recipe))}
         names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
@@ -64,7 +64,7 @@ class Method:
             row = self.name, "" if self.once else views
             flags = given | {"train_views": tuple(views.split(","))}
             rows[row] = [
-                Cell(
+                PlannedRun(
                     "-".join(word for word in (self.name, row[1].replace(",", "_"), f"seed{seed}") if word),
                     self.recipe,
                     flags | ({"seeds": (seed,)} if "seeds" in known else {"seed": seed}),
@@ -81,7 +81,7 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
 
 
 def measure(
-    rows: Mapping[Row, Sequence[Cell]], controls: Collection[str], root: Path, resamples: int
+    rows: Mapping[Row, Sequence[PlannedRun]], controls: Collection[str], root: Path, resamples: int
 ) -> tuple[SideBySide, list[Number]]:
     """Numbers of finished cells, by row one a seed; the rows of methods named in `controls` are marked as such."""
     tables = {row: [_scores(cell, root) for cell in of_row] for row, of_row in rows.items()}
@@ -98,14 +98,14 @@ def measure(
     return beside, [*beside.numbers(compared, marked), *costs]
 
 
-def _scores(cell: Cell, root: Path) -> Scores:
+def _scores(cell: PlannedRun, root: Path) -> Scores:
     path = root / cell.name / "scores.parquet"
     if not path.is_file():
         raise Refusal(f"{path} is missing, although the run is finished: delete {path.parent} and start again")
     return Scores.read(path)
 
 
-def _costs(row: Row, cells: Sequence[Cell], controls: Collection[str], root: Path) -> Iterator[Number]:
+def _costs(row: Row, cells: Sequence[PlannedRun], controls: Collection[str], root: Path) -> Iterator[Number]:
     records = [cell.record(root) for cell in cells]
     found = {
         "trainable_parameters": [record["trainable_parameters"] for record in records],
@@ -121,7 +121,7 @@ def _costs(row: Row, cells: Sequence[Cell], controls: Collection[str], root: Pat
 
 def write_page(
     config: Any,
-    rows: Mapping[Row, Sequence[Cell]],
+    rows: Mapping[Row, Sequence[PlannedRun]],
     controls: Collection[str],
     root: Path,
     impossible: Mapping[str, str],
@@ -172,7 +172,7 @@ def _images(config: Any, record: Mapping[str, Any]) -> Manifest | None:
     return rows if rows.digest == record["identity"]["data"] else None
 
 
-def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[Cell]], beside: SideBySide) -> None:
+def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[PlannedRun]], beside: SideBySide) -> None:
     """All finished cells under ROOT/tensorboard: settings with final numbers, and charts by view."""
     runs = {}
     for row, of_row in rows.items():

@@ -20,7 +20,7 @@ from adapt.evaluation.thresholds import pick_threshold
 from adapt.pages import leaderboard
 from adapt.pages.drawing import png
 from adapt.pages.figures import confusion, reliabilities
-from adapt.pages.html import Cell, Commands, Facts, Gallery, Heading, Part, Picture, Table, Text
+from adapt.pages.html import Commands, Facts, Gallery, Heading, Part, Picture, Table, TableCell, Text
 from adapt.pages.html import page as html_page
 from adapt.pages.tables import EMBEDDED
 from adapt.pages.thumbnails import placeholder, thumbnail
@@ -210,7 +210,7 @@ class Report:
             record = _record(run)
             hardware = [record["hardware"]["processor"], record["hardware"]["gpus"], record["versions"]["torch"]]
             words = [f"{record['seconds'] / 60:.2f}", record["date"], record["revision"], *hardware]
-            rows.append([run.name, words[0], *(Cell(str(word)) for word in words[1:])])
+            rows.append([run.name, words[0], *(TableCell(str(word)) for word in words[1:])])
         return Table(header, rows, caption="Finished runs; the facts below are those of the first.")
 
     def runs(self, row: Row) -> Iterator[tuple[Scores, Path]]:
@@ -245,9 +245,9 @@ def pooled(found: Sequence[Attribution]) -> Attribution:
     return replace(found[0], rates=(), counts=tuple(of_all))
 
 
-def _cell(entry: leaderboard.Entry) -> Cell:
+def _cell(entry: leaderboard.Entry) -> TableCell:
     key = None if isinstance(entry.key, str) else float("nan") if entry.value == "n/a" else entry.key
-    return Cell(entry.text, key, entry.mark == "best")
+    return TableCell(entry.text, key, entry.mark == "best")
 
 
 def _of_kind(scores: Scores, kind: str) -> np.ndarray:

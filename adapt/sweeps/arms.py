@@ -7,7 +7,7 @@ from typing import Any
 
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.sweeps.planned_runs import Cell, run_cells, write_sweep
+from adapt.sweeps.planned_runs import PlannedRun, run_all, write_sweep
 from adapt.training.comparison import Study, contrast
 
 ABOUT = """\
@@ -28,11 +28,11 @@ def run_variants(
     changed = {name for change in (*variants.values(), *seeds.values()) for name in change} | {"output_dir"}
     given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changed}
     cells = {
-        (variant, seed): Cell(f"{variant}-seed{seed}", recipe, given | change | of_seed)
+        (variant, seed): PlannedRun(f"{variant}-seed{seed}", recipe, given | change | of_seed)
         for seed, of_seed in seeds.items()
         for variant, change in variants.items()
     }
-    if failed := run_cells(list(cells.values()), root):
+    if failed := run_all(list(cells.values()), root):
         raise Refusal(f"{', '.join(failed)} failed, see the .log files in {root}: the same command tries again")
     sections, study = _compare(config, cells, list(variants), list(seeds), root)
     study.write_csv(root / "metrics.csv")
@@ -40,7 +40,7 @@ def run_variants(
 
 
 def _compare(
-    config: Any, cells: Mapping[tuple[str, int], Cell], variants: Sequence[str], seeds: Sequence[int], root: Path
+    config: Any, cells: Mapping[tuple[str, int], PlannedRun], variants: Sequence[str], seeds: Sequence[int], root: Path
 ) -> tuple[list[str], Study]:
     scores = {run: Scores.read(root / cell.name / "scores.parquet") for run, cell in cells.items()}
     study = Study(("variant", "seed"), config.resamples, config.seed)

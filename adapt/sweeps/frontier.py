@@ -14,7 +14,7 @@ from adapt.evaluation.scores import Scores
 from adapt.files import atomic
 from adapt.pages.drawing import cost_against_accuracy
 from adapt.pages.tables import show
-from adapt.sweeps.planned_runs import Cell
+from adapt.sweeps.planned_runs import PlannedRun
 
 KINDS = {"AUC seen": "mean:seen", "AUC unseen": "mean:unseen", "AUC worst": "worst:all"}
 COSTS = ("trainable parameters", "minutes", "peak memory, MiB")
@@ -37,12 +37,12 @@ class Point:
         return self.parameters, self.minutes, self.memory
 
 
-def validation(cells: Sequence[Cell], root: Path) -> float:
+def validation(cells: Sequence[PlannedRun], root: Path) -> float:
     """Mean validation score over seeds: what may choose between settings."""
     return float(np.mean([cell.record(root)["validation_score"] for cell in cells]))
 
 
-def measure(name: str, learning_rate: float, cells: Sequence[Cell], root: Path, resamples: int) -> Point:
+def measure(name: str, learning_rate: float, cells: Sequence[PlannedRun], root: Path, resamples: int) -> Point:
     """The point of one configuration from its runs, one a seed."""
     records = [cell.record(root) for cell in cells]
     tables = [Scores.read(root / cell.name / "scores.parquet") for cell in cells]

@@ -1,11 +1,11 @@
-"""Many runs of recipes from one command: a plan of cells, each a run of its own under one folder.
+"""Many runs of recipes from one command: a plan, and each run in a folder of its own.
 
-    ROOT/NAME/      the run directory of a cell, exactly what its recipe leaves there
+    ROOT/NAME/      the run directory, exactly what its recipe leaves there
     ROOT/NAME.log   what the recipe said, of every try
 
-A cell runs as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one do
+A run is started as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one do
 not touch the next. What is finished is not run again, what was stopped continues, what fails is reported, and the
-rest goes on. Several starts may share a folder: by `--shard` on many machines, and a cell that another start is
+rest goes on. Several starts may share a folder: by `--shard` on many machines, and a run that another start is
 busy with refuses a second one by itself.
 """
 
@@ -41,12 +41,12 @@ from adapt.training.run import NOT_IDENTITY
 
 RECIPES = recipes_folder()
 NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
-LAST_LINES = 5  # of the log of a failed cell
+LAST_LINES = 5  # of the log of a failed run
 State = Literal["finished", "stopped", "to do"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run: its folder's name, its recipe, and the fields of the recipe's `Config` that are not its defaults."""
 
     name: str
@@ -55,20 +55,20 @@ class Cell:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """The same for cells that differ in the seed only."""
+        """The same for runs that differ in the seed only."""
         return self.recipe, repr({name: value for name, value in self.flags.items() if name not in ("seed", "seeds")})
 
     def config(self, root: Path) -> Any:
         """The recipe's own config; an unknown flag and an impossible value are refused before anything runs."""
         if not NAME.fullmatch(self.name):
-            raise Refusal(f"cell {self.name!r}: a name is a folder's, of letters, digits and . @ + - _")
+            raise Refusal(f"run {self.name!r}: a name is a folder's, of letters, digits and . @ + - _")
         of_recipe = config_class(self.recipe)
         known = [field.name for field in fields(of_recipe)]
         for flag in self.flags:
             if flag not in known or flag == "output_dir":
                 near = difflib.get_close_matches(flag, known, n=1)
                 hint = f", perhaps you meant {near[0]!r}" if near else ""
-                raise Refusal(f"cell {self.name}: recipes/{self.recipe}.py has no flag {flag!r} for it{hint}")
+                raise Refusal(f"run {self.name}: recipes/{self.recipe}.py has no flag {flag!r} for it{hint}")
         return of_recipe(**self.flags, output_dir=root / self.name)
 
     def state(self, root: Path) -> State:
@@ -102,7 +102,7 @@ class Cell:
         return [*launcher, str(RECIPES / f"{self.recipe}.py"), *self.arguments(root)]
 
     def record(self, root: Path) -> dict[str, Any]:
-        """provenance.json of a finished cell."""
+        """provenance.json of a finished run."""
         return json.loads((root / self.name / "provenance.json").read_text(encoding="utf-8"))
 
 
@@ -117,73 +117,75 @@ def config_class(recipe: str) -> type:
     return module.Config
 
 
-def select(cells: Sequence[Cell], only: Sequence[str] = (), shard: int = 0, num_shards: int = 1) -> list[Cell]:
-    """The cells whose name matches one of the patterns `only` (`lora-*`; none: all), and of those every n-th."""
-    if len({cell.name for cell in cells}) < len(cells):
-        raise Refusal("two cells have one name: " + ", ".join(cell.name for cell in cells))
+def select(
+    runs: Sequence[PlannedRun], only: Sequence[str] = (), shard: int = 0, num_shards: int = 1
+) -> list[PlannedRun]:
+    """The runs whose name matches one of the patterns `only` (`lora-*`; none: all), and of those every n-th."""
+    if len({run.name for run in runs}) < len(runs):
+        raise Refusal("two runs have one name: " + ", ".join(run.name for run in runs))
     if not 0 <= shard < num_shards:
         raise Refusal(f"--shard {shard}: with --num_shards {num_shards} give 0 to {num_shards - 1}")
     for pattern in only:
-        if not fnmatch.filter([cell.name for cell in cells], pattern):
-            raise Refusal(f"--only {pattern}: no such cell; there are: {', '.join(cell.name for cell in cells)}")
-    chosen = [cell for cell in cells if not only or any(fnmatch.fnmatchcase(cell.name, p) for p in only)]
+        if not fnmatch.filter([run.name for run in runs], pattern):
+            raise Refusal(f"--only {pattern}: no such run; there are: {', '.join(run.name for run in runs)}")
+    chosen = [run for run in runs if not only or any(fnmatch.fnmatchcase(run.name, p) for p in only)]
     return chosen[shard::num_shards]
 
 
-def plan(cells: Sequence[Cell], root: Path, guess: Mapping[str, float] | None = None) -> str:
-    """One line a cell: state, minutes, command; the sum.
+def plan(runs: Sequence[PlannedRun], root: Path, guess: Mapping[str, float] | None = None) -> str:
+    """One line a run: state, minutes, command; the sum.
 
-    Minutes are those that it took, or those of finished cells that differ from it in the seed only, or the `guess` by
-    its name, or those of finished cells of the same recipe, whichever comes first.
+    Minutes are those that it took, or those of finished runs that differ from it in the seed only, or the `guess` by
+    its name, or those of finished runs of the same recipe, whichever comes first.
     """
-    states = {cell.name: cell.state(root) for cell in cells}
-    took = {cell.name: cell.record(root)["seconds"] / 60 for cell in cells if states[cell.name] == "finished"}
+    states = {run.name: run.state(root) for run in runs}
+    took = {run.name: run.record(root)["seconds"] / 60 for run in runs if states[run.name] == "finished"}
     like: dict[object, list[float]] = {}
-    for cell in cells:
-        for kind in (cell.kind, cell.recipe) if cell.name in took else ():
-            like.setdefault(kind, []).append(took[cell.name])
+    for run in runs:
+        for kind in (run.kind, run.recipe) if run.name in took else ():
+            like.setdefault(kind, []).append(took[run.name])
 
-    def estimate(cell: Cell) -> float | None:
-        of_kind, of_recipe = (statistics.median(like[k]) if k in like else None for k in (cell.kind, cell.recipe))
-        return next((m for m in (of_kind, (guess or {}).get(cell.name), of_recipe) if m is not None), None)
+    def estimate(run: PlannedRun) -> float | None:
+        of_kind, of_recipe = (statistics.median(like[k]) if k in like else None for k in (run.kind, run.recipe))
+        return next((m for m in (of_kind, (guess or {}).get(run.name), of_recipe) if m is not None), None)
 
-    usual = {cell.name: minutes for cell in cells if (minutes := estimate(cell)) is not None}
+    usual = {run.name: minutes for run in runs if (minutes := estimate(run)) is not None}
     width, lines = max((len(name) for name in states), default=0), []
-    for cell in cells:
-        about = f"about {usual[cell.name]:.1f}" if cell.name in usual else "unknown"
-        minutes = f"{took[cell.name]:.1f}" if cell.name in took else about
-        command = f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}"
-        lines.append(f"{cell.name:{width}}  {states[cell.name]:8}  {minutes:>10} min  {command}")
-    todo = [cell for cell in cells if cell.name not in took]
-    known = [usual[cell.name] for cell in todo if cell.name in usual]
+    for run in runs:
+        about = f"about {usual[run.name]:.1f}" if run.name in usual else "unknown"
+        minutes = f"{took[run.name]:.1f}" if run.name in took else about
+        command = f"python recipes/{run.recipe}.py {shlex.join(run.arguments(root))}"
+        lines.append(f"{run.name:{width}}  {states[run.name]:8}  {minutes:>10} min  {command}")
+    todo = [run for run in runs if run.name not in took]
+    known = [usual[run.name] for run in todo if run.name in usual]
     rest = f", about {sum(known):.0f} min" if known else ""
     rest += f", {len(todo) - len(known)} of unknown length" if len(known) < len(todo) else ""
-    return "\n".join([*lines, f"{len(cells)} cells, {len(todo)} to run{rest}"])
+    return "\n".join([*lines, f"{len(runs)} runs, {len(todo)} to run{rest}"])
 
 
-def run_cells(
-    cells: Sequence[Cell], root: Path, processes: int = 1, say: Callable[[str], None] = print
+def run_all(
+    runs: Sequence[PlannedRun], root: Path, processes: int = 1, say: Callable[[str], None] = print
 ) -> dict[str, str]:
     """Run what is not finished, one after the other; returns the last lines of the log of each that failed, by name.
 
-    SIGINT, SIGTERM and SIGHUP reach the cell as a SIGTERM, so that it writes a checkpoint; then this process ends. A
-    second one kills the cell.
+    SIGINT, SIGTERM and SIGHUP reach the run as a SIGTERM, so that it writes a checkpoint; then this process ends. A
+    second one kills the run.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise Refusal("many cells are started by one process: use plain python, and --processes N for each cell")
-    todo = [cell for cell in cells if cell.state(root) != "finished"]
+        raise Refusal("many runs are started by one process: use plain python, and --processes N for each run")
+    todo = [run for run in runs if run.state(root) != "finished"]
     failed = {}
-    for number, cell in enumerate(todo, start=1):
+    for number, run in enumerate(todo, start=1):
         root.mkdir(parents=True, exist_ok=True)
-        log = root / f"{cell.name}.log"
+        log = root / f"{run.name}.log"
         begin = log.stat().st_size if log.is_file() else 0
-        say(f"[{number}/{len(todo)}] {cell.name}: started, see {log}")
-        status = _run(cell.command(root, processes), log, processes, say)
-        if status == 0 and cell.state(root) == "finished":
-            say(f"[{number}/{len(todo)}] {cell.name}: finished in {cell.record(root)['seconds'] / 60:.1f} min")
+        say(f"[{number}/{len(todo)}] {run.name}: started, see {log}")
+        status = _run(run.command(root, processes), log, processes, say)
+        if status == 0 and run.state(root) == "finished":
+            say(f"[{number}/{len(todo)}] {run.name}: finished in {run.record(root)['seconds'] / 60:.1f} min")
         else:
-            failed[cell.name] = _last_lines(log, begin)
-            say(f"[{number}/{len(todo)}] {cell.name}: FAILED with status {status}, last lines:\n{failed[cell.name]}")
+            failed[run.name] = _last_lines(log, begin)
+            say(f"[{number}/{len(todo)}] {run.name}: FAILED with status {status}, last lines:\n{failed[run.name]}")
     return failed
 
 
@@ -246,22 +248,22 @@ def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
     return found
 
 
-def uses_gpu(cell: Cell, root: Path) -> bool:
-    """Whether a finished cell ran on a GPU, so that its peak memory is that of the GPU's tensors."""
-    return "peak_gpu_memory_mib" in cell.record(root)
+def uses_gpu(run: PlannedRun, root: Path) -> bool:
+    """Whether a finished run ran on a GPU, so that its peak memory is that of the GPU's tensors."""
+    return "peak_gpu_memory_mib" in run.record(root)
 
 
-def sweep_record(config: Any, cells: Sequence[Cell], root: Path) -> dict[str, Any]:
-    """provenance.json of a page made from finished cells: of the first one, with the seconds of all.
+def sweep_record(config: Any, runs: Sequence[PlannedRun], root: Path) -> dict[str, Any]:
+    """provenance.json of a page made from finished runs: of the first one, with the seconds of all.
 
-    Cells that saw different data or weights, because a file changed between them, are refused. Layers may differ.
+    Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ.
     """
-    records = [cell.record(root) for cell in cells]
+    records = [run.record(root) for run in runs]
     first = records[0]
-    for cell, record in zip(cells, records, strict=True):
+    for run, record in zip(runs, records, strict=True):
         for part in ("data", "base"):
             if _but_layer(record["identity"][part]) != _but_layer(first["identity"][part]):
-                raise Refusal(f"{root}: {cell.name} and {cells[0].name} have different {part}: delete the older one")
+                raise Refusal(f"{root}: {run.name} and {runs[0].name} have different {part}: delete the older one")
     return {
         "command": provenance.command(),
         "seconds": round(sum(record["seconds"] for record in records), 1),
@@ -275,10 +277,10 @@ def _but_layer(fingerprint: Any) -> Any:
 
 
 def write_sweep(
-    config: Any, cells: Sequence[Cell], root: Path, sections: Sequence[str], missing: Sequence[str] = ()
+    config: Any, runs: Sequence[PlannedRun], root: Path, sections: Sequence[str], missing: Sequence[str] = ()
 ) -> None:
-    """config.yaml and table.md of a page made from finished cells; the record only when no cell is `missing`."""
-    record = sweep_record(config, cells, root)
+    """config.yaml and table.md of a page made from finished runs; the record only when no run is `missing`."""
+    record = sweep_record(config, runs, root)
     page = ["# Results", *([EMBEDDED] if "embedded" in record["data"].partition(";")[0] else []), *sections[:1]]
     page += [f"**Not finished**: {', '.join(missing)}."] if missing else []
     page += [*sections[1:], "## Provenance", facts_list(shown(record))]

@@ -16,7 +16,7 @@ from adapt.evaluation.targets import OTHER, Comparison, Target, TargetSet, compa
 from adapt.files import atomic
 from adapt.models.towers.backbones import load_backbone
 from adapt.pages.tables import grid, show
-from adapt.sweeps.planned_runs import Cell, read_metrics, write_sweep
+from adapt.sweeps.planned_runs import PlannedRun, read_metrics, write_sweep
 from adapt.text import escape_markdown
 
 RUN = "run"  # folder of the run inside that of its page
@@ -111,10 +111,10 @@ def jobs(
 
 def cell_of(
     job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str, shared: Mapping[str, Any]
-) -> Cell:
+) -> PlannedRun:
     """The run of a job, on the `given` manifests, or without any on those of the published sets."""
     own = {"manifest": tuple(given) or manifests_of(job, sets), "backbone": backbone, "test_views": tuple(job.views)}
-    return Cell(RUN, job.configuration.recipe, {**job.configuration.flags, **own, **shared})
+    return PlannedRun(RUN, job.configuration.recipe, {**job.configuration.flags, **own, **shared})
 
 
 def manifests_of(job: Job, sets: Mapping[str, TargetSet]) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ def answer(job: Job, at: Index, differs: Sequence[str]) -> list[Answer]:
     return [Answer(target, cell, compare(target, cell), setting) for target, cell in found]
 
 
-def differences(job: Job, cell: Cell, at: Index, sets: Mapping[str, TargetSet]) -> list[str]:
+def differences(job: Job, cell: PlannedRun, at: Index, sets: Mapping[str, TargetSet]) -> list[str]:
     """How the encoder and the data of a run differ from the published ones."""
     lines = []
     if (backbone := cell.flags["backbone"]) != job.configuration.backbone:
@@ -197,7 +197,7 @@ def is_generator(name: str) -> bool:
     return name != "real" and not name.startswith(PREFIXES)
 
 
-def write_page(config: Any, job: Job, cell: Cell, root: Path, sets: Mapping[str, TargetSet]) -> None:
+def write_page(config: Any, job: Job, cell: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
     """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
     at = index(read_metrics(root / cell.name / "metrics.csv")[()])
     differs = differences(job, cell, at, sets)

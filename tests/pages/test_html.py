@@ -16,7 +16,7 @@ from PIL import Image
 
 from adapt.data.images import Unreadable, decode
 from adapt.pages import html
-from adapt.pages.html import Cell, Commands, Facts, Gallery, Heading, Picture, Table, Text, page
+from adapt.pages.html import Commands, Facts, Gallery, Heading, Picture, Table, TableCell, Text, page
 from adapt.pages.thumbnails import placeholder, thumbnail
 from adapt.text import plain
 
@@ -73,7 +73,7 @@ class Elements(HTMLParser):
 
 def named(name: str) -> str:
     """A page that has the name in every place that takes text."""
-    rows = [[name, Cell(name, key=1.0, best=True)], [Cell(name), Cell(name, key=float("nan"))]]
+    rows = [[name, TableCell(name, key=1.0, best=True)], [TableCell(name), TableCell(name, key=float("nan"))]]
     picture = Picture(PNG, name, (name, name))
     return page(
         name,
@@ -169,9 +169,9 @@ def test_what_cannot_be_seen_is_made_visible():
         ("0.8x", None),
         ("qf40", None),
         ("1,23", None),
-        (Cell("best", key=3), "3.0"),
-        (Cell("0.5", key=float("nan")), ""),
-        (Cell("never", key=float("-inf")), "-Infinity"),
+        (TableCell("best", key=3), "3.0"),
+        (TableCell("0.5", key=float("nan")), ""),
+        (TableCell("never", key=float("-inf")), "-Infinity"),
     ],
     ids=str,
 )
@@ -181,7 +181,7 @@ def test_keys(cell, key):
 
 
 def test_a_cell_keeps_its_text_and_the_best_is_bold():
-    text = page("t", [Table(["m", "v"], [["a", Cell("0.874 [0.851, 0.896] sd3", best=True)], ["b", "x [1]"]])])
+    text = page("t", [Table(["m", "v"], [["a", TableCell("0.874 [0.851, 0.896] sd3", best=True)], ["b", "x [1]"]])])
     assert "<strong>0.874 <small>[0.851, 0.896]</small> sd3</strong>" in text
     assert "<td>x [1]</td>" in text and text.count("<strong>") == 1
 
@@ -304,7 +304,7 @@ NAMES = ["m10", "m9", "a", "Zeta", "beta", "m1", "e", "<b>", "f"]
 def report() -> str:
     """A page as the ablation makes it: wide table, long names, a picture, thumbnails, hostile names, commands."""
     rows = [
-        [name, Cell("n/a" if v is None else f"{v} [0.1, 0.2]", key=v), *["0.874 [0.851, 0.896]"] * 7]
+        [name, TableCell("n/a" if v is None else f"{v} [0.1, 0.2]", key=v), *["0.874 [0.851, 0.896]"] * 7]
         for name, v in zip(NAMES, VALUES, strict=True)
     ]
     wide = Picture(zoo.save(Image.new("RGB", (1600, 900), "teal"), "PNG"), "a wide picture")

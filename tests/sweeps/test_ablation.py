@@ -60,7 +60,7 @@ METHODS = (
 
 
 def forked(command: list[str], log: Path, *_) -> int:
-    """A cell in a child of this process: a real start would import everything again."""
+    """A run in a child of this process: a real start would import everything again."""
     module = importlib.import_module(Path(next(word for word in command if word.endswith(".py"))).stem)
 
     def run() -> None:
@@ -100,7 +100,7 @@ def config(planted, patched, tmp_path_factory) -> recipe.Config:
 
 @pytest.fixture(scope="module")
 def done(config, patched) -> dict[str, int]:
-    """Killed before its third cell, then run to the end; when each cell was finished at the kill."""
+    """Killed before its third run, then to the end; when each run was finished at the kill."""
     started: list[str] = []
 
     def killed(command, log, *rest) -> int:
@@ -140,13 +140,13 @@ def test_it_continues_reports_what_fails_and_goes_on(config, done, capsys) -> No
     assert not (root / "provenance.json").exists() and "| broken |" not in page
     recipe.main(dataclasses.replace(config, dry_run=True))
     said = capsys.readouterr().out
-    assert "8 cells, 2 to run, about" in said and said.count(" finished ") == 6
+    assert "8 runs, 2 to run, about" in said and said.count(" finished ") == 6
     recipe.main(dataclasses.replace(config, only=("logistic*",)))  # nothing to do: the page again
     assert (root / "table.md").read_text().replace(page.partition("## Failed")[0], "").startswith("## Commands")
 
 
 def test_only_methods_with_texts_ask_for_the_projection() -> None:
-    """Other backbones have none, and a cell that fixes it would fail there."""
+    """Other backbones have none, and a run that fixes it would fail there."""
     assert {name for name, _, flags, _ in DEFAULT["METHODS"] if flags.get("layer") == "proj"} == set(recipe.NEED_TEXTS)
 
 
@@ -654,5 +654,5 @@ def test_the_default_plan(default, tmp_path, capsys) -> None:
     for wrong in ({"seeds": (1, 1)}, {"train_on": ()}):
         with pytest.raises(Refusal, match="give one or more, each once"):
             recipe.Config(**wrong)
-    with pytest.raises(Refusal, match="--only zero: no such cell"):
+    with pytest.raises(Refusal, match="--only zero: no such run"):
         recipe.main(recipe.Config(output_dir=tmp_path / "x", dry_run=True, only=("zero",)))

@@ -1,4 +1,4 @@
-"""Sweeps: what is finished stays, what fails is named, a signal reaches the cell; the frontier against brute force."""
+"""Sweeps: what is finished stays, what fails is named, a signal reaches the run; the frontier against brute force."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.scores import Scores
 from adapt.sweeps import planned_runs as cells_module
 from adapt.sweeps.frontier import MEAN, over_views, undominated
-from adapt.sweeps.planned_runs import Cell, plan, read_metrics, run_cells, select, sweep_record
+from adapt.sweeps.planned_runs import PlannedRun, plan, read_metrics, run_all, select, sweep_record
 
 ROOT = Path(__file__).parents[2]
 FAKE = """
@@ -75,8 +75,8 @@ def fake(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs"
 
 
-def cell(name: str, **flags) -> Cell:
-    return Cell(name, "quick", flags)
+def cell(name: str, **flags) -> PlannedRun:
+    return PlannedRun(name, "quick", flags)
 
 
 def tries(root: Path, name: str) -> int:
@@ -86,19 +86,19 @@ def tries(root: Path, name: str) -> int:
 
 def test_a_failure_is_named_the_rest_goes_on_and_nothing_finished_runs_again(fake) -> None:
     cells, said = [cell("a"), cell("b", do="fail"), cell("c", rate=2.0)], []
-    failed = run_cells(cells, fake, say=said.append)
+    failed = run_all(cells, fake, say=said.append)
     lines = ["eight", "nine", "ten", "eleven", "error: no such \\x1b[2Jthing"]  # escaped, without the progress bar
     assert [line.strip() for line in failed["b"].splitlines()] == lines and list(failed) == ["b"]
     assert [c.state(fake) for c in cells] == ["finished", "stopped", "finished"]
     assert any("b: FAILED with status 1" in line for line in said) and "finished in 1.5 min" in said[-1]
     again = [cells[0], cell("b"), cells[2]]
-    assert run_cells(again, fake, say=said.append) == {}
+    assert run_all(again, fake, say=said.append) == {}
     assert [tries(fake, c.name) for c in again] == [1, 2, 1]
     assert (fake / "b.log").read_text().count("seven") == 2  # every try is kept
 
 
 def test_another_config_is_not_taken_for_finished(fake) -> None:
-    assert run_cells([cell("a", rate=2.0)], fake, say=str) == {}
+    assert run_all([cell("a", rate=2.0)], fake, say=str) == {}
     assert cell("a", rate=2.0, num_workers=3).state(fake) == "finished"  # what cannot change a number
     assert cell("a").state(fake) == cell("a", rate=2.0, seeds=(1,)).state(fake) == "stopped"
     assert cell("z").state(fake) == "to do"
@@ -106,12 +106,12 @@ def test_another_config_is_not_taken_for_finished(fake) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_reaches_the_cell_and_the_sweep_continues(fake, name) -> None:
-    """The cell itself sends it to the sweep, and leaves only when the sweep passes it on."""
+    """The run itself sends it to the sweep, and leaves only when the sweep passes it on."""
     cells = [cell("a", do=name), cell("b")]
 
     def sweep() -> None:
         signal.signal(getattr(signal, name), signal.SIG_DFL)  # a background job ignores some of them
-        run_cells(cells, fake)
+        run_all(cells, fake)
 
     assert in_children(sweep) == [128 + getattr(signal, name)]
     assert (fake / "a" / "checkpoint").exists() and tries(fake, "b") == 0
@@ -136,23 +136,23 @@ def test_flags_become_words(fake) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (Cell("a", "quick", {"rat": 1}), "no flag 'rat' for it, perhaps you meant 'rate'"),
-        (Cell("a", "quick", {"output_dir": "b"}), "no flag 'output_dir'"),
-        (Cell("a", "quik", {}), "no recipe 'quik'; there are: quick"),
-        (Cell("../a", "quick", {}), r"cell '\.\./a'"),
-        (Cell(".a", "quick", {}), r"cell '\.a'"),
+        (PlannedRun("a", "quick", {"rat": 1}), "no flag 'rat' for it, perhaps you meant 'rate'"),
+        (PlannedRun("a", "quick", {"output_dir": "b"}), "no flag 'output_dir'"),
+        (PlannedRun("a", "quik", {}), "no recipe 'quik'; there are: quick"),
+        (PlannedRun("../a", "quick", {}), r"run '\.\./a'"),
+        (PlannedRun(".a", "quick", {}), r"run '\.a'"),
     ],
 )
 def test_impossible_cells_are_refused_before_anything_runs(fake, wrong, message) -> None:
     with pytest.raises(Refusal, match=message):
-        run_cells([cell("first"), wrong], fake)
+        run_all([cell("first"), wrong], fake)
     assert not fake.exists()
 
 
 def test_a_launch_of_many_processes_starts_no_sweep(fake, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(Refusal, match="--processes N"):
-        run_cells([cell("a")], fake)
+        run_all([cell("a")], fake)
 
 
 def test_selection_and_shards() -> None:
@@ -161,31 +161,31 @@ def test_selection_and_shards() -> None:
     assert sorted(c.name for part in shards for c in part) == [c.name for c in cells]
     assert [c.name for c in select(cells, ["b-*", "a-1"])] == ["a-1", "b-0", "b-1", "b-2"]
     for wrong, message in (
-        ({"only": ["c*"]}, r"--only c\*: no such cell; there are: a-0"),
+        ({"only": ["c*"]}, r"--only c\*: no such run; there are: a-0"),
         ({"shard": 2, "num_shards": 2}, "--shard 2: .* give 0 to 1"),
     ):
         with pytest.raises(Refusal, match=message):
             select(cells, **wrong)
-    with pytest.raises(Refusal, match="two cells"):
+    with pytest.raises(Refusal, match="two runs"):
         select([cell("a"), cell("a", rate=1.0)])
 
 
 def test_the_plan_estimates_from_what_is_done(fake) -> None:
     cells = [cell(name) for name in "abcde"]
-    assert plan(cells, fake).endswith("5 cells, 5 to run, 5 of unknown length")
-    run_cells(cells[:3], fake, say=str)
+    assert plan(cells, fake).endswith("5 runs, 5 to run, 5 of unknown length")
+    run_all(cells[:3], fake, say=str)
     for name, seconds in zip("abc", (60, 120, 6000), strict=True):
         path = fake / name / "provenance.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
     *lines, total = plan(cells, fake).splitlines()
     assert "finished" in lines[2] and " 100.0 min" in lines[2] and "python recipes/quick.py --output_dir" in lines[0]
     assert "to do" in lines[4] and "about 2.0 min" in lines[4]
-    assert total == "5 cells, 2 to run, about 4 min"
+    assert total == "5 runs, 2 to run, about 4 min"
 
 
 def test_cells_of_different_data_make_no_page(fake) -> None:
     cells = [cell("a"), cell("b")]
-    run_cells(cells, fake, say=str)
+    run_all(cells, fake, say=str)
     path = fake / "b" / "provenance.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"identity": record["identity"] | {"data": "other"}}))
@@ -273,7 +273,7 @@ def test_means_over_views_and_seeds_share_their_resamples() -> None:
 
 
 def test_two_configurations_end_to_end(planted, tmp_path, capsys, monkeypatch) -> None:
-    """A sweep of one epoch, first of half the cells: its page, and that it continues."""
+    """A sweep of one epoch, first of half the runs: its page, and that it continues."""
     cfg = recipe.Config(
         manifest=(str(planted),),
         output_dir=tmp_path / "sweep",
@@ -297,7 +297,7 @@ def test_two_configurations_end_to_end(planted, tmp_path, capsys, monkeypatch) -
     assert not (root / "provenance.json").exists()
     first = (root / "svd-qv-1-lr0.004-seed0" / "provenance.json").stat().st_mtime_ns
     recipe.main(cfg)
-    assert "2 cells, 1 to run, about" in capsys.readouterr().out
+    assert "2 runs, 1 to run, about" in capsys.readouterr().out
     assert (root / "svd-qv-1-lr0.004-seed0" / "provenance.json").stat().st_mtime_ns == first
     record = json.loads((root / "provenance.json").read_text())
     cells = {path.parent.name: json.loads(path.read_text()) for path in root.glob("*/provenance.json")}

@@ -175,7 +175,7 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 
 
 def forked(command: list[str], log: Path, *_) -> int:
-    """A cell in a child of this process: a real start would import everything again."""
+    """A run in a child of this process: a real start would import everything again."""
     module = importlib.import_module(Path(next(word for word in command if word.endswith(".py"))).stem)
 
     def run() -> None:

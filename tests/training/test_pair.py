@@ -127,7 +127,7 @@ def test_an_arm_that_was_stopped_goes_on_bit_for_bit(monkeypatch, tmp_path, arm,
 
 
 def test_the_arms_of_a_tower_are_run_compared_and_shown(monkeypatch, planted, tmp_path):
-    """Through cells in forked children: the page, the record, and nothing run twice."""
+    """Through runs in forked children: the page, the record, and nothing run twice."""
     monkeypatch.setattr(cells, "_run", in_this_process)
     settings = {"manifest": (str(planted),), "tune": "norm", "consistency": 0.1, "contrastive": 0.1, "epochs": 1}
     settings |= {"test_views": ("none",), "train_views": ("none", "qf90"), "groups": 4, "seeds": (3,)}
@@ -146,7 +146,7 @@ def test_the_arms_of_a_tower_are_run_compared_and_shown(monkeypatch, planted, tm
 
 
 def in_this_process(command, log, processes, say) -> int:
-    """A cell without the seconds that a new interpreter takes to import torch."""
+    """A run without the seconds that a new interpreter takes to import torch."""
     words = command[command.index(str(cells.RECIPES / "pair.py")) + 1 :]
     return in_children(lambda: pair.main(cli.parse(pair.Config, words)))[0]
 
