@@ -3,10 +3,10 @@
     ROOT/NAME/      the run directory, exactly what its recipe leaves there
     ROOT/NAME.log   what the recipe said, of every try
 
-A run is started as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one do
-not touch the next. What is finished is not run again, what was stopped continues, what fails is reported, and the
-rest goes on. Several starts may share a folder: by `--shard` on many machines, and a run that another start is
-busy with refuses a second one by itself.
+A run is started as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one
+do not touch the next. What is finished is not run again, what was stopped continues, what fails is reported, and the
+rest goes on. Several starts may share a folder: by `--shard` on many machines, and a run that another start is busy
+with refuses a second one by itself.
 """
 
 import csv
