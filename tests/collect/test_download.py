@@ -442,7 +442,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from adapt.collect import download as module
-from adapt.data import download_state
+from adapt.collect import download_state
 
 folder, base, count, place, when, number, sent = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored

@@ -301,7 +301,7 @@ def test_stability_starts_from_another_view(tmp_path):
     table = "".join(f"{i}.png,{i},real,test\n" for i in range(8))
     (tmp_path / "some.csv").write_text("path,group,generator,split\n" + table)
     config = color_stability.Config(
-        (str(tmp_path / "some.csv"),), ("qf40",), output_dir=tmp_path / "none", resamples=5
+        manifest=(str(tmp_path / "some.csv"),), views=("qf40",), output_dir=tmp_path / "none", resamples=5
     )
     again = dataclasses.replace(config, start="qf40", output_dir=tmp_path / "qf40")
     for each in (config, again):
