@@ -110,14 +110,6 @@ def split_all(tower: nn.Module) -> int:
     return len(blocks)
 
 
-def fuse_all(tower: nn.Module) -> int:
-    """The inverse of `split_all`."""
-    blocks = [m for m in tower.modules() if isinstance(getattr(m, "attn", None), SplitAttention)]
-    for block in blocks:
-        block.attn = fuse(block.attn)
-    return len(blocks)
-
-
 def call_qkv(tower: nn.Module) -> int:
     """Let timm's attention of EVA and BEiT call its fused `qkv` layer in place; returns how many blocks changed.
 
