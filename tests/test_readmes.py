@@ -83,8 +83,8 @@ def test_the_readme_is_short() -> None:
 
 def test_numbers_of_the_readme_are_those_of_the_pages() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = (ROOT / "results/embedded-lora/table.md").read_text(encoding="utf-8")
-    ablation = (ROOT / "results/embedded-ablation/table.md").read_text(encoding="utf-8")
+    page = (ROOT / "results/embedded/lora/table.md").read_text(encoding="utf-8")
+    ablation = (ROOT / "results/ablation/embedded/table.md").read_text(encoding="utf-8")
     numbers = re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", text)
     assert len(numbers) > 20
     assert [number for number in numbers if number not in page and number not in ablation] == []

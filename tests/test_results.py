@@ -26,8 +26,15 @@ from adapt.training.localization import PARTLY
 from adapt.understanding.item import Numbers, Value
 
 RESULTS = Path(__file__).parents[1] / "results"
-RUNS = sorted(path.parent for path in RESULTS.glob("*/provenance.json"))
-BENCHMARKS = sorted(path.parent for path in RESULTS.glob("*/benchmark.json"))
+RUNS = sorted(path.parent for group in summarise.GROUPS for path in RESULTS.glob(f"{group}/*/provenance.json"))
+BENCHMARKS = sorted(path.parent for path in RESULTS.glob("speed/*/benchmark.json"))
+
+
+def name_of(folder: Path) -> str:
+    """GROUP/NAME."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
 OF_A_RUN = ("metrics.csv", "config.yaml", "log.jsonl", "figures/auc_per_view.png")
 FILES = {  # of recipes whose page compares many scores, or none
     "recipes/ablation.py": ("ablation.csv", "ablation.tex", "report.html", "config.yaml", "figures/generators.png"),
@@ -44,7 +51,7 @@ FILES = {  # of recipes whose page compares many scores, or none
 }
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: name_of(folder))
 def test_a_result_says_how_it_was_made(folder: Path) -> None:
     record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert record["command"].startswith("python recipes/") and record["revision"]
@@ -82,13 +89,13 @@ NOT_IN_THE_FILES = {
 }
 # Written with six digits: a number on the edge between two thousandths may fall to the other side.
 SIX_DIGITS = {
-    ("embedded-colour", "AUC, seen generators", ""),
-    *(("embedded-onboard-heads", title, "") for title in ("AUC, new generator", "AUC, seen before")),
-    ("embedded-tip", "Balanced accuracy, all generators", ""),
-    ("embedded-jpeg", "svm, family", "AUC, unseen generators"),
-    ("embedded-jpeg", "mlp, binary", "Balanced accuracy, all generators"),
-    ("photographs-jpeg", "svm, family", "Balanced accuracy, all generators"),
-    ("photographs-jpeg", "mlp, family", "AUC, seen generators"),
+    ("embedded/colour", "AUC, seen generators", ""),
+    *(("embedded/onboard-heads", title, "") for title in ("AUC, new generator", "AUC, seen before")),
+    ("embedded/tip", "Balanced accuracy, all generators", ""),
+    ("embedded/jpeg", "svm, family", "AUC, unseen generators"),
+    ("embedded/jpeg", "mlp, binary", "Balanced accuracy, all generators"),
+    ("photographs/jpeg", "svm, family", "Balanced accuracy, all generators"),
+    ("photographs/jpeg", "mlp, family", "AUC, seen generators"),
 }
 THREE_DIGITS = ("head-scaling",)  # its page is older than the fourth digit of its recipe
 
@@ -156,7 +163,7 @@ def differing(a: str, b: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in pairs if x != y]
 
 
-@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: name_of(folder))
 def test_every_table_comes_again_from_the_committed_numbers(folder: Path, tmp_path) -> None:
     record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     recipe = Path(record["command"].split()[1]).stem
@@ -171,7 +178,7 @@ def test_every_table_comes_again_from_the_committed_numbers(folder: Path, tmp_pa
         reasons = [
             why for (of, title), why in NOT_IN_THE_FILES.items() if of == recipe and re.fullmatch(title, place[0])
         ]
-        if place in again and (folder.name, *place) in SIX_DIGITS:
+        if place in again and (name_of(folder), *place) in SIX_DIGITS:
             for one, other in zip(tables, again[place], strict=True):
                 assert all(abs(x - y) < 0.0011 for x, y in differing(one, other))
         elif place in again or not reasons:
@@ -229,7 +236,7 @@ def test_the_exceptions_are_no_more_than_needed() -> None:
         recipe = Path(record["command"].split()[1]).stem
         places = set(tables_of((folder / "table.md").read_text(encoding="utf-8")))
         recipes.setdefault(recipe, set()).update(title for title, _ in places)
-        titles[folder.name] = places
+        titles[name_of(folder)] = places
     for recipe, title in NOT_IN_THE_FILES:
         assert any(re.fullmatch(title, place) for place in recipes[recipe]), (recipe, title)
     assert all((title, part) in titles[name] for name, title, part in SIX_DIGITS)
@@ -243,8 +250,8 @@ def first_table(text: str) -> list[str]:
 
 def test_the_summary_repeats_the_pages() -> None:
     summary = (RESULTS / "README.md").read_text(encoding="utf-8")
-    sections = re.split(r"^## .*?\(([\w-]+)/table\.md\).*$", summary, flags=re.MULTILINE)
-    assert set(sections[1::2]) == {folder.name for folder in (*RUNS, *BENCHMARKS)}
+    sections = re.split(r"^## .*?\(([\w-]+/[\w-]+)/table\.md\).*$", summary, flags=re.MULTILINE)
+    assert set(sections[1::2]) == {name_of(folder) for folder in (*RUNS, *BENCHMARKS)}
     for name, text in zip(sections[1::2], sections[2::2], strict=True):
         page = (RESULTS / name / "table.md").read_text(encoding="utf-8")
         assert len(first_table(text)) >= 2 and first_table(text) == first_table(page), name
@@ -252,26 +259,26 @@ def test_the_summary_repeats_the_pages() -> None:
 
 def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
     for folder in (*RUNS, *BENCHMARKS):
-        (tmp_path / folder.name).mkdir()
+        (tmp_path / name_of(folder)).mkdir(parents=True)
         for name in ("table.md", "metrics.csv", "ablation.csv", "provenance.json", "benchmark.json"):
             if (folder / name).is_file():
-                (tmp_path / folder.name / name).write_bytes((folder / name).read_bytes())
+                (tmp_path / name_of(folder) / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())
     summarise.main(summarise.Config(results=tmp_path))
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (RESULTS / "README.md").read_text(encoding="utf-8")
-    with (RESULTS / "embedded-lora" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+    with (RESULTS / "embedded/lora" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         if (row["set"], row["view"], row["generator"], row["metric"]) == ("all", "qf40", "mean:unseen", "auc"):
             line = next(
-                line for line in (tmp_path / "README.md").read_text().splitlines() if "(embedded-lora/" in line
+                line for line in (tmp_path / "README.md").read_text().splitlines() if "(embedded/lora/" in line
             )
             assert line.endswith(f"| {float(row['value']):.3f} |")
-    place = f"({RUNS[0].name}/table.md)\n\n"
+    place = f"({name_of(RUNS[0])}/table.md)\n\n"
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     (tmp_path / "README.md").write_text(page.replace(place, place + "`x` in words, which stay.\n\n"), encoding="utf-8")
     summarise.main(summarise.Config(results=tmp_path))
     assert (tmp_path / "README.md").read_text(encoding="utf-8").count("`x` in words, which stay.") == 1
-    (tmp_path / RUNS[0].name / "provenance.json").unlink()
+    (tmp_path / name_of(RUNS[0]) / "provenance.json").unlink()
     with pytest.raises(Refusal, match="sections without"):
         summarise.main(summarise.Config(results=tmp_path))

@@ -2,10 +2,10 @@
 
     adapt summarise
 
-A section is `## [title](FOLDER/table.md)`; its words are written by hand and stay. Under it come the command with its
-time, from FOLDER/provenance.json, and the first table of FOLDER/table.md, to the letter. Ablations come first. The
-table "At a glance" behind them is made from the metrics.csv of all sections. A folder with a record but without a
-section is refused, and the reverse. Takes a second.
+A section is `## [title](GROUP/FOLDER/table.md)`; its words are written by hand and stay. Under it come the command with
+its time, from its provenance.json, and the first table of its table.md, to the letter. Ablations come first. The table
+"At a glance" behind them is made from the metrics.csv of all sections. A folder with a record but without a section is
+refused, and the reverse. Takes a second.
 """
 
 import csv
@@ -19,8 +19,9 @@ from adapt.errors import Refusal
 
 GLANCE = ("none", "qf40")  # views of the summary
 GLANCE_TITLE = "## At a glance"
+GROUPS = ("ablation", "embedded", "photographs", "speed")  # folders of results; runs/ is the user's own
 RECORDS = ("provenance.json", "benchmark.json")  # a folder with one of these is a result
-SECTION = re.compile(r"^## \[(?P<title>.*?)\]\((?P<folder>[\w-]+)/table\.md\)$", re.MULTILINE)
+SECTION = re.compile(r"^## \[(?P<title>.*?)\]\((?P<folder>[\w-]+/[\w-]+)/table\.md\)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def glance(title: str, folder: Path) -> list[str]:
     for name, values in found.items():
         places = [(f"mean:{kind}", view) for view in GLANCE for kind in ("seen", "unseen")]
         shown = [f"{sum(v) / len(v):.3f}" if (v := values.get(place)) else "n/a" for place in places]
-        label = f"[{title}]({folder.name}/table.md)" + (f": {', '.join(name)}" if name else "")
+        label = f"[{title}]({folder.parent.name}/{folder.name}/table.md)" + (f": {', '.join(name)}" if name else "")
         lines.append(f"| {label} | {' | '.join(shown)} |")
     return lines
 
@@ -83,7 +84,8 @@ def main(cfg: Config) -> None:
     path = cfg.results / "README.md"
     text = path.read_text(encoding="utf-8")
     sections = list(SECTION.finditer(text))
-    have = {record.parent.name for name in RECORDS for record in cfg.results.glob(f"*/{name}")}
+    found = [record.parent for group in GROUPS for name in RECORDS for record in cfg.results.glob(f"{group}/*/{name}")]
+    have = {folder.relative_to(cfg.results).as_posix() for folder in found}
     named = {section["folder"] for section in sections}
     if have != named:
         raise Refusal(f"folders without a section: {sorted(have - named)}, sections without: {sorted(named - have)}")
