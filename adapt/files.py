@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from adapt.errors import Refusal
 
@@ -59,6 +61,23 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refusal(f"disk full while writing {path}: free some space and start again") from error
         raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+
+
+def packed(path: Path) -> Path:
+    """Where a table may lie compressed: `metrics.csv.gz` for `metrics.csv`."""
+    return path.with_name(path.name + ".gz")
+
+
+def has_table(path: Path) -> bool:
+    """Whether the table is there, as it is or compressed."""
+    return path.is_file() or packed(path).is_file()
+
+
+def open_table(path: Path) -> TextIO:
+    """A CSV file for reading (UTF-8), or its compressed copy beside it; raises `FileNotFoundError`."""
+    if path.is_file() or not packed(path).is_file():
+        return path.open(encoding="utf-8", newline="")
+    return gzip.open(packed(path), "rt", encoding="utf-8", newline="")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

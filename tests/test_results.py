@@ -14,6 +14,7 @@ from adapt.commands import summarise
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
 from adapt.evaluation.side_by_side import read_numbers
+from adapt.files import has_table, open_table
 from adapt.pages.map_tables import map_sections
 from adapt.pages.read_back import read_rows, read_run
 from adapt.pages.tables import grid, markdown
@@ -35,7 +36,7 @@ def name_of(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-OF_A_RUN = ("metrics.csv", "config.yaml", "log.jsonl", "figures/auc_per_view.png")
+OF_A_RUN = ("metrics.csv", "config.yaml", "log.jsonl")
 FILES = {  # of recipes whose page compares many scores, or none
     "recipes/ablation.py": ("ablation.csv", "ablation.tex", "report.html", "config.yaml", "figures/generators.png"),
     "recipes/color_stability.py": ("stability.csv", "config.yaml"),
@@ -60,7 +61,7 @@ def test_a_result_says_how_it_was_made(folder: Path) -> None:
     assert record["command"] in page.replace("\\", "")
     assert ("**Embedded world**" in page) == ("embedded" in record["identity"].get("manifest", [""])[0])
     for name in FILES.get(record["command"].split()[1], OF_A_RUN):
-        assert (folder / name).is_file(), name
+        assert has_table(folder / name), name
 
 
 def test_benchmarks_are_their_json() -> None:
@@ -113,9 +114,9 @@ def tables_of(page: str) -> dict[tuple[str, str], list[str]]:
 
 
 def of_study(folder: Path, table: str = "metrics.csv", **of_study) -> Study:
-    study = Study(
-        (folder / table).read_text(encoding="utf-8").partition(",set,")[0].split(","), resamples=0, seed=0, **of_study
-    )
+    with open_table(folder / table) as file:
+        keys = file.readline().partition(",set,")[0].split(",")
+    study = Study(keys, resamples=0, seed=0, **of_study)
     study.cells = read_metrics(folder / table)
     return study
 
@@ -126,7 +127,7 @@ def made_again(folder: Path, recipe: str, record: dict) -> str:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         parts = [PARTLY + name for name in record["trained_on"]] if recipe == "localize" else []
         found = read_run(folder, [*record["trained_on"], *parts], config.get("classes", "family"))
-        layers = of_study(folder, "layers.csv").grids(level="###") if (folder / "layers.csv").is_file() else []
+        layers = of_study(folder, "layers.csv").grids(level="###") if has_table(folder / "layers.csv") else []
         sections = ["## Layers", *layers] if layers else []
         if recipe == "localize":
             confused = [read_rows(folder / f"confusion-{name}.csv", Count) for name in ("extents", "tools")]
@@ -148,7 +149,7 @@ def made_again(folder: Path, recipe: str, record: dict) -> str:
         unseen = grid(frontier.per_view(points))
         return "\n\n".join([grid(frontier.headline(points)), "## AUC unseen, per view", unseen])
     if recipe == "head_scaling":
-        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        with open_table(folder / "metrics.csv") as file:
             header, *rows = csv.reader(file)
         digits = 3 if folder.name in THREE_DIGITS else 4
         return grid([header, *([*row[:3], *(f"{float(word):.{digits}g}" for word in row[3:])] for row in rows)])
@@ -191,8 +192,9 @@ def ablation_again(folder: Path, record: dict, page: str, tmp_path: Path) -> Non
     sections = write_tables(tmp_path, Page(read_numbers(folder / "ablation.csv"), memory))
     shown = page.partition("\n\n| ")[2].partition("\n\n![")[0]
     assert "| " + shown == "\n\n".join(sections)
-    for name in ("ablation.tex", "generators.csv"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert (tmp_path / "ablation.tex").read_bytes() == (folder / "ablation.tex").read_bytes()
+    with open_table(tmp_path / "generators.csv") as made, open_table(folder / "generators.csv") as committed:
+        assert made.read() == committed.read()
 
 
 def understood_again(folder: Path, page: str) -> None:
@@ -260,13 +262,13 @@ def test_the_summary_repeats_the_pages() -> None:
 def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
     for folder in (*RUNS, *BENCHMARKS):
         (tmp_path / name_of(folder)).mkdir(parents=True)
-        for name in ("table.md", "metrics.csv", "ablation.csv", "provenance.json", "benchmark.json"):
+        for name in ("table.md", "metrics.csv.gz", "ablation.csv.gz", "provenance.json", "benchmark.json"):
             if (folder / name).is_file():
                 (tmp_path / name_of(folder) / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())
     summarise.main(summarise.Config(results=tmp_path))
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (RESULTS / "README.md").read_text(encoding="utf-8")
-    with (RESULTS / "embedded/lora" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+    with open_table(RESULTS / "embedded/lora" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         if (row["set"], row["view"], row["generator"], row["metric"]) == ("all", "qf40", "mean:unseen", "auc"):

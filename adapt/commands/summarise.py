@@ -2,7 +2,7 @@
 
     adapt summarise
 
-A section is `## [title](GROUP/FOLDER/table.md)`; its words are written by hand and stay. Under it come the command with
+A section is `## [title](GROUP/FOLDER/table.md)`; its words are written by hand. Under it come the command with
 its time, from its provenance.json, and the first table of its table.md, to the letter. Ablations come first. The table
 "At a glance" behind them is made from the metrics.csv of all sections. A folder with a record but without a section is
 refused, and the reverse. Takes a second.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from adapt.cli import run
 from adapt.errors import Refusal
+from adapt.files import has_table, open_table
 
 GLANCE = ("none", "qf40")  # views of the summary
 GLANCE_TITLE = "## At a glance"
@@ -51,9 +52,9 @@ def glance(title: str, folder: Path) -> list[str]:
 
     Of a page that compares many scores only those trained on all qualities, or on the most shots.
     """
-    if not (folder / "metrics.csv").is_file():
+    if not has_table(folder / "metrics.csv"):
         return []
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+    with open_table(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     if "generator" not in rows[0]:
         return []
@@ -98,7 +99,7 @@ def main(cfg: Config) -> None:
         words = [part for part in below.strip().split("\n\n") if not re.match(r"\||`python ", part)]
         folder = cfg.results / section["folder"]
         table = first_table((folder / "table.md").read_text(encoding="utf-8"))
-        place = front if (folder / "ablation.csv").is_file() else parts
+        place = front if has_table(folder / "ablation.csv") else parts
         place += [section[0], command_of(folder), *words, table]
         summary += glance(section["title"], folder)
     intro = text[: sections[0].start()].split(f"\n{GLANCE_TITLE}")[0].strip() if sections else text.strip()

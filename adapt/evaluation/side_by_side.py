@@ -18,7 +18,7 @@ from adapt.evaluation.bootstrap import ALL, LOWER_IS_BETTER, Replicates, distinc
 from adapt.evaluation.metrics import PREFIXES, align
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
-from adapt.files import atomic
+from adapt.files import atomic, open_table
 from adapt.text import plain
 
 MEAN = "mean"  # in place of a view: over all of them
@@ -228,7 +228,7 @@ def write_numbers(path: Path, numbers: Sequence[Number]) -> None:
 
 def read_numbers(path: Path) -> list[Number]:
     """What `write_numbers` wrote."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_table(path) as file:
         header, *rows = csv.reader(file)
     wanted = fields(Number)
     if header != [field.name for field in wanted]:

@@ -10,6 +10,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.attribution import ABSENT, Attribution, Column, Count, Rate
 from adapt.evaluation.bootstrap import distinct
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference
+from adapt.files import has_table, open_table
 
 Kind = TypeVar("Kind", Cell, Difference, Control, Rate, Count)
 
@@ -43,9 +44,9 @@ def read_run(folder: Path, trained_on: Collection[str], column: Column = "family
 
 def read_rows(path: Path, kind: type[Kind], header: Mapping[str, str] = {}) -> list[Kind]:
     """A row of the file as one `kind`; fields without a column have their default, n/a is NaN, no file is no row."""
-    if not path.is_file():
+    if not has_table(path):
         return []
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_table(path) as file:
         names, *rows = csv.reader(file)
     names = [header.get(name, name) for name in names]
     wanted = {field.name: field for field in fields(kind)}

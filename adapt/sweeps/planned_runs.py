@@ -33,7 +33,7 @@ from adapt import provenance
 from adapt.cli import as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
-from adapt.files import write_text
+from adapt.files import open_table, write_text
 from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
 from adapt.text import plain
 from adapt.training.report import shown
@@ -233,7 +233,7 @@ def _last_lines(log: Path, begin: int) -> str:
 def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
     """Numbers of a metrics.csv by the values of the columns before `set`: by () if there are none."""
     found: dict[tuple[str, ...], list[metrics.Cell]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_table(path) as file:
         reader = csv.reader(file)
         header = next(reader)
         first = header.index("set")

@@ -22,6 +22,7 @@ from adapt.cli import parse
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import draw
 from adapt.evaluation.scores import Scores
+from adapt.files import open_table
 from adapt.sweeps import planned_runs as cells_module
 from adapt.sweeps.frontier import MEAN, over_views, undominated
 from adapt.sweeps.planned_runs import PlannedRun, plan, read_metrics, run_all, select, sweep_record
@@ -193,11 +194,11 @@ def test_cells_of_different_data_make_no_page(fake) -> None:
         sweep_record(cell("a").config(fake), cells, fake)
 
 
-@pytest.mark.parametrize(("folder", "keys"), [("embedded-lora", 0), ("embedded-jpeg", 3)])
+@pytest.mark.parametrize(("folder", "keys"), [("embedded/lora", 0), ("embedded/jpeg", 3)])
 def test_metrics_are_read_back(folder, keys) -> None:
     path = ROOT / "results" / folder / "metrics.csv"
     found = [(key, c) for key, group in read_metrics(path).items() for c in group]
-    with path.open(newline="") as file:
+    with open_table(path) as file:
         rows = list(csv.DictReader(file))
     assert len(found) == len(rows) and {len(key) for key, _ in found} == {keys}
     lines = {(*key, c.set, c.view, c.generator, c.metric): c for key, c in found}
