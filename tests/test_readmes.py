@@ -81,10 +81,32 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_numbers_of_the_readme_are_those_of_the_pages() -> None:
+def row_of(page: str, start: str) -> str:
+    """The first row of the page's first table that begins with these words."""
+    lines = (ROOT / "results" / page / "table.md").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"| {start} |"))
+
+
+def test_numbers_of_the_readme_are_those_of_their_own_rows() -> None:
+    """Each number with its interval stands in the row of its own view or method, and none is unchecked."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = (ROOT / "results/embedded/lora/table.md").read_text(encoding="utf-8")
-    ablation = (ROOT / "results/ablation/embedded/table.md").read_text(encoding="utf-8")
-    numbers = re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", text)
-    assert len(numbers) > 20
-    assert [number for number in numbers if number not in page and number not in ablation] == []
+    rows = {f"| {view} |": row_of("embedded/lora", view) for view in ("none", "qf90", "qf65", "qf40")}
+    methods = {
+        *{("`lora.py`", "lora"), ("`lora.py --targets norm`", "norm"), ("`pair.py --tune lora`", "lora-pair")},
+        *{
+            ("`linear_probe.py`", "probe-logistic"),
+            ("`color_fusion.py`", "fusion"),
+            ("`tip_adapter.py`", "tip-adapter"),
+        },
+    }
+    rows |= {f"| {recipe} |": row_of("ablation/embedded", method) for recipe, method in methods}
+    number, checked = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", 0
+    for start, row in rows.items():
+        shown = re.findall(number, next(line for line in text.splitlines() if line.startswith(start)))
+        assert shown and all(value in row for value in shown), start
+        checked += len(shown)
+    photographs = re.search(r"- On photographs.*?(?=\n- )", text, re.DOTALL)[0]
+    shown = re.findall(number, photographs)
+    assert len(shown) == 3 and all(value in row_of("ablation/photographs", "lora") for value in shown)
+    example = len(re.findall(number, text.partition("## How to read the table")[2].partition("\n## ")[0]))
+    assert checked + len(shown) + example == len(re.findall(number, text))
