@@ -85,11 +85,11 @@ def main(cfg: Config) -> None:
     for name, why in impossible.items():
         print(f"{name}: not applicable: {why}")
     methods = [method for method in methods if method.name not in impossible]
-    rows = {row: cells for method in methods for row, cells in method.cells(cfg).items()}
+    rows = {row: runs for method in methods for row, runs in method.runs(cfg).items()}
     at_home = cfg.manifest == ("embedded",) and cfg.backbone == "tiny"
     minutes = {method.name: method.minutes for method in methods} if at_home else {}
-    guess = {cell.name: minutes[name] for (name, _), cells in rows.items() for cell in cells if name in minutes}
-    chosen = select([cell for cells in rows.values() for cell in cells], cfg.only, cfg.shard, cfg.num_shards)
+    guess = {run.name: minutes[name] for (name, _), runs in rows.items() for run in runs if name in minutes}
+    chosen = select([run for runs in rows.values() for run in runs], cfg.only, cfg.shard, cfg.num_shards)
     print(plan(chosen, cfg.output_dir, guess), flush=True)
     if cfg.dry_run:
         return

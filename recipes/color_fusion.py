@@ -30,6 +30,7 @@ class Config(Rows, Encoder, Cached, Intervals):
     test_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")
     features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
+    cached_only: bool = False  # refuse to encode what `adapt extract` has not; colour is computed either way
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples")

@@ -6,7 +6,7 @@
 
 A configuration is UPDATE-TARGETS-RANK[-lastK]: `lora` or `svd` (Effort's residual) of `qv`, `qkvo`, `mlp` or `all`,
 in the last K blocks or in all; or `norm[-lastK]`. A LoRA's alpha is its rank. Each is trained at every learning rate,
-and its mean validation score over the seeds chooses one. Started again it continues; a finished cell is not run again,
+and its mean validation score over the seeds chooses one. Started again it continues; a finished run is not run again,
 a failed one is named and the rest goes on. Without flags: 8 configurations at 2 rates on the embedded world with the
 embedded tiny CLIP, 16 runs of about 3 minutes on 2 cores. Results to expect: results/README.md.
 """
@@ -75,32 +75,32 @@ def main(cfg: Config) -> None:
 
     cfg = with_sample_views(cfg)
     shared = {name: value for name in PASSED_ON if (value := getattr(cfg, name)) is not None}
-    cells: dict[tuple[str, float], list[PlannedRun]] = {}
+    runs: dict[tuple[str, float], list[PlannedRun]] = {}
     for word in cfg.configurations:
         found = WORD.fullmatch(word)
         size = {"update": found["update"], "targets": found["targets"]} if found["update"] else {"targets": "norm"}
         size |= {"rank": int(found["rank"]), "alpha": float(found["rank"])} if found["update"] else {}
         size |= {"last_blocks": int(found["last"])} if found["last"] else {}
         for rate in cfg.learning_rates:
-            cells[word, rate] = [
+            runs[word, rate] = [
                 PlannedRun(
                     f"{word}-lr{rate:g}-seed{seed}", "lora", {**size, "learning_rate": rate, "seed": seed, **shared}
                 )
                 for seed in cfg.seeds
             ]
-    every = [cell for of_one in cells.values() for cell in of_one]
+    every = [run for of_one in runs.values() for run in of_one]
     chosen = select(every, cfg.only, cfg.shard, cfg.num_shards)
     print(plan(chosen, cfg.output_dir), flush=True)
     if cfg.dry_run:
         return
     failed = run_all(chosen, cfg.output_dir, cfg.processes)
-    write_page(cfg, cells)
+    write_page(cfg, runs)
     if failed:
         print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
         sys.exit(1)
 
 
-def write_page(cfg: Config, cells: dict) -> None:
+def write_page(cfg: Config, runs: dict) -> None:
     """The page of the configurations whose runs are all finished; the record only when that is every one of them."""
     from adapt.pages.drawing import save_png
     from adapt.pages.tables import grid
@@ -108,16 +108,16 @@ def write_page(cfg: Config, cells: dict) -> None:
     from adapt.sweeps.planned_runs import uses_gpu, write_sweep
 
     root = cfg.output_dir
-    missing = [cell.name for of_one in cells.values() for cell in of_one if cell.state(root) != "finished"]
-    cells = {key: of_one for key, of_one in cells.items() if not any(n.startswith(f"{key[0]}-lr") for n in missing)}
-    if not cells:
+    missing = [run.name for of_one in runs.values() for run in of_one if run.state(root) != "finished"]
+    runs = {key: of_one for key, of_one in runs.items() if not any(n.startswith(f"{key[0]}-lr") for n in missing)}
+    if not runs:
         return print("no page yet: no configuration has all its runs")
-    every = [cell for of_one in cells.values() for cell in of_one]
-    scores = {key: validation(of_one, root) for key, of_one in cells.items()}
+    every = [run for of_one in runs.values() for run in of_one]
+    scores = {key: validation(of_one, root) for key, of_one in runs.items()}
     points, rates = [], [["configuration", *(f"{rate:g}" for rate in cfg.learning_rates)]]
-    for word in dict.fromkeys(word for word, _ in cells):
+    for word in dict.fromkeys(word for word, _ in runs):
         rate = max(cfg.learning_rates, key=lambda rate, word=word: scores[word, rate])
-        points.append(measure(word, rate, cells[word, rate], root, cfg.resamples))
+        points.append(measure(word, rate, runs[word, rate], root, cfg.resamples))
         rates.append([word, *(f"{scores[word, rate]:.4f}" for rate in cfg.learning_rates)])
     save_png(figure(points), root / "figures" / "frontier.png")
     write_csv(root / "frontier.csv", points)

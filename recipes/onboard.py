@@ -111,13 +111,13 @@ def main(cfg: Config) -> None:
     if "lora" in cfg.methods:
         given = {name: getattr(cfg, name) for name in PASSED_ON} | {"init": cfg.detector, "onboard": cfg.generator}
         given |= {"num_workers": cfg.num_workers} if cfg.num_workers is not None else {}
-        cells = {
+        planned = {
             r: PlannedRun(f"lora-{r[0]}-seed{r[1]}", "refine", given | {"shots": r[0], "seed": r[1]}) for r in runs
         }
-        if failed := run_all(list(cells.values()), cfg.output_dir, cfg.processes, run.say):
+        if failed := run_all(list(planned.values()), cfg.output_dir, cfg.processes, run.say):
             raise Refusal(f"{', '.join(failed)} failed (see the .log files): the same command tries again")
-        for (shots, seed), cell in cells.items():
-            found = Scores.read(cfg.output_dir / cell.name / "scores.parquet")
+        for (shots, seed), one in planned.items():
+            found = Scores.read(cfg.output_dir / one.name / "scores.parquet")
             scores["LoRA", str(shots), str(seed)] = recast(found, rows, cfg.generator)
 
     finish(run, rows, *recovery(cfg, rows, scores), generator=cfg.generator)

@@ -71,6 +71,31 @@ def test_commands_are_found_at_all() -> None:
     assert of(["accelerate", "launch", "-m", "adapt", "extract", "--views", "none"])[1] == ["--views", "none"]
 
 
+def test_commands_of_the_table_of_data_sets_exist() -> None:
+    """Its second column is what stands behind `adapt prepare`."""
+    page, tried = ROOT / "adapt/collect/README.md", 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = line.split(" | ")
+        if line.startswith("| ") and len(cells) > 4 and cells[1].startswith("`"):
+            config, flags = of(["adapt", "prepare", *shlex.split(re.sub(r"[`\[\]]", "", cells[1]))])
+            assert {word[2:] for word in flags if word.startswith("--")} <= {
+                f.name for f in dataclasses.fields(config)
+            }
+            tried += 1
+    assert tried == 11
+
+
+def test_the_changelog_names_the_versions_of_the_formats() -> None:
+    from adapt.collect import composites
+    from adapt.detector import detector
+    from adapt.embedded import world
+    from adapt.features import cache
+
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = f"detector.json {detector.FORMAT}, cache of features {cache.FORMAT}, embedded world {world.VERSION}"
+    assert f"{versions}, composites {composites.VERSION}." in text
+
+
 @pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

@@ -10,6 +10,7 @@ import yaml
 
 from adapt.benchmark.report import table as benchmark_table
 from adapt.benchmark.timing import Ratio
+from adapt.cli import as_dict, parse
 from adapt.commands import summarise
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
@@ -20,7 +21,7 @@ from adapt.pages.read_back import read_rows, read_run
 from adapt.pages.tables import grid, markdown
 from adapt.sweeps import frontier
 from adapt.sweeps.ablation_page import Page, write_tables
-from adapt.sweeps.planned_runs import read_metrics
+from adapt.sweeps.planned_runs import config_class, read_metrics
 from adapt.training import few_shot as shots
 from adapt.training.comparison import Study
 from adapt.training.localization import PARTLY
@@ -284,3 +285,17 @@ def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
     (tmp_path / name_of(RUNS[0]) / "provenance.json").unlink()
     with pytest.raises(Refusal, match="sections without"):
         summarise.main(summarise.Config(results=tmp_path))
+
+
+def test_every_committed_config_can_be_run_again() -> None:
+    """`--config results/GROUP/NAME/config.yaml` reads it; going on from a detector is recipes/refine.py today."""
+    read = 0
+    for folder in RUNS:
+        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        recipe = Path(record["command"].split()[1]).stem
+        recipe = "refine" if recipe == "lora" and record["identity"].get("init") else recipe
+        config = parse(config_class(recipe), ["--config", str(folder / "config.yaml")])
+        wanted = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        assert as_dict(config).items() >= wanted.items(), folder
+        read += recipe == "refine"
+    assert read == 4

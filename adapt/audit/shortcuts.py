@@ -53,8 +53,8 @@ FOLDS = 5
 FEW = 20  # a generator with fewer images is not compared by itself
 ALIGN = "run `adapt align`: one decoder, size and codec for all images"
 REMEDIES = {
-    "aspect": "run `adapt align` --size resizeN or cropN: one size for all images",
-    "dimensions": "run `adapt align` --size resizeN or cropN: one size for all images",
+    "aspect": "run `adapt align --size resizeN` or cropN: one size for all images",
+    "dimensions": "run `adapt align --size resizeN` or cropN: one size for all images",
     "file name": "give the files names without a class (`adapt align` does)",
     "folder": "`adapt align` writes folders without a class; otherwise see that no loader sorts by folder",
     "history": "cannot be undone: align to a JPEG quality below the old ones, or scale all images far down",

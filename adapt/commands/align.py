@@ -3,7 +3,7 @@
     adapt align --manifest data.csv --output_dir data-aligned --size resize256 --codec png
     adapt align --manifest data.csv --output_dir data-aligned --shard 3 --num_shards 16
 
-Reads a manifest; writes images/, manifest.csv (for all other recipes), align.csv (format, size, JPEG quality and
+Reads a manifest; writes images/, manifest.csv (for recipes and commands), align.csv (format, size, JPEG quality and
 subsampling of each source, steps, reason where it could not be read). The same command continues after a kill; images
 that are finished stay as they are. The shard that finishes last writes the tables. Run `adapt audit` before and
 after. Time on one core: 40 images a second at 224 px.

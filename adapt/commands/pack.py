@@ -4,7 +4,7 @@
     adapt pack --manifest data.csv --output packed/data.csv --shard $SLURM_ARRAY_TASK_ID --num_shards 32
 
 Writes packed/data.shards/*.tar (1 GiB each; WebDataset's layout: a group is a sample, its json member holds the rows)
-and packed/data.csv, whose paths point into them and which all other recipes read. Bytes are copied as they are. The
+and packed/data.csv, whose paths point into them and which every recipe reads. Bytes are copied as they are. The
 same command continues after a kill. The job that finishes last writes the manifest.
 """
 

@@ -1,4 +1,4 @@
-"""From a public data set, or folders of your own, to a manifest that all other recipes read.
+"""From a public data set, or folders of your own, to a manifest that every recipe and command reads.
 
     adapt prepare SOURCE --help
     adapt prepare folders --folder data/mine --test 0.3

@@ -58,7 +58,7 @@ def export(cfg: Config) -> None:
             try:
                 if not item.reason:
                     yield detector.backbone.preprocess(read_image(item.file, item.sha256))
-            except Unreadable:  # whoever wants to know why asks predict.py
+            except Unreadable:  # whoever wants to know why asks `adapt predict`
                 continue
 
     chosen = list(itertools.islice(pictures(), cfg.count))

@@ -53,8 +53,8 @@ class Method:
     texts: bool = False
     once: bool = False
 
-    def cells(self, config: Any) -> dict[Row, list[PlannedRun]]:
-        """A row for each set of training views, in it a cell for each seed."""
+    def runs(self, config: Any) -> dict[Row, list[PlannedRun]]:
+        """A row for each set of training views, in it a run for each seed."""
         known = {field.name for field in fields(config_class(self.recipe))}
         names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
         given = {name: getattr(config, name) for name in names if name in known}
@@ -83,30 +83,30 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
 def measure(
     rows: Mapping[Row, Sequence[PlannedRun]], controls: Collection[str], root: Path, resamples: int
 ) -> tuple[SideBySide, list[Number]]:
-    """Numbers of finished cells, by row one a seed; the rows of methods named in `controls` are marked as such."""
-    tables = {row: [_scores(cell, root) for cell in of_row] for row, of_row in rows.items()}
+    """Numbers of finished runs, by row one a seed; the rows of methods named in `controls` are marked as such."""
+    tables = {row: [_scores(run, root) for run in of_row] for row, of_row in rows.items()}
     compared = {row: found for row, found in tables.items() if row[0] not in controls}
     others = {row: found for row, found in tables.items() if row[0] in controls}
-    left = (root / cell.name / "metadata.parquet" for of_row in rows.values() for cell in of_row)
+    left = (root / run.name / "metadata.parquet" for of_row in rows.values() for run in of_row)
     if of_metadata := next((path for path in left if path.is_file()), None):
         others[METADATA] = [Scores.read(of_metadata)]
     beside = SideBySide(resamples)
     beside.add(compared, others)
     views = list(dict.fromkeys(next(iter(compared.values()))[0]["view"]))
     marked = [column.place for column in leaderboard.columns(views) if column.marked]
-    costs = [number for row, cells in rows.items() for number in _costs(row, cells, controls, root)]
+    costs = [number for row, runs in rows.items() for number in _costs(row, runs, controls, root)]
     return beside, [*beside.numbers(compared, marked), *costs]
 
 
-def _scores(cell: PlannedRun, root: Path) -> Scores:
-    path = root / cell.name / "scores.parquet"
+def _scores(run: PlannedRun, root: Path) -> Scores:
+    path = root / run.name / "scores.parquet"
     if not path.is_file():
         raise Refusal(f"{path} is missing, although the run is finished: delete {path.parent} and start again")
     return Scores.read(path)
 
 
-def _costs(row: Row, cells: Sequence[PlannedRun], controls: Collection[str], root: Path) -> Iterator[Number]:
-    records = [cell.record(root) for cell in cells]
+def _costs(row: Row, runs: Sequence[PlannedRun], controls: Collection[str], root: Path) -> Iterator[Number]:
+    records = [run.record(root) for run in runs]
     found = {
         "trainable_parameters": [record["trainable_parameters"] for record in records],
         "minutes": [record["training_minutes"] for record in records],
@@ -127,13 +127,13 @@ def write_page(
     impossible: Mapping[str, str],
     failed: Mapping[str, str],
 ) -> None:
-    """Everything about the finished cells; the record only when none is missing."""
-    missing = [cell.name for of_row in rows.values() for cell in of_row if cell.state(root) != "finished"]
-    done = {row: [cell for cell in of_row if cell.name not in missing] for row, of_row in rows.items()}
+    """Everything about the finished runs; the record only when none is missing."""
+    missing = [run.name for of_row in rows.values() for run in of_row if run.state(root) != "finished"]
+    done = {row: [run for run in of_row if run.name not in missing] for row, of_row in rows.items()}
     done = {row: of_row for row, of_row in done.items() if of_row}
     if not any(name not in controls for name, _ in done):
         return print("no page yet: no run of a method is finished")
-    every = [cell for of_row in done.values() for cell in of_row]
+    every = [run for of_row in done.values() for run in of_row]
     beside, numbers = measure(done, controls, root, config.resamples)
     write_numbers(root / "ablation.csv", numbers)
     record = sweep_record(config, every, root)
@@ -141,9 +141,9 @@ def write_page(
     page = Page(
         read_numbers(root / "ablation.csv"),  # what another reader of the file would see
         "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included",
-        {cell.name: f"python recipes/{cell.recipe}.py {shlex.join(cell.arguments(root))}" for cell in every},
+        {run.name: f"python recipes/{run.recipe}.py {shlex.join(run.arguments(root))}" for run in every},
         shown(record) | {"seeds": config.seeds} | digests,
-        {row: [root / cell.name for cell in of_row] for row, of_row in done.items()},
+        {row: [root / run.name for run in of_row] for row, of_row in done.items()},
         missing,
         impossible,
         failed,
@@ -173,21 +173,21 @@ def _images(config: Any, record: Mapping[str, Any]) -> Manifest | None:
 
 
 def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[PlannedRun]], beside: SideBySide) -> None:
-    """All finished cells under ROOT/tensorboard: settings with final numbers, and charts by view."""
+    """All finished runs under ROOT/tensorboard: settings with final numbers, and charts by view."""
     runs = {}
     for row, of_row in rows.items():
-        for i, cell in enumerate(of_row):
+        for i, run in enumerate(of_row):
             found = beside.single(row, i)
             finals = {}
             for (_, view, label, metric), value in found.items():
                 finals |= {f"{view}/{tag}": value for tag, key in FINAL.items() if key == (label, metric)}
-            seed = (cell.flags.get("seeds") or [cell.flags["seed"]])[0]
-            settings = {"method": row[0], "trained_on": row[1], "seed": seed, "recipe": cell.recipe}
-            for name, value in cell.flags.items():
+            seed = (run.flags.get("seeds") or [run.flags["seed"]])[0]
+            settings = {"method": row[0], "trained_on": row[1], "seed": seed, "recipe": run.recipe}
+            for name, value in run.flags.items():
                 if name not in (*settings, "seeds", "train_views"):
                     settings[name] = " ".join(map(str, value)) if isinstance(value, tuple | list) else _word(value)
-            costs = {number.metric: number.value for number in _costs(row, [cell], (), root)}
-            runs[cell.name] = settings, finals | {f"cost/{metric}": value for metric, value in costs.items()}
+            costs = {number.metric: number.value for number in _costs(row, [run], (), root)}
+            runs[run.name] = settings, finals | {f"cost/{metric}": value for metric, value in costs.items()}
     views = dict.fromkeys(tag.partition("/")[0] for _, finals in runs.values() for tag in finals)
     charts = {
         view: {

@@ -30,12 +30,12 @@ class Page:
 
     numbers: Sequence[Number]
     memory: str  # what the peak memory is the peak of
-    commands: Mapping[str, str] = field(default_factory=dict)  # by cell, as a shell takes them
+    commands: Mapping[str, str] = field(default_factory=dict)  # by run, as a shell takes them
     facts: Mapping[str, Any] = field(default_factory=dict)  # provenance
     runs: Mapping[Row, Sequence[Path]] = field(default_factory=dict)  # folders of the finished runs, one a seed
-    missing: Sequence[str] = ()  # cells that are not finished
+    missing: Sequence[str] = ()  # runs that are not finished
     impossible: Mapping[str, str] = field(default_factory=dict)  # methods, and why this backbone cannot do them
-    failed: Mapping[str, str] = field(default_factory=dict)  # cells, and their last words
+    failed: Mapping[str, str] = field(default_factory=dict)  # runs, and their last words
 
     def tables(self) -> list[Table]:
         head = leaderboard.headline(self.numbers)

@@ -27,22 +27,26 @@ def run_variants(
     root = Path(config.output_dir)
     changed = {name for change in (*variants.values(), *seeds.values()) for name in change} | {"output_dir"}
     given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changed}
-    cells = {
+    planned = {
         (variant, seed): PlannedRun(f"{variant}-seed{seed}", recipe, given | change | of_seed)
         for seed, of_seed in seeds.items()
         for variant, change in variants.items()
     }
-    if failed := run_all(list(cells.values()), root):
+    if failed := run_all(list(planned.values()), root):
         raise Refusal(f"{', '.join(failed)} failed, see the .log files in {root}: the same command tries again")
-    sections, study = _compare(config, cells, list(variants), list(seeds), root)
+    sections, study = _compare(config, planned, list(variants), list(seeds), root)
     study.write_csv(root / "metrics.csv")
-    write_sweep(config, list(cells.values()), root, sections)
+    write_sweep(config, list(planned.values()), root, sections)
 
 
 def _compare(
-    config: Any, cells: Mapping[tuple[str, int], PlannedRun], variants: Sequence[str], seeds: Sequence[int], root: Path
+    config: Any,
+    planned: Mapping[tuple[str, int], PlannedRun],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    root: Path,
 ) -> tuple[list[str], Study]:
-    scores = {run: Scores.read(root / cell.name / "scores.parquet") for run, cell in cells.items()}
+    scores = {run: Scores.read(root / one.name / "scores.parquet") for run, one in planned.items()}
     study = Study(("variant", "seed"), config.resamples, config.seed)
     for variant in variants:
         for seed in seeds:

@@ -37,15 +37,15 @@ class Point:
         return self.parameters, self.minutes, self.memory
 
 
-def validation(cells: Sequence[PlannedRun], root: Path) -> float:
+def validation(runs: Sequence[PlannedRun], root: Path) -> float:
     """Mean validation score over seeds: what may choose between settings."""
-    return float(np.mean([cell.record(root)["validation_score"] for cell in cells]))
+    return float(np.mean([run.record(root)["validation_score"] for run in runs]))
 
 
-def measure(name: str, learning_rate: float, cells: Sequence[PlannedRun], root: Path, resamples: int) -> Point:
+def measure(name: str, learning_rate: float, runs: Sequence[PlannedRun], root: Path, resamples: int) -> Point:
     """The point of one configuration from its runs, one a seed."""
-    records = [cell.record(root) for cell in cells]
-    tables = [Scores.read(root / cell.name / "scores.parquet") for cell in cells]
+    records = [run.record(root) for run in runs]
+    tables = [Scores.read(root / run.name / "scores.parquet") for run in runs]
     return Point(
         name,
         learning_rate,

@@ -177,13 +177,13 @@ def answer(job: Job, at: Index, differs: Sequence[str]) -> list[Answer]:
     return [Answer(target, cell, compare(target, cell), setting) for target, cell in found]
 
 
-def differences(job: Job, cell: PlannedRun, at: Index, sets: Mapping[str, TargetSet]) -> list[str]:
+def differences(job: Job, run: PlannedRun, at: Index, sets: Mapping[str, TargetSet]) -> list[str]:
     """How the encoder and the data of a run differ from the published ones."""
     lines = []
-    if (backbone := cell.flags["backbone"]) != job.configuration.backbone:
+    if (backbone := run.flags["backbone"]) != job.configuration.backbone:
         lines.append(f"encoder {backbone} instead of {job.configuration.backbone}")
     known = all(name in sets and sets[name].manifest is not None for name in (job.train_set, job.test_set))
-    if not known or cell.flags["manifest"] != manifests_of(job, sets):
+    if not known or run.flags["manifest"] != manifests_of(job, sets):
         lines.append(f"data of your own instead of {job.train_set or 'an unknown set'} -> {job.test_set}")
     elif (expected := sets[job.test_set].generators) is not None:
         tested = {key[::2] for key in at if key[1] == job.views[0] and key[3] == "auc" and is_generator(key[2])}
@@ -197,16 +197,16 @@ def is_generator(name: str) -> bool:
     return name != "real" and not name.startswith(PREFIXES)
 
 
-def write_page(config: Any, job: Job, cell: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
+def write_page(config: Any, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
     """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
-    at = index(read_metrics(root / cell.name / "metrics.csv")[()])
-    differs = differences(job, cell, at, sets)
+    at = index(read_metrics(root / run.name / "metrics.csv")[()])
+    differs = differences(job, run, at, sets)
     answers = answer(job, at, differs)
     rows = [["target", "read", "published", "ours", "difference", "verdict"]]
     rows += [[a.target.name, a.target.read, a.target.shown, show(a.cell), a.difference, a.verdict] for a in answers]
     kind = "same method" if job.configuration.same else "comparable, not the same method"
     facts = [f"not the published setting: {line}" for line in differs]
-    facts += [f"{kind} ({job.configuration.name}, recipes/{cell.recipe}.py): {job.configuration.note}"]
+    facts += [f"{kind} ({job.configuration.name}, recipes/{run.recipe}.py): {job.configuration.note}"]
     facts += [f"{a.target.name}: {why}" for a in answers if (why := no_number(a))]
     about = [["target", "paper", "method", "encoder", "training -> test set", "view", "metric", "source", "note"]]
     for t in job.targets:
@@ -214,7 +214,7 @@ def write_page(config: Any, job: Job, cell: PlannedRun, root: Path, sets: Mappin
         about.append([t.name, t.paper, t.method, t.backbone or "?", where, t.view, t.metric, t.source, t.note])
     write_csv(root / "reproduce.csv", answers)
     said = "\n".join(f"- {escape_markdown(fact)}" for fact in facts)
-    write_sweep(config, [cell], root, [f"{grid(rows)}\n\n{said}", ABOUT, "## The published figures", grid(about)])
+    write_sweep(config, [run], root, [f"{grid(rows)}\n\n{said}", ABOUT, "## The published figures", grid(about)])
 
 
 def no_number(answer: Answer) -> str:

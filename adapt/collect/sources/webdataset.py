@@ -25,7 +25,7 @@ MAX_TEXT = 2**20  # bytes of a json, txt or cls member
 @dataclass(frozen=True, kw_only=True)
 class Source(Output):
     folder: Path  # holds the .tar files, at any depth
-    label: str = ""  # member that names the generator: json:FIELD, txt, cls; empty: json rows as pack.py writes them
+    label: str = ""  # member that names the generator: json:FIELD, txt, cls; empty: json rows by `adapt pack`
     real: tuple[str, ...] = ("real", "0")  # what the label says of a camera image
     group: str = ""  # json:FIELD that all images of a scene share; empty: a sample is a group
     set: str = "webdataset"  # name of the benchmark

@@ -63,7 +63,7 @@ class MapHead(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        raise Refusal("a localiser looks at whole images, not at one crop: use `adapt predict` --maps")
+        raise Refusal("a localiser looks at whole images, not at one crop: use `adapt predict --maps`")
 
     def cells(self, patches: Sequence[Tensor], pixels: Tensor) -> Tensor:
         """Tokens (n, d, s, s) of each part, and their pixels -> cells (n, hidden, s, s) on the finest of the grids.
