@@ -6,7 +6,8 @@
 Fits one head on each of: colour statistics that survive JPEG (descriptors/color.py), the backbone's features, both
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
-tells one photographer's pictures from another's. Without flags: the embedded world and tiny CLIP, about 4 minutes on
+tells one photographer's pictures from another's. The head of both, trained on all qualities mixed, is saved as a
+detector. Without flags: the embedded world and tiny CLIP, about 4 minutes on
 2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
 traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py; 64 px or more).
 """
@@ -44,6 +45,7 @@ def main(cfg: Config) -> None:
 
     from adapt.data.jpeg import with_sample_views
     from adapt.data.views import parse_view
+    from adapt.detector.detector import Detector
     from adapt.embedded import read_manifests
     from adapt.features.cache import Joined, extract
     from adapt.features.remembered import frozen_backbone
@@ -65,13 +67,14 @@ def main(cfg: Config) -> None:
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}
 
     encoding = run.encoding(cfg.num_workers) | {"cache": cfg.cache}
+    colour_statistics = Colours("sound")
     asked, sources = set(cfg.features), {}  # features, and whether they are made unit vectors as a whole
     encoded = (*(views if asked & {"backbone", "both"} else ()), *(grey.values() if "grey" in asked else ()))
     if encoded:
         clip = extract(backbone, rows, encoded, cached_only=cfg.cached_only, **encoding)
         sources["backbone"] = clip, True
     if asked & {"colour", "both"}:
-        colour = extract(Colours("sound"), rows, views, **encoding)
+        colour = extract(colour_statistics, rows, views, **encoding)
         sources["colour"] = colour, False
     if "both" in asked:
         sources["both"] = Joined((clip, colour), (True, False)), False
@@ -99,9 +102,11 @@ def main(cfg: Config) -> None:
             run.trained()
             of_threshold = trained_on if cfg.apart else cfg.test_views
             val = score_features(features, held["val"], of_threshold, head)
-            study.add((name, label), val.join(score_features(features, held["test"], cfg.test_views, head)))
+            scores = val.join(score_features(features, held["test"], cfg.test_views, head))
+            study.add((name, label), scores, head if (source, trained_on) == ("both", cfg.train_views) else None)
     trained = sum(value.numel() for value in head.net.parameters())
-    finish(run, rows, study, study.grids(), head=cfg.head, trainable_parameters=trained)
+    fusion = Detector(backbone, study.best.head, descriptor=colour_statistics) if study.best else None
+    finish(run, rows, study, study.grids(), detector=fusion, head=cfg.head, trainable_parameters=trained)
 
 
 if __name__ == "__main__":

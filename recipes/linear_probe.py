@@ -90,8 +90,10 @@ def main(cfg: Config) -> None:
         sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
         differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
     trained = sum(value.numel() for value in head.net.parameters())
+    detector = Detector(backbone, head)
+    detector.freeze(scores)
     report(
-        run, Detector(backbone, head), rows, scores, cfg.resamples, differences, sections,
+        run, detector, rows, scores, cfg.resamples, differences, sections,
         head=cfg.head, classes=" ".join(head.classes), layer=best, trainable_parameters=trained, **picked,
     )  # fmt: skip
 

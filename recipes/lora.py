@@ -93,6 +93,7 @@ def main(cfg: Config) -> None:
     picked = run.use_selected()
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
+    detector.freeze(scores)
     report(run, detector, rows, scores, cfg.resamples, trainable_parameters=trained, **picked)
 
 

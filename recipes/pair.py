@@ -127,6 +127,7 @@ def train(cfg: Config) -> None:
 
     picked = run.use_selected()
     scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
+    tuning.detector.freeze(scores)
     report(run, tuning.detector, rows, scores, cfg.resamples, arm=arm, trainable_parameters=tuning.trainable, **picked)
 
 

@@ -121,6 +121,7 @@ def main(cfg: Config) -> None:
     compared = before_and_after(
         cfg.init, weights, aim, rows, scores, cfg.test_views, cfg.resamples, cfg.seed, scoring, run.device
     )
+    detector.freeze(scores)
     report(run, detector, rows, scores, cfg.resamples, *compared, trainable_parameters=trained, **picked)
 
 

@@ -9,9 +9,11 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -189,6 +191,15 @@ class GroupSampler(Sampler):
                 yield [(epoch, int(g)) for g in part]
 
 
+class Statistics(Protocol):
+    """Statistics (d,) float32 of an RGB image."""
+
+    shape: tuple[int, ...]  # (d,)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Raises `Unreadable` where an image has none."""
+
+
 @dataclass
 class Views:
     """One image under every requested view; where a view could not be made, a blank and the reason."""
@@ -197,15 +208,24 @@ class Views:
     pixels: Tensor  # (views, 3, h, w) uint8, or what else `preprocess` makes of an image; all crops of all views
     reasons: list[str]  # "" where there are pixels
     crops: list[int]  # how many of each view
+    described: Tensor  # (views, d) float32: statistics of the whole image, d = 0 where none are asked for
 
 
 class Images(Dataset):
-    """Scoring data: item i is row `rows[i]` of the manifest, decoded once and put under all views."""
+    """Scoring data: item i is row `rows[i]` of the manifest, decoded once and put under all views.
+
+    `describe` makes statistics of the whole image, before `preprocess` resizes it.
+    """
 
     def __init__(
-        self, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess | Crops, views: tuple[str, ...]
+        self,
+        manifest: Manifest,
+        rows: np.ndarray,
+        preprocess: Preprocess | Crops,
+        views: tuple[str, ...],
+        describe: Statistics | None = None,
     ) -> None:
-        self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
+        self.manifest, self.rows, self.preprocess, self.describe = manifest, rows, preprocess, describe
         self.views = [parse_view(name) for name in views]
         self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares copies to Pillow and back
 
@@ -215,17 +235,21 @@ class Images(Dataset):
     def __getitem__(self, i: int) -> Views:
         row = int(self.rows[i])
         made = [torch.zeros(self.preprocess.shape, dtype=self.preprocess.dtype)] * len(self.views)
+        described = [torch.zeros(self.describe.shape if self.describe else 0)] * len(self.views)
         reasons = [""] * len(self.views)
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
             pixels = np.array(image) if self.arrays else None
             for v, view in enumerate(self.views):
                 try:
-                    made[v] = self.preprocess(view(image) if pixels is None else view.pixels(pixels))
+                    seen = view(image) if pixels is None else view.pixels(pixels)
+                    if self.describe:
+                        described[v] = self.describe(seen if pixels is None else Image.fromarray(seen))
+                    made[v] = self.preprocess(seen)
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:
             reasons = [str(problem)] * len(self.views)
         if isinstance(self.preprocess, Crops):
-            return Views(row, torch.cat(made), reasons, [len(crops) for crops in made])
-        return Views(row, torch.stack(made), reasons, [1] * len(made))
+            return Views(row, torch.cat(made), reasons, [len(crops) for crops in made], torch.stack(described))
+        return Views(row, torch.stack(made), reasons, [1] * len(made), torch.stack(described))

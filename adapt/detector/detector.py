@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import adapt
@@ -20,21 +21,26 @@ from adapt.data.families import read_families
 from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
-from adapt.evaluation.decision import FILE, Decision, read_decision
+from adapt.evaluation.decision import FILE, Decision, fit_decision, read_decision
 from adapt.evaluation.scores import Scores
+from adapt.evaluation.thresholds import pick_threshold
 from adapt.files import atomic, sha256, write_text
 from adapt.hub import detector_folder
 from adapt.models.adapters.lora import load_adapter, save_adapter
+from adapt.models.descriptors.color import Colours
+from adapt.models.descriptors.descriptor import Descriptor
 from adapt.models.heads.linear import LinearHead
 from adapt.models.heads.map_head import MapHead
 from adapt.models.heads.probes import Probe
+from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import Backbone, Precision, load_backbone
 from adapt.progress import bar
 
 FORMAT = 2
 NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
 NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
-HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead}
+HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead, "tip-adapter": PriorHead}
+Head = LinearHead | Probe | MapHead | PriorHead
 CARD = """---
 library_name: peft
 tags: [ai-generated-image-detection]
@@ -42,8 +48,8 @@ tags: [ai-generated-image-detection]
 
 # Detector of AI-generated images
 
-Base `{name}`, layer `{layer}`, {adapter}, {head} head in `head.safetensors`. Load it with
-`adapt.detector.detector.load_detector(FOLDER)`.
+Base `{name}`, layer `{layer}`, {adapter}, {head} head in `head.safetensors`{beside}. Load it with
+`adapt.load_detector(FOLDER)`.
 
 An image whose logit reaches {threshold:.4f} (frozen on validation data) is called AI-generated. A score says how much
 an image resembles the training fakes. It is no proof, and it holds for the kinds of image named here.
@@ -58,29 +64,51 @@ class Detector(nn.Module):
     """Pixels (n, 3, size, size) in 0..255 -> logit of "AI-generated" (n,) float32.
 
     `threshold` is the logit from which an image is called that; `decision` has what else validation says of verdicts.
+    With a `descriptor` the head reads the backbone's features at unit length and, behind them, statistics of the whole
+    image before any resize: such a detector judges image files, never bare pixels.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        head: LinearHead | Probe | MapHead,
+        head: Head,
         threshold: float = 0.0,
         decision: Decision | None = None,
+        descriptor: Descriptor | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
-        self.decision = decision or Decision()
+        self.decision, self.descriptor = decision or Decision(), descriptor
 
     def forward(self, pixels: Tensor) -> Tensor:
+        self.refuse_statistics("a network of pixels alone")
         return self.head(self.backbone(pixels))
 
-    def features(self, crops: Tensor, counts: Sequence[int], most: int) -> Tensor:
-        """Features (n, d) of n images: each the mean over its crops, `counts` of them side by side in `crops`.
+    def refuse_statistics(self, wanted: str) -> None:
+        """Refuse a detector with a descriptor where `wanted` needs pixels, or the backbone's features, alone."""
+        if self.descriptor is not None:
+            raise Refusal(
+                f"this detector also reads {self.descriptor.name} statistics of the whole image, which {wanted} does "
+                "not have: use `adapt predict`, or a detector without statistics"
+            )
+
+    def features(self, crops: Tensor, counts: Sequence[int], most: int, described: Tensor | None = None) -> Tensor:
+        """What the head reads of n images, (n, d): the mean over the crops of each, `counts` of them side by side in
+        `crops`; with a descriptor at unit length, and behind it what it `described` (n, statistics).
 
         The tower gets at most `most` crops at a time.
         """
         found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
-        return torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
+        mean = torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
+        if self.descriptor is None:
+            return mean
+        if described is None:
+            self.refuse_statistics("a picture without its file")
+        return torch.cat([F.normalize(mean, dim=-1), described.to(mean)], dim=-1)
+
+    def freeze(self, scores: Scores) -> None:
+        """Fit the threshold and the other rules of verdicts on the validation rows of this detector's own scores."""
+        self.threshold, self.decision = pick_threshold(scores), fit_decision(scores)
 
     def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> list[dict[str, Any]]:
         """One row per image in folders, image files, manifests or tar files; see `predict.COLUMNS` for its columns.
@@ -114,6 +142,7 @@ class Detector(nn.Module):
             "precision": str(self.backbone.dtype).removeprefix("torch."),
             "adapter": self.backbone.adapted,
             "head": self.head.describe(),
+            **({"descriptor": self.descriptor.identity(self.descriptor.layer)} if self.descriptor else {}),
             "threshold": self.threshold,
             "decision": self.decision.describe(),
             "facts": facts,
@@ -143,18 +172,42 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
         load_adapter(base, folder / "adapter")
-    settings = dict(record.get("head", {"type": "linear"}))
+    descriptor = _descriptor(record, folder)
+    dim = base.dim + (len(descriptor.names) if descriptor else 0)
+    head = _head(dim, record.get("head", {"type": "linear"}), head_tensors, folder)
+    return Detector(base, head, *read_decision(folder), descriptor).eval()
+
+
+def _head(dim: int, described: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Head:
+    """The head of features (n, dim) that detector.json describes, with these tensors and no others."""
+    settings = dict(described)
     if (kind := settings.pop("type", None)) not in HEADS:
         raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
     try:
-        head = HEADS[kind](base.dim, **settings)
+        if kind == "tip-adapter":
+            head = PriorHead.from_state(dim, tensors, **settings)
+        else:
+            head = HEADS[kind](dim, **settings)
     except (TypeError, ValueError) as error:
         raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
-    have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
+    have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (tensors, head.state_dict()))
     if have != want:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
-    head.load_state_dict(head_tensors)
-    return Detector(base, head, *read_decision(folder)).eval()
+    head.load_state_dict(tensors)
+    return head
+
+
+def _descriptor(record: dict[str, Any], folder: Path) -> Descriptor | None:
+    """The descriptor beside the backbone, if there is one; refuses statistics that this version defines otherwise."""
+    if (wanted := record.get("descriptor")) is None:
+        return None
+    known = Colours("sound")
+    if wanted != known.identity(known.layer):
+        raise Refusal(
+            f"{folder} reads other statistics than this version computes (detector.json, `descriptor`): use the "
+            f"version of adapt that made it, {record.get('adapt', 'unknown')}"
+        )
+    return known
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -211,7 +264,8 @@ def score(
     """
     detector.eval()
     views = tuple(dict.fromkeys(views))
-    images = Images(manifest, rows[share[0] :: share[1]], Crops(detector.backbone.preprocess, crops), views)
+    look = Crops(detector.backbone.preprocess, crops)
+    images = Images(manifest, rows[share[0] :: share[1]], look, views, detector.descriptor)
     loader = DataLoader(
         images,
         batch_size=max(1, batch_size // len(views)),
@@ -225,7 +279,8 @@ def score(
     for items in loader:
         counts = [count for item in items for count in item.crops]
         pixels = torch.cat([item.pixels for item in items])
-        features = detector.features(pixels, counts, max(batch_size, len(views)))
+        described = torch.cat([item.described for item in items]) if detector.descriptor else None
+        features = detector.features(pixels, counts, max(batch_size, len(views)), described)
         logits = detector.head(features).view(len(items), len(views))
         found += [(item.row, line, item.reasons) for item, line in zip(items, logits.tolist(), strict=True)]
         progress_bar.update(len(items))
@@ -279,6 +334,9 @@ def _card(record: dict[str, Any]) -> str:
     base = record["backbone"]
     adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"
     head = record["head"].get("kind", record["head"]["type"])
+    statistics = record.get("descriptor")
+    beside = f", which also reads {statistics['descriptor']} statistics of the whole image" if statistics else ""
     return CARD.format(
-        name=base["name"], layer=base["layer"], adapter=adapter, head=head, threshold=record["threshold"], facts=facts
-    )
+        name=base["name"], layer=base["layer"], adapter=adapter, head=head, beside=beside,
+        threshold=record["threshold"], facts=facts,
+    )  # fmt: skip

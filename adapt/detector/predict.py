@@ -26,6 +26,7 @@ from adapt.evaluation.decision import EVERY, Cuts, Rules, read_decision
 from adapt.evaluation.open_set import familiarity
 from adapt.files import atomic
 from adapt.hub import detector_folder
+from adapt.models.descriptors.descriptor import Descriptor
 
 if TYPE_CHECKING:  # a detector itself calls `predict`
     from adapt.detector.detector import Detector
@@ -43,6 +44,7 @@ COLUMNS |= {"format": str, "width": int, "height": int}
 COLUMNS |= {"jpeg_quality": int, "jpeg_tables": str, "table_distance": int, "subsampling": str}
 COLUMNS |= {"logit": float, "p_fake": float, "verdict": str, "family": str, "family_probability": float}
 COLUMNS |= {"extent": str, "tool": str, "changed": float, "map": str}  # of a localiser: adapt/detector/predict_maps.py
+Look = Crops | Whole | Descriptor  # image -> tensor; `shape` and `dtype` are those of a blank
 Row = dict[str, Any]  # a value for each of COLUMNS; None: not known, or not asked for
 
 
@@ -67,8 +69,14 @@ def predict(
     Without `rules` those of the detector that no flag of `adapt predict` changes.
     """
     rules, classes = written(rules or rules_of(detectors)), _common_classes(detectors)
+    looks: list[Look] = [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]
+    place = {}  # of a detector's statistics among what is made of an image
+    for d, detector in enumerate(detectors):
+        if detector.descriptor is not None:
+            place[d] = len(looks)
+            looks.append(detector.descriptor)
     loader = DataLoader(
-        Files(inputs, [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]),
+        Files(inputs, looks),
         batch_sampler=[range(n * BATCH, min((n + 1) * BATCH, len(inputs))) for n in numbers],
         num_workers=workers,
         collate_fn=list,
@@ -77,8 +85,9 @@ def predict(
     for number, items in zip(numbers, loader, strict=True):
         passes, logits, class_logits = 0, [], []
         for d, detector in enumerate(detectors):
-            counts = [len(pixels[d]) for _, pixels, _ in items]
-            features = detector.features(torch.cat([pixels[d] for _, pixels, _ in items]), counts, BATCH)
+            counts = [len(made[d]) for _, made, _ in items]
+            described = torch.stack([made[place[d]] for _, made, _ in items]) if d in place else None
+            features = detector.features(torch.cat([made[d] for _, made, _ in items]), counts, BATCH, described)
             logits.append(detector.head(features).tolist())
             if classes:
                 class_logits.append(detector.head.class_logits(features).double())
@@ -149,7 +158,7 @@ class Files(Dataset):
     """Item i: header (None if there is none), what each of `looks` makes of the image (a blank where there is none),
     and reason ("" where there is an image)."""
 
-    def __init__(self, inputs: Sequence[Input], looks: Sequence[Crops | Whole]) -> None:
+    def __init__(self, inputs: Sequence[Input], looks: Sequence[Look]) -> None:
         self.inputs, self.looks = inputs, looks
 
     def __len__(self) -> int:
@@ -166,9 +175,9 @@ class Files(Dataset):
                 raise Unreadable("sha256-mismatch")
             header = read_header(data)
             image = decode(data)
+            return header, [look(image) for look in self.looks], ""
         except Unreadable as problem:
             return header, blanks, problem.reason
-        return header, [look(image) for look in self.looks], ""
 
 
 def row_of(

@@ -2,20 +2,22 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from adapt.data.manifest import Manifest
+from adapt.detector.detector import Detector
 from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic, write_text
 from adapt.pages.drawing import save_png
 from adapt.pages.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, show, views_of
-from adapt.training.report import describe, shown
+from adapt.training.report import describe, places, save_detector, shown, trained_on, validation_score
 from adapt.training.run import Run
 
 Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
@@ -38,6 +40,16 @@ SHOWN = {
 }
 
 
+@dataclass(frozen=True)
+class Best:
+    """The head of a study that can be kept as a detector."""
+
+    key: Key
+    head: nn.Module
+    scores: Scores
+    score: float  # of its validation rows: see `validation_score`
+
+
 class Study:
     """Named scores and what they say. `keys` names the parts of a name; rows keep the order in which they came."""
 
@@ -46,11 +58,19 @@ class Study:
     ) -> None:
         self.keys, self.resamples, self.seed, self.shown = tuple(keys), resamples, seed, shown
         self.cells: dict[Key, list[Cell]] = {}
+        self.best: Best | None = None
 
-    def add(self, key: Key, scores: Scores) -> None:
-        """Evaluate one table of scores; its threshold comes from its own validation rows."""
+    def add(self, key: Key, scores: Scores, head: nn.Module | None = None) -> None:
+        """Evaluate one table of scores; its threshold comes from its own validation rows.
+
+        Of the rows with a `head` the one that its validation rows like most is kept as `best`, the first of equals.
+        """
         self.latest = scores
         self.cells[key] = evaluate(scores, self.resamples, self.seed)
+        if head is not None:
+            score = validation_score(scores.select(scores["split"] == "val"))
+            if self.best is None or score > self.best.score:
+                self.best = Best(key, head, scores, score)
 
     def at(self, key: Key, view: str, shown: str) -> Cell | None:
         """The cell that a table of `shown` has at one row and view."""
@@ -124,13 +144,22 @@ def finish(
     study: Study,
     sections: Sequence[str],
     figures: Mapping[str, Any] | None = None,
+    detector: Detector | None = None,
     **facts: Any,
 ) -> None:
     """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones.
 
-    A study of one detector also leaves its scores, scores.parquet, and what its training cost.
+    A study of one method also leaves its scores, scores.parquet, and what its training cost. `detector` is made of
+    the study's `best` head: it is frozen on the scores of that head and saved, and scores.parquet holds these.
     """
+    if detector is not None and study.best is not None:
+        facts["detector"] = ", ".join(map(" ".join, zip(study.keys, study.best.key, strict=True)))
     record = run.record(**facts, data=describe(rows))
+    if detector is not None and study.best is not None:
+        detector.freeze(study.best.scores)
+        study.best.scores.write(run.folder / "scores.parquet")
+        of_detector = record | {"trained_on": trained_on(rows)}
+        save_detector(run, detector, of_detector, facts, study.cells[study.best.key])
     if len(study.cells) == 1:
         study.latest.write(run.folder / "scores.parquet")
     else:
@@ -144,5 +173,5 @@ def finish(
     page = ["# Results", *embedded, HOW_TO_READ, *sections, *pictures, "## Provenance", facts_list(shown(record))]
     write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
     run.write_record(record)
-    run.say("\n" + "\n\n".join(sections[:6]) + f"\n\ntable        {run.folder / 'table.md'}")
+    run.say("\n" + "\n\n".join(sections[:6]) + "\n\n" + places(run))
     run.end()

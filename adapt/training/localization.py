@@ -170,5 +170,6 @@ def report_maps(run: Run, localizer: Localizer, rows: Manifest, maps: Maps, resa
         sections = map_sections(rates, *confused)
         with atomic(run.folder / "maps.safetensors") as temporary:  # beside scores.parquet, row by row
             save_file({"changed": maps.changed, "unchanged": maps.unchanged}, temporary)
+    localizer.detector.freeze(maps.scores)
     report(run, localizer.detector, rows, maps.scores, resamples, sections=sections,
            map_threshold=edge(start), **facts)  # fmt: skip

@@ -49,9 +49,13 @@ class Aim:
 
 
 def origin(folder: Path, new: str | None = None) -> dict[str, str]:
-    """The digest of a saved detector, for a run's identity; refuses one that knows the `new` generator already."""
+    """The digest of a saved detector, for a run's identity; refuses one that knows the `new` generator already, and
+    one that reads statistics beside its encoder."""
     digest = detector_digest(folder)
-    facts = json.loads((folder / "detector.json").read_text(encoding="utf-8")).get("facts", {})
+    record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+    if "descriptor" in record:
+        raise Refusal(f"{folder} also reads statistics of the whole image: give a detector of one encoder")
+    facts = record.get("facts", {})
     if new in facts.get("trained_on", []):
         raise Refusal(f"{folder} was trained on {new!r} already: give the detector from before")
     return {"init_digest": digest}

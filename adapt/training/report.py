@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from adapt.detector.detector import Detector
 from adapt.detector.model_card import complete_card, licence
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import attribute
-from adapt.evaluation.decision import fit_decision
-from adapt.evaluation.metrics import Difference, controls, evaluate
+from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.promises import keep
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.thresholds import pick_threshold
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
 from adapt.pages.promises import promises_section
@@ -99,21 +97,14 @@ def report(
     sections: Sequence[str] = (),
     **facts: Any,
 ) -> None:
-    """Freeze what verdicts rest on, write everything into the run's folder, and show the headline table.
+    """Write everything about a frozen detector and its scores into the run's folder, and show the headline table.
 
     `facts` join the record (what was picked, how many parameters were trained); `differences` and further
     `sections` of Markdown join the page.
     """
     if run.main:
         folder, config = run.folder, run.config
-        detector.threshold, detector.decision = pick_threshold(scores), fit_decision(scores)
-        record = run.record(
-            **facts, trained_on=sorted(set(rows["generator"][rows["split"] == "train"])), data=describe(rows)
-        )
-        kept = ("command", "revision", "trained_on", "data", *facts)
-        detector.save(
-            folder / "detector", {key: record[key] for key in kept} | {"train_views": " ".join(config.train_views)}
-        )
+        record = run.record(**facts, trained_on=trained_on(rows), data=describe(rows))
         scores.write(folder / "scores.parquet")
         cells = evaluate(scores, resamples, config.seed)
         cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=config.seed)
@@ -125,7 +116,7 @@ def report(
         if classes_of(scores):
             attributed = attribute(scores, resamples, config.seed, config.classes, detector.decision)
         write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
-        complete_card(folder / "detector", cells, checks, licence(detector.backbone.name))
+        save_detector(run, detector, record, facts, cells, checks)
         write_figures(scores, cells, folder / "figures", attributed)
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
             run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
@@ -134,6 +125,26 @@ def report(
         run.say(f"\n{text(cells)}\n")
         run.say(places(run))
     run.end()
+
+
+def save_detector(
+    run: Run,
+    detector: Detector,
+    record: Mapping[str, Any],
+    facts: Collection[str],
+    cells: Sequence[Cell],
+    checks: Sequence[Control] = (),
+) -> None:
+    """Save the detector in the run's folder, with these `facts` of the record and a card of what was measured."""
+    kept = {key: record[key] for key in ("command", "revision", "trained_on", "data", *facts)}
+    folder = run.folder / "detector"
+    detector.save(folder, kept | {"train_views": " ".join(run.config.train_views)})
+    complete_card(folder, cells, checks, licence(detector.backbone.name))
+
+
+def trained_on(rows: Manifest) -> list[str]:
+    """Names of the generators in the training rows, `real` among them."""
+    return sorted(set(rows["generator"][rows["split"] == "train"]))
 
 
 def show_finished(run: Run) -> None:
@@ -148,13 +159,10 @@ def show_finished(run: Run) -> None:
 
 def places(run: Run) -> str:
     """Where to look next."""
-    return "\n".join(
-        [
-            f"table        {run.folder / 'table.md'}",
-            f"detector     {run.folder / 'detector'}",
-            f"TensorBoard  tensorboard --logdir {run.folder / 'tensorboard'}",
-        ]
-    )
+    lines = [f"table        {run.folder / 'table.md'}"]
+    if (run.folder / "detector").is_dir():
+        lines.append(f"detector     {run.folder / 'detector'}")
+    return "\n".join([*lines, f"TensorBoard  tensorboard --logdir {run.folder / 'tensorboard'}"])
 
 
 def describe(rows: Manifest) -> str:

@@ -18,6 +18,7 @@ from adapt.features.cache import Features
 from adapt.flags import Tower
 from adapt.models.adapters.lora import add_adapter
 from adapt.models.heads.linear import LinearHead
+from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import Backbone
 from adapt.processes import Processes
 from adapt.training.on_features import FeatureGroups, score_features
@@ -32,6 +33,7 @@ def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], objec
     """
     default = Tower()
     detector = load_detector(folder, None if config.backbone == default.backbone else config.backbone)
+    detector.refuse_statistics("training that goes on from it")
     backbone, head = detector.backbone, detector.head
     own = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
     own["precision"] = "bf16" if backbone.dtype == torch.bfloat16 else "fp32"
@@ -45,6 +47,11 @@ def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], objec
             raise Refusal(f"--{name} {asked}: training goes on from {folder}, which has {has}; leave the flag out")
     if getattr(head, "pairs", ()):
         raise Refusal(f"{folder} counts votes of duels (svm, several classes), which cannot be trained on")
+    if isinstance(head, PriorHead):
+        raise Refusal(
+            f"{folder} is a Tip-Adapter, whose cache holds features of the tower as it was: adapt trains no tower "
+            "beneath it; go on from a detector of lora.py or linear_probe.py"
+        )
     head.requires_grad_(True)
     if adapter is None:
         size = (config.rank, config.alpha, config.dropout, config.last_blocks, seed)

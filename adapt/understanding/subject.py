@@ -96,6 +96,7 @@ def take(
     workers: int = 0,
 ) -> Subject:
     """Draw the sample and read it; refuses a manifest whose test images are not of both classes."""
+    detector.refuse_statistics("a study of one encoder")
     detector.eval().requires_grad_(False)
     chosen = choose(rows, "test", groups, seed)
     images = Images(rows, chosen, detector.backbone.preprocess, ("none",))

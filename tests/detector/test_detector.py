@@ -12,16 +12,22 @@ import pytest
 import torch
 import zoo
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
+from adapt.data.crops import Crops
 from adapt.data.images import read_image
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector, detector_digest, load_detector, score
+from adapt.detector.export import export_onnx
 from adapt.errors import Refusal
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.scores import Scores
 from adapt.models.adapters.lora import add_adapter, save_adapter
+from adapt.models.descriptors import color
 from adapt.models.heads.linear import LinearHead, balanced_bce
 from adapt.models.heads.probes import Probe
+from adapt.models.heads.tip_adapter import TipAdapter
+from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import load_backbone
 
 TINY = Path(__file__).parents[2] / "adapt" / "embedded" / "tiny"
@@ -44,6 +50,113 @@ def detector() -> Detector:
 def folder(detector, tmp_path) -> Path:
     detector.save(tmp_path / "detector", {"command": "python recipes/lora.py"})
     return tmp_path / "detector"
+
+
+def tip(prior: str, classes: tuple[str, ...] = ("real", "gan", "diffusion"), cache: bool = True) -> PriorHead:
+    draw = torch.Generator().manual_seed(4)
+    features = torch.randn(12, 192, generator=draw)
+    labels, groups = [i % len(classes) for i in range(12)], [f"g{i}" for i in range(12)]
+    keys = TipAdapter(features, labels, groups, len(classes), alpha=30, beta=4, centre=features.mean(0) / 40)
+    keys.keys += 0.1  # trained keys are no unit vectors
+    probe = Probe(192, classes, "logistic")
+    for value in probe.state_dict().values():
+        value.copy_(torch.rand(value.shape, generator=draw) + 0.1)
+    texts = torch.randn(len(classes), 192, generator=draw)
+    return PriorHead(classes, texts if prior == "text" else None, probe if prior == "probe" else None,
+                     keys if cache else None)  # fmt: skip
+
+
+@pytest.mark.parametrize(("prior", "cache"), [("text", True), ("probe", True), ("none", True), ("text", False)])
+def test_a_tip_adapter_is_a_detector(prior, cache, tmp_path) -> None:
+    saved = Detector(load_backbone("tiny"), tip(prior, cache=cache), 0.5).eval()
+    saved.save(tmp_path / "tip", {})
+    loaded = load_detector(tmp_path / "tip")
+    assert torch.equal(loaded(pixels()), saved(pixels()))
+    features = saved.backbone(pixels())
+    classes = loaded.head.class_logits(features)
+    assert torch.equal(classes, saved.head.class_logits(features)) and loaded.head.classes == saved.head.classes
+    if cache:  # by hand: eq. 5 of the paper over class means
+        head = saved.head
+        unit = F.normalize(F.normalize(features, dim=1) - head.cache.centre, dim=1)
+        expected = {"none": torch.zeros(3, 3), "probe": head.probe and head.probe.class_logits(features)}
+        if prior == "text":
+            expected["text"] = 100 * F.cosine_similarity(features[:, None], head.texts[None], dim=2)
+        for c in range(3):
+            affinity = torch.exp(-4 * (1 - unit @ head.cache.keys[c::3].T))
+            expected[prior][:, c] += 30 * affinity.mean(1)
+        torch.testing.assert_close(classes, expected[prior])
+    broken = features.clone()
+    broken[1] = math.nan  # one image must not stop a folder
+    assert loaded.head(broken).isfinite().tolist() == [True, False, True]
+
+
+def test_damaged_tip_adapters_are_refused(tmp_path) -> None:
+    Detector(load_backbone("tiny"), tip("text"), 0.5).save(tmp_path / "tip", {})
+    file = tmp_path / "tip" / "head.safetensors"
+    tensors, record = load_file(file), json.loads((tmp_path / "tip" / "detector.json").read_text())
+    for change, message in (
+        ({"cache.values": tensors["cache.values"] * 0.5}, "not one-hot"),
+        ({"cache.keys": tensors["cache.keys"][:, :8].contiguous()}, "no Tip-Adapter"),
+        ({"texts": tensors["texts"][:2].contiguous()}, "head.safetensors holds"),
+        ({"more": torch.zeros(1)}, "head.safetensors holds"),
+    ):
+        save_file(tensors | change, file)
+        with pytest.raises(Refusal, match=message):
+            load_detector(tmp_path / "tip")
+    save_file(tensors, file)
+    for change in ({"prior": "wish"}, {"probe": {"kind": "logistic"}, "prior": "probe", "surprise": 1}):
+        (tmp_path / "tip" / "detector.json").write_text(json.dumps(record | {"head": record["head"] | change}))
+        with pytest.raises(Refusal, match="does not describe a tip-adapter head"):
+            load_detector(tmp_path / "tip")
+
+
+@pytest.fixture(scope="module")
+def fusion(tmp_path_factory) -> Path:
+    backbone = load_backbone("tiny")
+    head = Probe(backbone.dim + len(color.NAMES), ("real", "fake"), "logistic", unit=False)
+    draw = torch.Generator().manual_seed(2)
+    for value in head.state_dict().values():
+        value.copy_(torch.rand(value.shape, generator=draw) + 0.1)
+    folder = tmp_path_factory.mktemp("fusion") / "detector"
+    Detector(backbone, head, 0.5, descriptor=color.Colours("sound")).save(folder, {})
+    return folder
+
+
+@pytest.mark.parametrize("crops", ["1", "5"])
+def test_a_fusion_reads_colour_of_the_whole_file(fusion, tmp_path, crops) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(zoo.save(zoo.picture(150, 90 + 30 * i, seed=i), "PNG"))
+    (tmp_path / "cut.png").write_bytes(b"nothing")
+    detector = load_detector(fusion)
+    rows = {row["path"]: row for row in detector.predict([tmp_path], crops=crops)}
+    assert rows["cut.png"]["status"] != "ok" and rows["cut.png"]["logit"] is None
+    for i in range(3):
+        image = read_image(tmp_path / f"{i}.png")
+        with torch.no_grad():
+            seen = detector.backbone(Crops(detector.backbone.preprocess, crops)(image)).mean(0)
+        read = torch.cat([seen / seen.norm(), torch.from_numpy(color.describe(image))])
+        state = detector.head.state_dict()
+        standard = ((read - state["mean"]) / state["deviation"]).clamp(-8, 8)
+        expected = (standard @ state["net.weight"][0] + state["net.bias"][0]) * state["scale"] + state["shift"]
+        assert rows[f"{i}.png"]["logit"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_fusion_is_refused_where_there_are_pixels_only(fusion, tmp_path) -> None:
+    detector = load_detector(fusion)
+    with pytest.raises(Refusal, match="also reads colour statistics of the whole image"):
+        detector(pixels())
+    with pytest.raises(Refusal, match="an ONNX file does not have: use `adapt predict`"):
+        export_onnx(detector, tmp_path / "d.onnx")
+    shutil.copytree(fusion, tmp_path / "other")
+    record = json.loads((fusion / "detector.json").read_text())
+    record["descriptor"]["version"] += 1
+    (tmp_path / "other" / "detector.json").write_text(json.dumps(record))
+    with pytest.raises(Refusal, match="reads other statistics than this version computes"):
+        load_detector(tmp_path / "other")
+    del record["descriptor"]
+    (tmp_path / "other" / "detector.json").write_text(json.dumps(record))
+    with pytest.raises(Refusal, match=r"head\.safetensors holds"):
+        load_detector(tmp_path / "other")
 
 
 def pixels() -> torch.Tensor:

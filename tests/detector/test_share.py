@@ -25,6 +25,8 @@ from adapt.evaluation.scores import Scores
 from adapt.models.adapters.lora import add_adapter
 from adapt.models.heads.linear import LinearHead
 from adapt.models.heads.probes import Probe
+from adapt.models.heads.tip_adapter import TipAdapter
+from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import load_backbone
 from adapt.pages.tables import headline
 
@@ -215,6 +217,22 @@ def test_heads_with_classes_export_too(tmp_path) -> None:
     backbone = load_backbone("tiny")
     head = moved(Probe(backbone.dim, ("real", "gan", "diffusion"), "mlp").requires_grad_(True))
     assert export_onnx(Detector(backbone, head), tmp_path / "d.onnx") < 1e-4
+
+
+@pytest.mark.parametrize("prior", ["text", "none"])
+def test_a_tip_adapter_exports_too(prior, tmp_path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    backbone, draw = load_backbone("tiny"), torch.Generator().manual_seed(1)
+    keys = TipAdapter(torch.randn(10, backbone.dim, generator=draw), [0, 1] * 5, list("abcdefghij"), alpha=50, beta=3)
+    texts = torch.randn(2, backbone.dim, generator=draw) if prior == "text" else None
+    detector = Detector(backbone, PriorHead(("real", "fake"), texts, cache=keys))
+    assert export_onnx(detector, tmp_path / "d.onnx") < 1e-4
+    batch = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = detector(batch).numpy()
+    np.testing.assert_allclose(exported(tmp_path / "d.onnx", batch.numpy()), expected, atol=1e-3)
+    assert expected.std() > 0.01
 
 
 def test_nothing_to_do_is_refused(folder) -> None:

@@ -11,8 +11,11 @@ import head_scaling
 import jpeg_matrix
 import linear_probe
 import numpy as np
+import onboard
 import pytest
+import refine
 import tip_adapter
+import understand
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
@@ -21,6 +24,7 @@ from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
+from adapt.evaluation.thresholds import pick_threshold
 from adapt.models.towers.backbones import Backbone
 
 VIEWS = ("none", "qf65")
@@ -208,11 +212,38 @@ def test_tip_adapter_over_shots(planted, cache, tmp_path, capsys) -> None:
         assert min(seen[method, "8", draw] for draw in "01") > 0.85
     assert "Mean over 2 draws" in (tmp_path / "tip" / "table.md").read_text()
     assert (tmp_path / "tip" / "figures" / "shots.png").is_file()
+    kept = best_of_validation(tmp_path / "tip", planted)
+    assert "method Tip-Adapter" in kept  # zero-shot and logistic are what it is compared with
+    deployed = json.loads((tmp_path / "tip" / "detector" / "detector.json").read_text())
+    assert deployed["head"]["type"] == "tip-adapter" and deployed["head"]["prior"] == "text"
     with pytest.raises(Refusal, match="texts are compared with layer proj"):
         tip_adapter.main(dataclasses.replace(config, output_dir=tmp_path / "no", layer="last"))
     families = dataclasses.replace(config, output_dir=tmp_path / "probe", layer="last", prior="probe", shots=(8,))
     tip_adapter.main(dataclasses.replace(families, classes="family", draws=1))
     assert "zero-shot" not in (tmp_path / "probe" / "table.md").read_text()
+    best_of_validation(tmp_path / "probe", planted)
+    rows = load_detector(tmp_path / "probe" / "detector").predict([planted.parent])
+    assert {row["family"] for row in rows if row["verdict"] == "fake"} - {None, "unknown"}
+    with pytest.raises(Refusal, match="is a Tip-Adapter, whose cache holds features of the tower"):
+        refine.main(refine.Config(init=tmp_path / "tip" / "detector", manifest=config.manifest,
+                                  output_dir=tmp_path / "refined", num_workers=0))  # fmt: skip
+    only = dataclasses.replace(families, output_dir=tmp_path / "only", methods=("logistic",), draws=1)
+    tip_adapter.main(only)
+    assert best_of_validation(tmp_path / "only", planted) == "method logistic, shots 8, draw 0"
+
+
+def best_of_validation(run: Path, manifest: Path) -> str:
+    """What the saved detector is; its logits on the image files are those of scores.parquet, where they are tested."""
+    scores, record = Scores.read(run / "scores.parquet"), json.loads((run / "provenance.json").read_text())
+    detector = load_detector(run / "detector")
+    assert detector.threshold == pick_threshold(scores)
+    found = {row["path"]: row for row in detector.predict([manifest])}
+    plain = scores.select(scores["view"] == "none")
+    logits = np.array([found[path]["logit"] for path in plain["path"]])
+    assert np.std(logits) > 0.01 and len(plain) > 50
+    np.testing.assert_allclose(logits, plain["logit"], rtol=2e-4, atol=2e-4)
+    assert "Measured" in (run / "detector" / "README.md").read_text()
+    return record["detector"]
 
 
 def test_colour_alone_the_backbone_alone_and_both(planted, cache, tmp_path) -> None:
@@ -233,6 +264,26 @@ def test_colour_alone_the_backbone_alone_and_both(planted, cache, tmp_path) -> N
     }
     assert seen["both", "qf65"] > 0.9 and seen["colour", "qf65"] > 0.9
     assert len({name for name, _ in seen}) == 5
+    fused = tmp_path / "fused"
+    views = {"train_views": ("none",), "test_views": ("none",)}
+    color_fusion.main(dataclasses.replace(config, output_dir=fused, features=("colour", "both"), **views))
+    assert best_of_validation(fused, planted) == "features both, trained on none"
+    detector, scores = load_detector(fused / "detector"), Scores.read(fused / "scores.parquet")
+    rows = Manifest.read(planted)
+    again = score(detector, rows, np.flatnonzero(rows["split"] != "train"), ("none", "qf40"), batch_size=10)
+    plain = again["view"] == "none"  # the evaluator's way to the same numbers
+    assert set(again["path"]) == set(scores["path"])
+    ours = dict(zip(again["path"][plain], again["logit"][plain], strict=True))
+    np.testing.assert_allclose([ours[path] for path in scores["path"]], scores["logit"], rtol=2e-4, atol=2e-4)
+    assert np.abs(again["logit"][plain] - again["logit"][~plain]).max() > 0.1  # statistics are of the view
+    wanted = {"detector": fused / "detector", "manifest": config.manifest, "output_dir": tmp_path / "no"}
+    with pytest.raises(Refusal, match="also reads colour statistics of the whole image"):
+        understand.main(understand.Config(**wanted, num_workers=0))
+    with pytest.raises(Refusal, match="also reads statistics of the whole image"):
+        onboard.main(onboard.Config(**wanted, generator="new", num_workers=0))
+    alone = dataclasses.replace(config, output_dir=tmp_path / "alone", features=("colour",))
+    color_fusion.main(alone)
+    assert not (tmp_path / "alone" / "detector").exists()
 
 
 def test_head_scaling_measures_every_head_alone(tmp_path) -> None:

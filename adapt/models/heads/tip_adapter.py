@@ -149,6 +149,15 @@ class TipAdapter(nn.Module):
         masks = [None] * len(chunks) if ids is None else ids.split(size)
         return torch.cat([self._votes(*pair, betas) for pair in zip(chunks, masks, strict=True)], dim=1)
 
+    def beside(self, prior: Tensor, features: Tensor) -> Tensor:
+        """Logits (n, c) of prior logits (n, c) and features (n, d) that nobody checked, as a detector meets them.
+
+        A row that is not finite gets logits that are not finite. `torch.export` can follow: no value decides a shape.
+        """
+        size = max(1, CHUNK // len(self.keys))
+        chunks = [features] if torch.compiler.is_exporting() else features.split(size)
+        return prior + self.alpha * torch.cat([self._votes(chunk, None, [self.beta])[0] for chunk in chunks])
+
     def _votes(self, features: Tensor, ids: Tensor | None, betas: Sequence[float | Tensor]) -> Tensor:
         nearness = self.unit(features) @ self.keys.T - 1  # (n, k), 0 where equal
         count = self.values.sum(0)
@@ -157,7 +166,7 @@ class TipAdapter(nn.Module):
             nearness = nearness.masked_fill(same, -torch.inf)  # affinity 0, gradient 0
             count = count - same.float() @ self.values
         votes = torch.stack([(beta * nearness).exp() @ self.values for beta in betas])
-        return votes / count.clamp(min=1) if self.mean else votes
+        return torch.where(self.mean, votes / count.clamp(min=1), votes)
 
 
 def text_prior(features: Tensor, prompts: Tensor, scale: float = 100.0) -> Tensor:
@@ -165,7 +174,7 @@ def text_prior(features: Tensor, prompts: Tensor, scale: float = 100.0) -> Tenso
 
     `scale` is the exponential of the model's own logit scale: 100 for OpenAI's CLIP, 14.3 where never trained.
     """
-    return scale * F.normalize(_matrix(features, "features"), dim=-1) @ F.normalize(prompts.float(), dim=-1).T
+    return scale * F.normalize(features.float(), dim=-1) @ F.normalize(prompts.float(), dim=-1).T
 
 
 def probe_prior(logit: Tensor, classes: int = 2) -> Tensor:
