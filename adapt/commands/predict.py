@@ -3,19 +3,28 @@
     adapt predict --detector results/lora/detector --input photos/ --output predictions.csv
     accelerate launch -m adapt predict --detector results/lora/detector --input list.csv shard.tar --output x.parquet
     adapt predict ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
-    adapt predict ... --detector A B C --crops native    (mean of three, each on tiles of the own pixels)
+    adapt predict ... --detector A B C --crops native    (three detectors as one, each on tiles of native pixels)
 
-One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
-says of format, size and JPEG compression, logit, calibrated p_fake, verdict, and for heads with classes the most
-probable one of what was called fake, or `unknown`. Verdicts are by the detector's one frozen threshold, or by what you
-state: --error_rate 0.05 says `unsure` rather than err more often, --max_false_positive_rate 0.01 keeps false alarms
-rare, --thresholds quality goes by the JPEG quality of each file. A localiser (recipes/localize.py) adds extent, tool
-and the share of the area that was changed, and with --maps FOLDER a picture of each image that shows where. Beside the
-table stands a page, OUTPUT with suffix .html: counts, the most and the least certain images, what could not be read.
-Finished rows are kept whatever happens (OUTPUT.parts): the same command continues. However the work is cut, shuffled
-or interrupted, table and page have the same bytes, on the same machine, threads and versions. Time: 64 images (512 x
-384) a second with `tiny` on two cores that others used, too; --crops 5 and native cost as many encoder passes a file
-as a line at the end says.
+Writes one row per input, in the order of the bytes of the paths: status (`ok`, or why there is no verdict), what the
+header says about format, size and JPEG compression, logit, calibrated p_fake, and the verdict. For a head with classes
+it adds the most probable class of what was called fake, or `unknown`. Beside the table stands a page, OUTPUT with
+suffix .html: counts, the most and the least certain images, what could not be read.
+
+Verdicts follow the detector's one frozen threshold, or what you state: --error_rate 0.05 says `unsure` rather than err
+more often, --max_false_positive_rate 0.01 keeps false alarms rare, --thresholds quality follows the JPEG quality of
+each file. A localiser (recipes/localize.py) adds extent, tool and the share of the area that was changed; with --maps
+FOLDER it writes a picture of each image in which the changed area is tinted and outlined.
+
+Several detectors judge as one. Their score is the mean of their calibrated logits, the log odds of p_fake; the
+threshold is the mean of their calibrated thresholds. A detector without calibration adds its logit minus its
+threshold. Each has its own backbone and preprocessing, and an image is decoded once. A family is named if all heads
+have the same classes.
+
+Finished rows are kept in OUTPUT.parts, so the same command continues after Ctrl-C or a kill. It refuses to continue if
+a file came, went or changed, or if the detector is another one: name another output, or delete that folder. The table
+and the page have the same bytes however the work was shared or interrupted, on the same machine, threads and versions.
+Time: 64 images (512 x 384) per second with `tiny` on two cores that others used, too. With --crops 5 or native a line
+at the end says how many encoder passes a file took.
 """
 
 import sys
