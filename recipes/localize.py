@@ -1,4 +1,4 @@
-"""Where was an image changed, and by what? A map for images of which only a part is generated or edited.
+"""Where was an image changed, and by what? A map of the part that was generated or edited.
 
     python recipes/localize.py                                   # embedded world, frozen tiny
     adapt composites --manifest data.csv --output data/composites.csv
@@ -28,19 +28,19 @@ class Config(Views, Steps, Intervals):
     manifest: tuple[str, ...] = ("embedded", "embedded-composites")  # tables of images, some with masks; [@SEED]
     output_dir: Path = Path("results/runs/localize")  # run directory; continues the run that it holds
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "block1"  # whose patch tokens: blockK, last; joined by +. Early ones keep fine traces
-    tune: Literal["frozen", "lora", "norm"] = "frozen"  # of the tower beneath the head
+    layer: str = "block1"  # layer of the patch tokens: blockK, last; joined by +. Early blocks keep fine traces
+    tune: Literal["frozen", "lora", "norm"] = "frozen"  # how the tower under the head is trained
     tools: Literal["family", "generator"] = "family"  # what fakes are attributed to; ordinary edits have their names
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
-    rank: int = 8  # of each update; alpha is the same
+    rank: int = 8  # rank of each update; alpha is the same
     hidden: int = 48  # channels of the head
-    residual: int = 16  # channels of its second stream, noise residuals of the pixels; 0: patch tokens alone
+    residual: int = 16  # channels of the second stream, noise residuals; 0: patch tokens alone
     crop: int | None = None  # side of a training crop, native px; None: one tile
-    members: int = 6  # images that a group shows in an epoch, untouched, generated and edited ones in turn
-    decisions: float = 0.2  # weight of the losses over the image (extent, tool) beside that over the cells
-    val_views: tuple[str, ...] = ("qf90",)  # that select the epoch; thresholds come from all test views
+    members: int = 6  # images per group and epoch: untouched, generated and edited ones in turn
+    decisions: float = 0.2  # weight of the losses over the whole image (extent, tool)
+    val_views: tuple[str, ...] = ("qf90",)  # views that select the epoch; thresholds come from all test views
     groups: int = 4  # groups per optimizer step, over all processes
-    head_learning_rate: float = 2e-3  # of the head
+    head_learning_rate: float = 2e-3  # step size for the head
 
     def __post_init__(self) -> None:
         at_least(1, self, "rank", "hidden", "members", "epochs", "groups", "gradient_accumulation_steps", "resamples")

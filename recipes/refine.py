@@ -1,4 +1,4 @@
-"""Going on: mend what a detector is weak at, or teach it a new generator from few images.
+"""Train a saved detector further: mend its weakest cells, or teach it a new generator from few images.
 
     accelerate launch recipes/refine.py --init results/lora/detector --focus holes --manifest data.csv \\
         --output_dir results/lora-mended
@@ -24,7 +24,7 @@ from adapt.flags import Aim, Intervals, Rows, Tower, Views
 @dataclass(frozen=True)
 class Config(Rows, Tower, Views, Aim, Intervals):
     output_dir: Path = Path("results/runs/refine")  # run directory; continues the run that it holds
-    init: Path | None = None  # a saved detector to go on from: its base, layer, precision, adapter and head
+    init: Path | None = None  # a saved detector to continue from, with its base, layer, adapter and head
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
 
     def __post_init__(self) -> None:

@@ -74,15 +74,15 @@ CONFIGURATIONS = (  # name, targets, recipe, its flags, encoder, the same method
 
 @dataclass(frozen=True)
 class Config(Intervals):
-    list: bool = False  # show the published figures and leave
-    only: tuple[str, ...] = ()  # targets, by name or pattern, as 'cozzolino-svm-*'
+    list: bool = False  # show the published figures and stop
+    only: tuple[str, ...] = ()  # targets, by name or pattern, such as 'cozzolino-svm-*'
     manifest: tuple[str, ...] = ()  # other tables of images; none: those that `adapt prepare` makes of the sets
     backbone: str | None = None  # another encoder; None: the published one
-    configuration: str | None = None  # another of CONFIGURATIONS than the one that is meant, as norm
-    output_dir: Path = Path("results/runs/reproduce")  # a folder in it for each run
+    configuration: str | None = None  # another configuration than the published one, such as norm
+    output_dir: Path = Path("results/runs/reproduce")  # holds one folder per run
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # processes of each run
+    processes: int = 1  # training processes per run
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples", "processes")

@@ -24,12 +24,12 @@ class Config:
     manifest: tuple[str, ...]  # tables of images with whole groups; embedded[@SEED] is built in
     output: Path = Path("composites.csv")  # manifest to write, .csv or .parquet; its images go beside it
     parts: int = 1  # composites of each fake
-    edits: tuple[str, ...] = ("copy-move", "splice", "local-blur", "local-brightness")  # one of each for a group
+    edits: tuple[str, ...] = ("copy-move", "splice", "local-blur", "local-brightness")  # one of each per group
     low: float = 0.01  # smallest share of the area that is changed
-    high: float = 0.6  # largest
+    high: float = 0.6  # largest share of the area that is changed
     soft: float = 0.5  # share of the regions that are to have soft edges
-    processes: int = 1  # that share the work
-    seed: int = 0  # of all choices
+    processes: int = 1  # processes that share the work
+    seed: int = 0  # seed of all choices
 
     def __post_init__(self) -> None:
         at_least(1, self, "processes")

@@ -43,18 +43,18 @@ RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "
 
 @dataclass(frozen=True)
 class Config(Shards):
-    detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several: their mean
+    detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several judge as one
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
     crops: Literal["1", "5", "native"] = "1"  # 5: corners and centre; native: tiles of the image's own pixels
-    gallery: int = 24  # images that OUTPUT.html shows from either end of a verdict; 0: no page
-    maps: Path | None = None  # folder for a picture of each image that shows where; of a localiser
-    backbone: str | None = None  # the detectors' base weights at another place
-    error_rate: float | None = None  # of photographs and of fakes; rather than err more often: `unsure`. None: never
-    max_false_positive_rate: float | None = None  # share of photographs that may be called fake
-    thresholds: Literal["global", "quality"] = "global"  # one, or that of the JPEG quality nearest to the file's
+    gallery: int = 24  # images at each end of each verdict in OUTPUT.html; 0: no page
+    maps: Path | None = None  # folder for pictures of what was changed; needs a localiser
+    backbone: str | None = None  # another place of the detectors' base weights
+    error_rate: float | None = None  # largest share of errors among photographs and among fakes; the rest is `unsure`
+    max_false_positive_rate: float | None = None  # largest share of photographs called fake
+    thresholds: Literal["global", "quality"] = "global"  # quality: that of the JPEG quality nearest to the file's
     calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
-    known_recall: float = 0.95  # share of fakes of trained families that keep theirs; the rest is `unknown`; 1: all
+    known_recall: float = 0.95  # share of fakes of trained families that keep their family; others become `unknown`
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""At which JPEG qualities is a sample? How many files of which quality, subsampling, tables and format.
+"""Count the JPEG qualities of a sample: files per quality, subsampling, tables and format.
 
     adapt quality --input photos/ --output_dir results/runs/quality
     python recipes/lora.py --train_views like:photos/ ...          (train under the views that stand for the sample)
