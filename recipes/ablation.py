@@ -5,11 +5,22 @@
         --learning_rate 1e-4 --train_on none none,qf90,qf65,qf40 --processes 4 --output_dir results/ablation-l14
 
 Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
-output folder, and makes one page of all that are finished: report.html, table.md, ablation.csv (every number),
-ablation.tex, generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache.
-Started again it continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n`
-shares the runs with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3
-seeds, about 50 minutes on 2 cores.
+output folder, and makes one page of all that are finished. Features are encoded once and shared through their cache.
+
+    table.md, ablation.tex   a row per method, best in bold where a paired test separates it from all others; the price
+                             of a frozen threshold, every generator, controls (permuted labels, metadata only). LaTeX
+                             needs booktabs and graphicx; wide or long tables come in parts
+    report.html              one file for a browser, without network: those tables, sorted by a click on a header; AUC
+                             against quality with bands, methods x generators, cost against accuracy, reliability, what
+                             is called fake at the frozen threshold, confusion of families, the worst mistakes of the
+                             best three methods as pictures with their scores; what failed or does not apply, and why;
+                             command, date, revision and hardware of every run
+    ablation.csv             every number; all of the above is made from it
+    generators.csv, figures/, tensorboard/
+
+Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
+`--shard i --num_shards n` shares the runs with other machines. A further method is one line. Without flags: the
+embedded world and tiny CLIP, 3 seeds, about 50 minutes on 2 cores.
 """
 
 import sys

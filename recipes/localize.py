@@ -5,12 +5,22 @@
     accelerate launch recipes/localize.py --manifest data.csv data/composites.csv --tune lora --learning_rate 1e-4 \\
         --layer block6+block12+block24 --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/map-l14
 
-Trains a head on the patch tokens of native tiles and, beside them, noise residuals of their pixels, stitched to a map
-of the whole image, on rows with a `mask` beside whole photographs and whole fakes. From the map, pooled, follow three
-extents (real, generated, part) and the tool (family of generators, or ordinary edit). Epoch, thresholds of image and
-map come from validation rows. The page has pixel AUC, F1 and IoU by size of region, tool and view, the area called
-changed where nothing was, and all that any detector's page has, where `part:NAME` are the composites of a generator.
-Time without flags: under 5 minutes on 2 cores. Results to expect: results/README.md.
+Trains a head on rows with a `mask` beside whole photographs and whole fakes. The head sees the patch tokens of native
+tiles and noise residuals of their pixels: what a 3 x 3 mean does not explain, through two convolutions
+(--residual 0 leaves them out). Tiles are stitched: convolutions run across their borders, and the mean over the whole
+image tells each place what the rest looks like. The pooled map decides over the image: its extent (real, generated,
+part) and its tool (family of generators, or ordinary edit). Epoch and thresholds come from validation rows.
+
+The page has pixel AUC (mean over images, and over the pixels of all), F1 and IoU at the one frozen threshold, by size
+of region, generator, edit and view; the area called changed in untouched, processed and generated images; confusions
+of extents and tools; all with intervals over groups. It also has all that any detector's page has, where `part:NAME`
+are the composites of a generator. The pixels of an image count by a histogram of 256 bins, and the page says how far
+an AUC can be off by that; maps.safetensors keeps the histograms. TensorBoard shows maps beside masks.
+
+detector/ has the format of every detector, with the threshold of the map in its head. `adapt predict --maps` writes
+the maps as pictures; adapt.detector.localizer.load_localizer(FOLDER) loads it. It looks at whole images, alone, and
+takes bounded memory: above 2^20 cells a map gets coarser. Time without flags: under 5 minutes on 2 cores. Results to
+expect: results/README.md.
 """
 
 from dataclasses import dataclass

@@ -4,12 +4,19 @@
     python recipes/reproduce.py 'clipping-linear-10k-gan-*'
     python recipes/reproduce.py cozzolino-svm-n1k-auc --manifest mine.csv --backbone tiny --output_dir results/try
 
-The first word (or --only, which takes several) is a target's name or a pattern. Each run trains and tests on the
-published sets, with the published encoder, and leaves table.md, reproduce.csv and provenance.json in a folder of
-its own. What is missing is named, with where to get it and the command of `adapt prepare` that makes its
-manifest, and the status is 2. Other data or another encoder, and methods that no recipe has, are marked as such: they
-get no verdict. Started again it continues. Time: that of the recipe on your data; a probe with tiny on the embedded
-world about a minute. Expected: unknown, none of these figures has been run for yet.
+The first word (or --only, which takes several) is the name of a target or a pattern. adapt/evaluation/targets.csv has
+the targets: paper, method, encoder, training and test set, view, metric, value with the digits of its source, and how
+it was read. Each run trains and tests on the published sets, with the published encoder, and leaves table.md,
+reproduce.csv and provenance.json in a folder of its own.
+
+The verdict is `match` if the figure lies in our 95 % interval, widened by its rounding, else `miss` with the
+difference. With --manifest or --backbone a run is marked *not the published setting*; a method that no recipe has
+(FatFormer, B-Free) is run as its nearest one, *comparable, not the same method*. Both get no verdict.
+
+What is missing is named, with where to get it (repository of the hub, Zenodo record) and the command of `adapt
+prepare` that makes its manifest, and the status is 2. Started again it continues. Time: that of the recipe on your
+data; a probe with tiny on the embedded world about a minute. Expected: unknown, none of these figures has been run for
+yet.
 """
 
 import sys
