@@ -30,6 +30,19 @@ def commands(page: Path) -> list[list[str]]:
     return found
 
 
+def inline_commands(page: Path) -> list[list[str]]:
+    """The words of each command in backticks, as `adapt audit` or `lora.py --targets norm`.
+
+    Names in capitals stand for a command, a source or a recipe.
+    """
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = [shlex.split(code) for code in re.findall(r"`([^`\n]+)`", text) if "\\" not in code]
+    recipes = {f"{name}.py": f"recipes/{name}.py" for name in program.recipes()}
+    found = [["python", recipes[words[0]], *words[1:]] if words[0] in recipes else words for words in found]
+    found = [words for words in found if len(words) > 1 and words[0] in ("adapt", "python", "./launch.sh")]
+    return [words for words in found if not any(word.isupper() and word.isalpha() for word in words[1:3])]
+
+
 def of(words: list[str]) -> tuple[type | None, list[str]]:
     """The Config that a command line is parsed by, and its flags; None for one that has no flags of ours."""
     names = [(i, word) for i, word in enumerate(words) if word.startswith("recipes/") and word.endswith(".py")]
@@ -57,7 +70,7 @@ def of(words: list[str]) -> tuple[type | None, list[str]]:
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_their_flags_exist(page) -> None:
-    for words in commands(page):
+    for words in commands(page) + inline_commands(page):
         config, flags = of(words)
         if config is not None:
             known = {field.name for field in dataclasses.fields(config)} | {"config", "help"}
@@ -68,6 +81,7 @@ def test_commands_and_their_flags_exist(page) -> None:
 
 def test_commands_are_found_at_all() -> None:
     assert sum(len(commands(page)) for page in READMES) > 25
+    assert sum(len(inline_commands(page)) for page in READMES) > 25
     assert of(["accelerate", "launch", "-m", "adapt", "extract", "--views", "none"])[1] == ["--views", "none"]
 
 
