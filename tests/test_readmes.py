@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adapt import __main__ as program
 from adapt.sweeps.planned_runs import config_class
@@ -149,3 +150,13 @@ def test_numbers_of_the_readme_are_those_of_their_own_rows() -> None:
     assert len(shown) == 3 and all(value in row_of("ablation/photographs", "lora") for value in shown)
     example = len(re.findall(number, text.partition("## How to read the table")[2].partition("\n## ")[0]))
     assert checked + len(shown) + example == len(re.findall(number, text))
+
+
+def test_the_citation_is_that_of_the_citation_file_and_the_package() -> None:
+    from adapt import __version__
+
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (entry,) = re.findall(r"^```bibtex\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.DOTALL)
+    found = dict(re.findall(r"^ +(\w+) = \{+(.*?)\}+,?$", entry, re.MULTILINE))
+    assert found == {"author": cff["authors"][0]["name"], **{key: cff[key] for key in ("title", "version", "license")}}
+    assert found["version"] == __version__

@@ -117,7 +117,7 @@ def main(cfg: Config) -> None:
                 sys.exit(130)
             progress.close()
             rate = files / (time.monotonic() - start)
-            processes.say(f"{spent / files:.2f} encoder passes a file, {rate:.1f} files/s in this process")
+            processes.say(f"{spent / files:.2f} encoder passes per file, {rate:.1f} files/s in this process")
         processes.accelerator.wait_for_everyone()  # all journals of this launch are complete
     if processes.main:
         rows_of = kept(parts, what)
