@@ -39,9 +39,9 @@ class Views:
 class Cached:
     """How features of a frozen encoder are made and kept."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder's weights
     encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; packed: towers/packed.py
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what `adapt extract` has not
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
@@ -53,12 +53,12 @@ class Steps:
     epochs: int = 5  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step; lora.py takes more where memory is short
-    learning_rate: float = 4e-3  # of the adapters; 1e-4 suits CLIP ViT-L/14
-    head_learning_rate: float = 4e-3  # of the linear head
-    weight_decay: float = 1e-2  # AdamW
+    learning_rate: float = 4e-3  # step size for the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # step size for the linear head
+    weight_decay: float = 1e-2  # AdamW's decay of the trained weights
     warmup: float = 0.05  # share of the steps with a rising rate; a cosine follows
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are fp32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are always fp32
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
 
@@ -69,12 +69,12 @@ class Update:
 
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
     update: Literal["lora", "svd"] = "lora"  # svd: each weight's last `rank` singular directions (Effort: rank 1)
-    rank: int = 8  # of each update
-    alpha: float = 8  # a LoRA's update is alpha / rank * B A
-    dropout: float = 0.0  # on the adapters' input
+    rank: int = 8  # rank of each update
+    alpha: float = 8  # scale: the update of a LoRA is alpha / rank * B A
+    dropout: float = 0.0  # share of the adapters' inputs that are set to 0 in training
     last_blocks: int | None = None  # adapt the last k blocks only
-    cache_prefix: bool = False  # keep the tokens below those blocks on disk: central crops, one entry per image, view
-    checkpoint_activations: bool = False  # less memory for more time: blocks run again in the backward pass
+    cache_prefix: bool = False  # keep the tokens below those blocks on disk; trains on central crops
+    checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +91,11 @@ class Tower(Encoder, Update, Steps):
 class Aim:
     """What further training shows more often."""
 
-    focus: Literal["holes"] | None = None  # show the cells more often in which the --init detector is weakest
-    holes: int = 4  # how many (generator, view) cells those are
-    onboard: str | None = None  # a generator without training rows to learn
-    shots: int | None = None  # from how many of its groups; 0: the control, trained as long on the same test rows
-    focus_share: float = 0.5  # of the groups of an epoch, which show a hole or the new generator
+    focus: Literal["holes"] | None = None  # holes: show more often what the --init detector is weakest at
+    holes: int = 4  # how many (generator, view) cells count as its holes
+    onboard: str | None = None  # a new generator to learn; it must have test rows only
+    shots: int | None = None  # number of its groups to learn from; 0: the control, same steps and test rows
+    focus_share: float = 0.5  # share of an epoch's groups that show a hole or the new generator
 
     def __post_init__(self) -> None:
         if not 0 < self.focus_share < 1:
@@ -109,7 +109,7 @@ class Intervals:
     """What stands behind every interval."""
 
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    seed: int = 0  # of every draw: views, weights that are trained, the bootstrap
+    seed: int = 0  # seed of every random draw: views, initial weights, bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,22 @@
         --learning_rate 1e-4 --train_on none none,qf90,qf65,qf40 --processes 4 --output_dir results/ablation-l14
 
 Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
-output folder, and makes one page of all that are finished: report.html, table.md, ablation.csv (every number),
-ablation.tex, generators.csv, figures/, tensorboard/. Features are encoded once and shared through their cache.
-Started again it continues: finished runs stay, a failed one is named and the rest goes on. `--shard i --num_shards n`
-shares the runs with other machines. A further method is one line. Without flags: the embedded world and tiny CLIP, 3
-seeds, about 50 minutes on 2 cores.
+output folder, and makes one page of all that are finished. Features are encoded once and shared through their cache.
+
+    table.md, ablation.tex   a row per method, best in bold where a paired test separates it from all others; the price
+                             of a frozen threshold, every generator, controls (permuted labels, metadata only). LaTeX
+                             needs booktabs and graphicx; wide or long tables come in parts
+    report.html              one file for a browser, without network: those tables, sorted by a click on a header; AUC
+                             against quality with bands, methods x generators, cost against accuracy, reliability, what
+                             is called fake at the frozen threshold, confusion of families, the worst mistakes of the
+                             best three methods as pictures with their scores; what failed or does not apply, and why;
+                             command, date, revision and hardware of every run
+    ablation.csv             every number; all of the above is made from it
+    generators.csv, figures/, tensorboard/
+
+Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
+`--shard i --num_shards n` shares the runs with other machines. A further method is one line. Without flags: the
+embedded world and tiny CLIP, 3 seeds, about 50 minutes on 2 cores.
 """
 
 import sys
@@ -22,7 +33,7 @@ from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Encoder, Rows, Shards
 
-SHOTS = {"shots": (512,), "draws": 1}  # images a class
+SHOTS = {"shots": (512,), "draws": 1}  # images per class
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
 METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
     ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.5),
@@ -55,17 +66,17 @@ class Config(Rows, Encoder, Shards):
     output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
     train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    seeds: tuple[int, ...] = (0, 1, 2)
-    learning_rate: float | None = None  # of adapters; None: as lora.py and pair.py have it; 1e-4 suits CLIP ViT-L/14
-    epochs: int | None = None  # of lora.py and pair.py; None: as they have it
-    groups: int | None = None  # per optimizer step of them; None: as they have it
+    seeds: tuple[int, ...] = (0, 1, 2)  # each method runs with each of them
+    learning_rate: float | None = None  # step size for adapters; None: the recipes' own; 1e-4 suits CLIP ViT-L/14
+    epochs: int | None = None  # of lora.py and pair.py; None: their own
+    groups: int | None = None  # groups per optimizer step of lora.py and pair.py; None: their own
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # processes of each run
-    only: tuple[str, ...] = ()  # run these only: patterns of names, as 'probe-*' or '*-seed0'
-    pictures: bool = True  # of the worst mistakes, in report.html; off for photographs that are not yours to pass on
+    processes: int = 1  # training processes per run
+    only: tuple[str, ...] = ()  # run only these: patterns of names, such as 'probe-*' or '*-seed0'
+    pictures: bool = True  # show the worst mistakes in report.html; off: for photographs that are not yours to share
     dry_run: bool = False  # print the plan and leave
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ ablation: `describe_fragile`, what JPEG does to colour at 1 and 2 px."""
 @dataclass(frozen=True)
 class Config(Rows, Intervals):
     views: tuple[str, ...] = ("qf90", "qf65", "qf40")  # compared with the image as it is
-    start: str = "none"  # view under which an image "is"; the others follow it
+    start: str = "none"  # view applied first; the others follow it and are compared with it
     output_dir: Path = Path("results/runs/color-stability")
 
     def __post_init__(self) -> None:

@@ -45,15 +45,15 @@ class Config(Rows, Encoder, Views, Shards):
         "lora-all-8-last2",
     )
     learning_rates: tuple[float, ...] = (4e-3, 2e-2)  # validation chooses one for each configuration
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)  # each configuration runs with each of them
     epochs: int = 5  # passes over the training groups
     groups: int = 8  # groups per optimizer step, over all processes
-    head_learning_rate: float = 4e-3  # of the linear head
+    head_learning_rate: float = 4e-3  # step size for the linear head
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # training processes of each run
-    only: tuple[str, ...] = ()  # run these only: patterns of names, as lora-*
+    processes: int = 1  # training processes per run
+    only: tuple[str, ...] = ()  # run only these: patterns of names, such as lora-*
     dry_run: bool = False  # print the plan and leave
 
     def __post_init__(self) -> None:

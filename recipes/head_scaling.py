@@ -4,8 +4,8 @@
 
 Writes a cache of synthetic features (Gaussian classes whose best linear AUC is about 0.83), fits each head through the
 same code as the recipes (penalty or epoch picked on validation rows), each in a process of its own, and reports
-seconds, peak memory and test AUC; with one view in the cache and with four. Tip-Adapter-F has 500 keys a class. Takes
-about 20 minutes on one busy core; Tip-Adapter-F at 100,000 rows is most of it. To expect: results/README.md.
+seconds, peak memory and test AUC; with one view in the cache and with four. Tip-Adapter-F has 500 keys per class.
+Time: about 20 minutes on one busy core; Tip-Adapter-F at 100,000 rows is most of it. To expect: results/README.md.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from adapt.cli import run as run_recipe
 @dataclass(frozen=True)
 class Config:
     output_dir: Path = Path("results/runs/head_scaling")  # run directory
-    rows: tuple[int, ...] = (10_000, 50_000, 100_000)  # training images; a tenth of that validates, another tests
+    rows: tuple[int, ...] = (10_000, 50_000, 100_000)  # training images; a tenth as many validate, and a tenth test
     heads: tuple[str, ...] = ("logistic", "svm", "mlp", "tip-adapter-f")
-    dim: int = 768  # of the features
-    views: tuple[int, ...] = (1, 4)  # in the cache; a head draws one for each group
+    dim: int = 768  # numbers per feature
+    views: tuple[int, ...] = (1, 4)  # numbers of views in the cache; a head draws one per group
     seed: int = 0
 
     def __post_init__(self) -> None:

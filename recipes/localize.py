@@ -1,16 +1,26 @@
-"""Where was an image changed, and by what? A map for images of which only a part is generated or edited.
+"""Where was an image changed, and by what? A map of the part that was generated or edited.
 
     python recipes/localize.py                                   # embedded world, frozen tiny
     adapt composites --manifest data.csv --output data/composites.csv
     accelerate launch recipes/localize.py --manifest data.csv data/composites.csv --tune lora --learning_rate 1e-4 \\
         --layer block6+block12+block24 --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/map-l14
 
-Trains a head on the patch tokens of native tiles and, beside them, noise residuals of their pixels, stitched to a map
-of the whole image, on rows with a `mask` beside whole photographs and whole fakes. From the map, pooled, follow three
-extents (real, generated, part) and the tool (family of generators, or ordinary edit). Epoch, thresholds of image and
-map come from validation rows. The page has pixel AUC, F1 and IoU by size of region, tool and view, the area called
-changed where nothing was, and all that any detector's page has, where `part:NAME` are the composites of a generator.
-Time without flags: under 5 minutes on 2 cores. Results to expect: results/README.md.
+Trains a head on rows with a `mask` beside whole photographs and whole fakes. The head sees the patch tokens of native
+tiles and noise residuals of their pixels: what a 3 x 3 mean does not explain, through two convolutions
+(--residual 0 leaves them out). Tiles are stitched: convolutions run across their borders, and the mean over the whole
+image tells each place what the rest looks like. The pooled map decides over the image: its extent (real, generated,
+part) and its tool (family of generators, or ordinary edit). Epoch and thresholds come from validation rows.
+
+The page has pixel AUC (mean over images, and over the pixels of all), F1 and IoU at the one frozen threshold, by size
+of region, generator, edit and view; the area called changed in untouched, processed and generated images; confusions
+of extents and tools; all with intervals over groups. It also has all that any detector's page has, where `part:NAME`
+are the composites of a generator. The pixels of an image count by a histogram of 256 bins, and the page says how far
+an AUC can be off by that; maps.safetensors keeps the histograms. TensorBoard shows maps beside masks.
+
+detector/ has the format of every detector, with the threshold of the map in its head. `adapt predict --maps` writes
+the maps as pictures; adapt.detector.localizer.load_localizer(FOLDER) loads it. It looks at whole images, alone, and
+takes bounded memory: above 2^20 cells a map gets coarser. Time without flags: under 5 minutes on 2 cores. Results to
+expect: results/README.md.
 """
 
 from dataclasses import dataclass
@@ -28,19 +38,19 @@ class Config(Views, Steps, Intervals):
     manifest: tuple[str, ...] = ("embedded", "embedded-composites")  # tables of images, some with masks; [@SEED]
     output_dir: Path = Path("results/runs/localize")  # run directory; continues the run that it holds
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layer: str = "block1"  # whose patch tokens: blockK, last; joined by +. Early ones keep fine traces
-    tune: Literal["frozen", "lora", "norm"] = "frozen"  # of the tower beneath the head
+    layer: str = "block1"  # layer of the patch tokens: blockK, last; joined by +. Early blocks keep fine traces
+    tune: Literal["frozen", "lora", "norm"] = "frozen"  # how the tower under the head is trained
     tools: Literal["family", "generator"] = "family"  # what fakes are attributed to; ordinary edits have their names
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
-    rank: int = 8  # of each update; alpha is the same
+    rank: int = 8  # rank of each update; alpha is the same
     hidden: int = 48  # channels of the head
-    residual: int = 16  # channels of its second stream, noise residuals of the pixels; 0: patch tokens alone
+    residual: int = 16  # channels of the second stream, noise residuals; 0: patch tokens alone
     crop: int | None = None  # side of a training crop, native px; None: one tile
-    members: int = 6  # images that a group shows in an epoch, untouched, generated and edited ones in turn
-    decisions: float = 0.2  # weight of the losses over the image (extent, tool) beside that over the cells
-    val_views: tuple[str, ...] = ("qf90",)  # that select the epoch; thresholds come from all test views
+    members: int = 6  # images per group and epoch: untouched, generated and edited ones in turn
+    decisions: float = 0.2  # weight of the losses over the whole image (extent, tool)
+    val_views: tuple[str, ...] = ("qf90",)  # views that select the epoch; thresholds come from all test views
     groups: int = 4  # groups per optimizer step, over all processes
-    head_learning_rate: float = 2e-3  # of the head
+    head_learning_rate: float = 2e-3  # step size for the head
 
     def __post_init__(self) -> None:
         at_least(1, self, "rank", "hidden", "members", "epochs", "groups", "gradient_accumulation_steps", "resamples")

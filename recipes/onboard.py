@@ -8,7 +8,7 @@ that goes on from the detector, and on cached features of the detector's own tow
 (2207.09519) with the detector's logit as its prior, and Tip-Adapter-F. At most half of the generator's test groups
 form a pool that leaves the test split, the same for every K and draw, so that all numbers are of the same test rows;
 nothing is chosen on them. Each LoRA is a run of recipes/refine.py of its own under the output folder, continued if it
-was stopped; `--methods probe tip tip-f` needs seconds a fit, and encodes the images once.
+was stopped; `--methods probe tip tip-f` needs seconds per fit, and encodes the images once.
 """
 
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ PASSED_ON = (
 @dataclass(frozen=True, kw_only=True)
 class Config(Rows, Views):
     detector: Path  # folder of a saved detector
-    generator: str  # the new one: test rows only
+    generator: str  # the new generator; it must have test rows only
     output_dir: Path = Path("results/runs/onboard")  # run directory, and the folder of the LoRA runs
     shots: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # groups of the new generator; at most 64 and half of what it has
-    seeds: tuple[int, ...] = (0, 1, 2)  # draws of the shots, and of training
+    seeds: tuple[int, ...] = (0, 1, 2)  # seeds of the drawn shots and of training
     methods: tuple[Literal["probe", "tip", "tip-f", "lora"], ...] = ("probe", "tip", "tip-f", "lora")
-    epochs: int = 5  # of LoRA
-    groups: int = 8  # of LoRA: groups per optimizer step
-    learning_rate: float = 4e-3  # of LoRA: of the adapters; 1e-4 suits CLIP ViT-L/14
-    head_learning_rate: float = 4e-3  # of LoRA: of the head
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
-    cached_only: bool = False  # refuse to encode what lies in no cache
+    epochs: int = 5  # LoRA: passes over the training groups
+    groups: int = 8  # LoRA: groups per optimizer step
+    learning_rate: float = 4e-3  # LoRA: step size for the adapters; 1e-4 suits CLIP ViT-L/14
+    head_learning_rate: float = 4e-3  # LoRA: step size for the head
+    cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
+    cached_only: bool = False  # refuse to encode what is not in the cache
     resamples: int = 200  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # training processes of each LoRA
+    processes: int = 1  # training processes per LoRA run
 
     def __post_init__(self) -> None:
         at_least(1, self, "shots", "epochs", "groups", "resamples", "processes")

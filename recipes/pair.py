@@ -6,9 +6,9 @@
 
 Three arms see the same images in the same number of steps: `matched`, whole groups (one real + its fakes, one crop and
 one JPEG draw for all of them) under losses within the group; `random`, the same losses, but every fake stands beside
-another scene's photograph; `unpaired`, single images, which such losses cannot see. One arm and one seed are one run,
+another scene's photograph; `unpaired`, single images, which such losses cannot see. One arm with one seed is one run,
 with the page of every run; several are run one after the other, compared, and continued where they stopped. Time on
-the embedded world, 2 cores: head 3 minutes for all nine runs, lora 3 minutes a run.
+the embedded world, 2 cores: head 3 to 4 minutes for all nine runs, lora 3 minutes per run.
 """
 
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ from adapt.flags import Encoder, Rows, Steps, Views
 
 @dataclass(frozen=True)
 class Config(Rows, Encoder, Views, Steps):
-    output_dir: Path = Path("results/runs/pair")  # one folder a run; continues the runs that it holds
+    output_dir: Path = Path("results/runs/pair")  # holds one folder per run, and continues those runs
     arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
-    seeds: tuple[int, ...] = (0, 1, 2)  # of adapters, draws and random partners; each arm runs with each
-    tune: Literal["head", "lora", "norm"] = "head"  # head: on cached features
+    seeds: tuple[int, ...] = (0, 1, 2)  # seeds of adapters, draws and random partners; each arm runs with each
+    tune: Literal["head", "lora", "norm"] = "head"  # what is trained; head: only the head, on cached features
     ranking: float = 1.0  # weight of the ranking of the real below each of its fakes
     softmax: float = 0.0  # weight of the softmax over the group
     contrastive: float = 0.0  # weight of the supervised contrastive loss on features; not with --tune head
-    temperature: float = 0.07  # of the contrastive loss
-    consistency: float = 0.0  # weight of the agreement between two views of an image; doubles the images of a step
+    temperature: float = 0.07  # temperature of the contrastive loss
+    consistency: float = 0.0  # weight of the agreement between two views per image; doubles the work
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
-    rank: int = 8  # of each update; alpha is the same
+    rank: int = 8  # rank of each update; alpha is the same
     last_blocks: int | None = None  # adapt the last k blocks only
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
 

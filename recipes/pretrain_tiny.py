@@ -24,16 +24,16 @@ from adapt.cli import run
 @dataclass(frozen=True)
 class Config:
     out: Path = Path("results/runs/tiny")  # folder for configuration, vocabulary and weights
-    start: Path | None = None  # folder of weights to go on from; None: from nothing
-    scenes: int = 16_000  # drawn once
-    qualities: int = 6  # copies of a scene, each with its caption
+    start: Path | None = None  # folder of weights to continue from; None: start at random
+    scenes: int = 16_000  # number of scenes, drawn once
+    qualities: int = 6  # copies per scene, each with its own caption
     epochs: float = 2.0  # passes over the scenes
-    batch: int = 16  # scenes in a batch
-    learning_rate: float = 1e-3  # AdamW, cosine to zero
-    weight_decay: float = 0.1  # of the matrices
+    batch: int = 16  # scenes per batch
+    learning_rate: float = 1e-3  # AdamW's step size, with a cosine to zero
+    weight_decay: float = 0.1  # decay of the weight matrices
     warmup: int = 100  # steps with a rising rate
-    processes: int = 2  # that draw
-    seed: int = 1
+    processes: int = 2  # processes that draw images
+    seed: int = 1  # seed of every random draw
 
 
 def normalise(pixels, mean, std):

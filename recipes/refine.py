@@ -1,15 +1,23 @@
-"""Going on: mend what a detector is weak at, or teach it a new generator from few images.
+"""Train a saved detector further: mend its weakest cells, or teach it a new generator from few images.
 
     accelerate launch recipes/refine.py --init results/lora/detector --focus holes --manifest data.csv \\
         --output_dir results/lora-mended
     accelerate launch recipes/refine.py --init results/lora/detector --onboard NAME --shots 8 --manifest data.csv
 
-Trains a saved detector on: its base, layer, precision, adapter and head are its own; one without an adapter gets a
-fresh one. The page says of every (generator, view) cell whether it got better or worse. --focus holes shows the cells
-more often in which the detector is weakest on validation rows; the same command without it is the control. --onboard,
-with or without --init, learns a generator that has test rows only from --shots of its groups (adapt/data/focus.py and
-adapt/data/onboarding.py say how). Started again with the same flags it continues where it stopped, bit for bit. Time:
-that of recipes/lora.py. Results to expect: results/README.md.
+The base, layer, precision, adapter and head are the detector's own; one without an adapter gets a fresh one. The page
+says of every (generator, view) cell whether it got better or worse beyond its interval.
+
+--focus holes shows more often the cells in which the detector is weakest on validation rows. A share of the groups of
+an epoch (--focus_share) shows the photographs and the fakes of such a cell's generator under its view, in as many
+steps as without. The same command without --focus is the control.
+
+--onboard, with or without --init, learns a generator that has test rows only from --shots of its groups. A pool of at
+most 64 and at most half of its groups leaves the test split whatever --shots and --seed are, so that all numbers are
+of the same rows; fakes of other unseen generators in these groups are left out. adapt/data/focus.py and
+adapt/data/onboarding.py say how.
+
+Started again with the same flags it continues where it stopped, bit for bit. Time: that of recipes/lora.py. Results to
+expect: results/README.md.
 """
 
 from dataclasses import dataclass
@@ -24,7 +32,7 @@ from adapt.flags import Aim, Intervals, Rows, Tower, Views
 @dataclass(frozen=True)
 class Config(Rows, Tower, Views, Aim, Intervals):
     output_dir: Path = Path("results/runs/refine")  # run directory; continues the run that it holds
-    init: Path | None = None  # a saved detector to go on from: its base, layer, precision, adapter and head
+    init: Path | None = None  # a saved detector to continue from, with its base, layer, adapter and head
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
 
     def __post_init__(self) -> None:

@@ -4,12 +4,19 @@
     python recipes/reproduce.py 'clipping-linear-10k-gan-*'
     python recipes/reproduce.py cozzolino-svm-n1k-auc --manifest mine.csv --backbone tiny --output_dir results/try
 
-The first word (or --only, which takes several) is a target's name or a pattern. Each run trains and tests on the
-published sets, with the published encoder, and leaves table.md, reproduce.csv and provenance.json in a folder of
-its own. What is missing is named, with where to get it and the command of `adapt prepare` that makes its
-manifest, and the status is 2. Other data or another encoder, and methods that no recipe has, are marked as such: they
-get no verdict. Started again it continues. Time: that of the recipe on your data; a probe with tiny on the embedded
-world about a minute. Expected: unknown, none of these figures has been run for yet.
+The first word (or --only, which takes several) is the name of a target or a pattern. adapt/evaluation/targets.csv has
+the targets: paper, method, encoder, training and test set, view, metric, value with the digits of its source, and how
+it was read. Each run trains and tests on the published sets, with the published encoder, and leaves table.md,
+reproduce.csv and provenance.json in a folder of its own.
+
+The verdict is `match` if the figure lies in our 95 % interval, widened by its rounding, else `miss` with the
+difference. With --manifest or --backbone a run is marked *not the published setting*; a method that no recipe has
+(FatFormer, B-Free) is run as its nearest one, *comparable, not the same method*. Both get no verdict.
+
+What is missing is named, with where to get it (repository of the hub, Zenodo record) and the command of `adapt
+prepare` that makes its manifest, and the status is 2. Started again it continues. Time: that of the recipe on your
+data; a probe with tiny on the embedded world about a minute. Expected: unknown, none of these figures has been run for
+yet.
 """
 
 import sys
@@ -74,15 +81,15 @@ CONFIGURATIONS = (  # name, targets, recipe, its flags, encoder, the same method
 
 @dataclass(frozen=True)
 class Config(Intervals):
-    list: bool = False  # show the published figures and leave
-    only: tuple[str, ...] = ()  # targets, by name or pattern, as 'cozzolino-svm-*'
+    list: bool = False  # show the published figures and stop
+    only: tuple[str, ...] = ()  # targets, by name or pattern, such as 'cozzolino-svm-*'
     manifest: tuple[str, ...] = ()  # other tables of images; none: those that `adapt prepare` makes of the sets
     backbone: str | None = None  # another encoder; None: the published one
-    configuration: str | None = None  # another of CONFIGURATIONS than the one that is meant, as norm
-    output_dir: Path = Path("results/runs/reproduce")  # a folder in it for each run
+    configuration: str | None = None  # another configuration than the published one, such as norm
+    output_dir: Path = Path("results/runs/reproduce")  # holds one folder per run
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # processes of each run
+    processes: int = 1  # training processes per run
 
     def __post_init__(self) -> None:
         at_least(1, self, "resamples", "processes")

@@ -7,7 +7,7 @@
 Looks at the test images of some groups, drawn by seed: content against trace (views, and the swap of phase and
 amplitude between a photograph and its own fakes), low-level spectra, a probe on every block before and after
 adaptation, variance of content and trace, text directions, maps of the evidence, adversarial examples. Writes
-report.html, which has all of it with pictures, table.md, a CSV an item and figures/. Trains nothing but probes, and
+report.html, which has all of it with pictures, table.md, one CSV per item and figures/. Trains nothing but probes, and
 changes nothing of the detector. Time on the embedded world: 2 minutes on 2 cores; 60 groups and three further
 detectors to attack 10 minutes of one busy core; `--groups` sets the price. To expect: results/README.md. For larger
 inputs prefix the content views with the detector's own geometry: `--views resize224+shuffle32 ...`.
@@ -45,25 +45,25 @@ THEMES = {  # a name, and prompts whose mean it is; the vocabulary of tiny knows
 class Config(Rows, Intervals):
     detector: Path  # folder of a saved detector
     output_dir: Path = Path("results/runs/understand")
-    items: tuple[Item, ...] = ()  # none named: all that this detector and manifest allow
-    backbone: str | None = None  # the base's weights at another place than the detector remembers
-    groups: int = 30  # test groups that everything is measured on
+    items: tuple[Item, ...] = ()  # what is measured; none: all that this detector and manifest allow
+    backbone: str | None = None  # another place of the detector's base weights
+    groups: int = 30  # number of test groups that are measured
     views: tuple[str, ...] = (
         *("shuffle32", "shuffle16", "shuffle8", "spot32", "plain32", "crop48", "grey", "hue90", "hue180"),
         *("lowpass0.25", "lowpass0.125", "lowpass0.0625", "highpass0.0625", "highpass0.125", "highpass0.25"),
         *("qf90", "qf65", "qf40"),
-    )  # of content
-    spectra_views: tuple[str, ...] = ("none", "qf90", "qf40")
-    train_groups: int = 80  # of layers: training groups of its probes, and validation groups
-    probe_view: str = "none"  # of layers
-    mapped: int = 32  # of maps: images of the deletion test
-    eps: tuple[int, ...] = (1, 2, 4, 8)  # of adversarial, levels of 255
-    steps: int = 10  # of PGD
-    qualities: tuple[int, ...] = (90, 65, 40)  # JPEG after the attack
-    transfer_to: tuple[str, ...] = ()  # further detectors, attacked as well: what their training changes
-    examples: int = 3  # pictures of a kind
-    pictures: bool = True  # of images, in report.html; off for photographs that are not yours to pass on
-    cache: Path | None = None  # of features; None: $ADAPT_CACHE/features
+    )  # item content: the views that take something away
+    spectra_views: tuple[str, ...] = ("none", "qf90", "qf40")  # item spectra: views
+    train_groups: int = 80  # item layers: training groups, and validation groups, of its probes
+    probe_view: str = "none"  # item layers: view of its probes
+    mapped: int = 32  # item maps: images of the deletion test
+    eps: tuple[int, ...] = (1, 2, 4, 8)  # item adversarial: largest changes, in levels of 255
+    steps: int = 10  # item adversarial: steps of PGD
+    qualities: tuple[int, ...] = (90, 65, 40)  # item adversarial: JPEG qualities after the attack
+    transfer_to: tuple[str, ...] = ()  # further detectors that are attacked too
+    examples: int = 3  # pictures of each kind
+    pictures: bool = True  # show images in report.html; off: for photographs that are not yours to share
+    cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 200  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 

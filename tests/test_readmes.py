@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adapt import __main__ as program
 from adapt.sweeps.planned_runs import config_class
@@ -28,6 +29,19 @@ def commands(page: Path) -> list[list[str]]:
                 if starts:
                     found.append(words[starts[0] :])
     return found
+
+
+def inline_commands(page: Path) -> list[list[str]]:
+    """The words of each command in backticks, as `adapt audit` or `lora.py --targets norm`.
+
+    Names in capitals stand for a command, a source or a recipe.
+    """
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = [shlex.split(code) for code in re.findall(r"`([^`\n]+)`", text) if "\\" not in code]
+    recipes = {f"{name}.py": f"recipes/{name}.py" for name in program.recipes()}
+    found = [["python", recipes[words[0]], *words[1:]] if words[0] in recipes else words for words in found]
+    found = [words for words in found if len(words) > 1 and words[0] in ("adapt", "python", "./launch.sh")]
+    return [words for words in found if not any(word.isupper() and word.isalpha() for word in words[1:3])]
 
 
 def of(words: list[str]) -> tuple[type | None, list[str]]:
@@ -57,7 +71,7 @@ def of(words: list[str]) -> tuple[type | None, list[str]]:
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_their_flags_exist(page) -> None:
-    for words in commands(page):
+    for words in commands(page) + inline_commands(page):
         config, flags = of(words)
         if config is not None:
             known = {field.name for field in dataclasses.fields(config)} | {"config", "help"}
@@ -68,6 +82,7 @@ def test_commands_and_their_flags_exist(page) -> None:
 
 def test_commands_are_found_at_all() -> None:
     assert sum(len(commands(page)) for page in READMES) > 25
+    assert sum(len(inline_commands(page)) for page in READMES) > 25
     assert of(["accelerate", "launch", "-m", "adapt", "extract", "--views", "none"])[1] == ["--views", "none"]
 
 
@@ -135,3 +150,13 @@ def test_numbers_of_the_readme_are_those_of_their_own_rows() -> None:
     assert len(shown) == 3 and all(value in row_of("ablation/photographs", "lora") for value in shown)
     example = len(re.findall(number, text.partition("## How to read the table")[2].partition("\n## ")[0]))
     assert checked + len(shown) + example == len(re.findall(number, text))
+
+
+def test_the_citation_is_that_of_the_citation_file_and_the_package() -> None:
+    from adapt import __version__
+
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (entry,) = re.findall(r"^```bibtex\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.DOTALL)
+    found = dict(re.findall(r"^ +(\w+) = \{+(.*?)\}+,?$", entry, re.MULTILINE))
+    assert found == {"author": cff["authors"][0]["name"], **{key: cff[key] for key in ("title", "version", "license")}}
+    assert found["version"] == __version__

@@ -6,7 +6,7 @@
 Reads a manifest; writes images/, manifest.csv (for recipes and commands), align.csv (format, size, JPEG quality and
 subsampling of each source, steps, reason where it could not be read). The same command continues after a kill; images
 that are finished stay as they are. The shard that finishes last writes the tables. Run `adapt audit` before and
-after. Time on one core: 40 images a second at 224 px.
+after. Time on one core: 40 images per second at 224 px.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from adapt.flags import Rows, Shards
 @dataclass(frozen=True)
 class Config(Rows, Shards):
     output_dir: Path  # folder of the copies; not the one that holds the sources
-    size: str = "group"  # group: smallest shortest side of each group; resizeN; cropN: native pixels
+    size: str = "group"  # group: the smallest shortest side in each group; resizeN; cropN: native pixels
     codec: Literal["png", "jpeg"] = "png"
-    quality: int = 95  # of jpeg
-    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"  # of jpeg
+    quality: int = 95  # quality of --codec jpeg
+    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0"  # chroma of --codec jpeg
 
 
 def main(cfg: Config) -> None:

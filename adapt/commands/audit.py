@@ -1,11 +1,11 @@
-"""Before anything is learned: can the label be told from what must not matter, does a picture stand in two places?
+"""Audit a manifest before training: do format, size or names give the label away, and is a picture in it twice?
 
     adapt audit --manifest data.csv --output_dir results/audit
 
 Reads every file once. Writes table.md (what was found, what to do), audit.csv (AUC of each factor), duplicates.csv,
 figures/shortcuts.png, config.yaml and provenance.json. Status for scripts: 0 clean, 1 shortcuts or leaks found, 2
-refused. Time: 340 images of 224 px a second on one core (--processes adds more), then 3 s for 1,700 images and 9
-generators. To expect: `adapt align --size resize224` cleans JPEG photographs against PNG fakes.
+refused. Time: 340 images of 224 px per second on one core (--processes adds more), then 3 s for 1,700 images and 9
+generators. Expected: `adapt align --size resize224` cleans JPEG photographs against PNG fakes.
 """
 
 import json
@@ -35,12 +35,12 @@ SHOWN = 20  # rows of a list on the page
 @dataclass(frozen=True)
 class Config(Rows, Intervals):
     output_dir: Path = Path("results/runs/audit")
-    allow: tuple[str, ...] = ("file name", "folder", "history")  # factors that are reported but do not count
+    allow: tuple[str, ...] = ("file name", "folder", "history")  # factors that are reported without failing the audit
     embedding: str = (
         ""  # backbone whose features also find copies, crops among them; see adapt/models/towers/backbones.py
     )
-    similarity: float = 0.98  # cosine of these features from which on two pictures are one
-    processes: int = 1  # that decode images
+    similarity: float = 0.98  # cosine of these features from which two pictures count as the same
+    processes: int = 1  # processes that decode images
 
     def __post_init__(self) -> None:
         at_least(1, self, "processes", "resamples")

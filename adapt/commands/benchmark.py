@@ -40,15 +40,15 @@ class Config:
     stages: tuple[Stage, ...] = tuple(STAGES)
     backbones: tuple[str, ...] = ("open_clip:ViT-B-32@random", "open_clip:ViT-L-14@random")  # of open_clip
     device: Literal["cpu", "cuda"] = "cpu"
-    clock: Literal["wall", "cpu"] = "wall"  # cpu: time that cores spent, for a machine that others use too
-    threads: int | None = None  # of both ways alike; None: every core
-    rounds: int = 5
+    clock: Literal["wall", "cpu"] = "wall"  # cpu: processor time, for a machine that others use too
+    threads: int | None = None  # for both ways alike; None: every core
+    rounds: int = 5  # how often each pair is timed; a ratio is the median
     photos: Path | None = None  # folder of JPEG photographs; None: 640 x 480 px of 1/f noise
-    trained: str = "tiny"  # of accuracy: a backbone with trained weights,
-    manifest: tuple[str, ...] = ("embedded",)  # the images on which a probe is trained and tested,
-    geometry: Literal["resize", "squash", "native"] | None = None  # and how they reach the backbone's size
-    compare: Path | None = None  # benchmark.json of an earlier run
-    small: bool = False  # the least work that runs the same code: a test, no measurement
+    trained: str = "tiny"  # stage accuracy: a backbone with trained weights
+    manifest: tuple[str, ...] = ("embedded",)  # stage accuracy: images that train and test a probe
+    geometry: Literal["resize", "squash", "native"] | None = None  # stage accuracy: how images reach its size
+    compare: Path | None = None  # benchmark.json of an earlier run; status 1 if anything is slower now
+    small: bool = False  # as little work as possible: for a test of the code, not a measurement
 
     def __post_init__(self) -> None:
         at_least(1, self, "rounds")

@@ -24,9 +24,9 @@ from adapt.flags import Intervals, Rows
 class Config(Rows, Intervals):
     detector: Path  # folder of a saved detector, or hf-hub:OWNER/NAME[@REVISION]
     output_dir: Path = Path("results/runs/crops")  # run directory
-    crops: tuple[Literal["1", "5", "native"], ...] = ("1", "5", "native")  # compared with the first
+    crops: tuple[Literal["1", "5", "native"], ...] = ("1", "5", "native")  # all but the first are compared with it
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
-    backbone: str | None = None  # the detector's base weights at another place
+    backbone: str | None = None  # another place of the detector's base weights
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ def main(cfg: Config) -> None:
     detector.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     run.begin(data=rows.digest, base=detector.backbone.fingerprint, detector=detector_digest(cfg.detector))
 
-    found, costs = {}, [["crops", "encoder passes an image", "images / s"]]
+    found, costs = {}, [["crops", "encoder passes per image", "images / s"]]
     for crops in dict.fromkeys(cfg.crops):
         passes.clear()
         start = time.monotonic()

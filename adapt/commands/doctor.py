@@ -3,7 +3,7 @@
     adapt doctor
     adapt doctor --no_network        # do not ask the hub
 
-Prints about 20 lines, to read before a first run and to paste into a report of a fault. Nothing is changed.
+Prints about 20 lines, to read before a first run and to paste into a bug report. Changes nothing.
 """
 
 import importlib.util

@@ -30,8 +30,8 @@ class Config(Intervals):
     permuted: Path | None = None  # control: scores of the same recipe trained on permuted labels
     metadata: Path | None = None  # control: scores of a classifier that saw file metadata only
     output_dir: Path | None = None  # default: the folder of the scores
-    threshold: float | None = None  # logit, of --scores; default: picked on their validation rows
-    error_rate: float = 0.05  # stated for the verdicts real, fake and unsure that the page measures
+    threshold: float | None = None  # a logit; default: picked on the validation rows of --scores
+    error_rate: float = 0.05  # the error rate whose verdicts (real, fake, unsure) the page measures
     classes: Literal["family", "generator"] | None = None  # what columns logit_<class> name; default: found out
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@
 
 Every image is decoded once for all views and encoded once for all layers; what the cache holds already is skipped,
 so the same command continues after a kill. Several writers may fill one cache. The recipes on frozen features then
-read it, with --cached_only without encoding anything. Time: results/README.md gives images a second.
+read it, with --cached_only without encoding anything. Time: results/README.md gives images per second.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class Config(Rows, Shards):
     layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # an image is decoded once for all of them
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder's weights
     encoder: Literal["auto", "plain", "packed"] = (
         "auto"  # plain: the library's own tower; see adapt/models/towers/packed.py
     )
-    cache: Path | None = None  # None: $ADAPT_CACHE/features
-    batch_size: int = 32  # images x views in one pass of the encoder
+    cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
+    batch_size: int = 32  # inputs (image x view) per pass of the encoder
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:

@@ -25,15 +25,15 @@ PIPELINE = re.compile(r"(\S+), (\d+) photographs x (\d+) views")  # the work of 
 @dataclass(frozen=True)
 class Config:
     benchmark: Path | None = None  # benchmark.json; its stage `pipeline` gives the rate
-    images_per_s: float | None = None  # images under all views, one device; None: from the benchmark
-    backbone: str = "open_clip:ViT-L-14@datacomp_xl_s13b_b90k"  # what is planned; its architecture chooses the rate
-    images: tuple[int, ...] = (1_000_000, 100_000_000, 5_000_000_000)  # of the set
-    devices: tuple[int, ...] = (1, 8, 64)  # GPUs, or machines without one
+    images_per_s: float | None = None  # images per second and device, under all views; None: from the benchmark
+    backbone: str = "open_clip:ViT-L-14@datacomp_xl_s13b_b90k"  # the encoder; its architecture chooses the rate
+    images: tuple[int, ...] = (1_000_000, 100_000_000, 5_000_000_000)  # numbers of images in the set
+    devices: tuple[int, ...] = (1, 8, 64)  # numbers of GPUs, or of machines without one
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # each image is encoded under all of them
-    dim: int = 1024  # numbers of a feature; float32 on disk
-    tokens: int = 257 * 1024  # numbers of an image's tokens, two bytes each, for lora.py --cache_prefix
-    image_kb: float = 300.0  # size of an image file
-    gpus_per_node: int = 8  # of the commands
+    dim: int = 1024  # numbers per feature; float32 on disk
+    tokens: int = 257 * 1024  # numbers per image of --cache_prefix; two bytes each
+    image_kb: float = 300.0  # average size of an image file
+    gpus_per_node: int = 8  # GPUs per node in the printed commands
 
     def __post_init__(self) -> None:
         at_least(1, self, "images", "devices", "dim", "tokens", "gpus_per_node")
@@ -42,7 +42,7 @@ class Config:
 
 
 def rate_of(cfg: Config) -> tuple[float, str]:
-    """Images a second of one device under all views, and where that was measured."""
+    """Images per second of one device under all views, and where that was measured."""
     import json
     import statistics
 
@@ -68,7 +68,7 @@ def rate_of(cfg: Config) -> tuple[float, str]:
 
 
 def lines(cfg: Config, rate: float) -> list[list[str]]:
-    """One row a number of images and devices."""
+    """One row per number of images and devices."""
     views = len(cfg.views)
     table = [["images", "devices", "hours", "features", "tokens", "image files", "MB/s read"]]
     for images in cfg.images:
@@ -108,10 +108,10 @@ def main(cfg: Config) -> None:
     rate, source = rate_of(cfg)
     table = lines(cfg, rate)
     wide = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    print(f"{rate:,.1f} images/s a device, each under {len(cfg.views)} views ({source})\n")
+    print(f"{rate:,.1f} images/s per device, each under {len(cfg.views)} views ({source})\n")
     for row in table:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, wide, strict=True)))
-    print(f"\nfeatures: {4 * cfg.dim + 32} bytes an image and view; tokens: {2 * cfg.tokens}\n\n{commands(cfg)}")
+    print(f"\nfeatures: {4 * cfg.dim + 32} bytes per image and view; tokens: {2 * cfg.tokens}\n\n{commands(cfg)}")
 
 
 def command() -> None:

@@ -3,19 +3,28 @@
     adapt predict --detector results/lora/detector --input photos/ --output predictions.csv
     accelerate launch -m adapt predict --detector results/lora/detector --input list.csv shard.tar --output x.parquet
     adapt predict ... --shard 3 --num_shards 16          (one job of an array; the last writes the table)
-    adapt predict ... --detector A B C --crops native    (mean of three, each on tiles of the own pixels)
+    adapt predict ... --detector A B C --crops native    (three detectors as one, each on tiles of native pixels)
 
-One row for each input, in the order of the paths' bytes: status (`ok`, or why there is no verdict), what the header
-says of format, size and JPEG compression, logit, calibrated p_fake, verdict, and for heads with classes the most
-probable one of what was called fake, or `unknown`. Verdicts are by the detector's one frozen threshold, or by what you
-state: --error_rate 0.05 says `unsure` rather than err more often, --max_false_positive_rate 0.01 keeps false alarms
-rare, --thresholds quality goes by the JPEG quality of each file. A localiser (recipes/localize.py) adds extent, tool
-and the share of the area that was changed, and with --maps FOLDER a picture of each image that shows where. Beside the
-table stands a page, OUTPUT with suffix .html: counts, the most and the least certain images, what could not be read.
-Finished rows are kept whatever happens (OUTPUT.parts): the same command continues. However the work is cut, shuffled
-or interrupted, table and page have the same bytes, on the same machine, threads and versions. Time: 64 images (512 x
-384) a second with `tiny` on two cores that others used, too; --crops 5 and native cost as many encoder passes a file
-as a line at the end says.
+Writes one row per input, in the order of the bytes of the paths: status (`ok`, or why there is no verdict), what the
+header says about format, size and JPEG compression, logit, calibrated p_fake, and the verdict. For a head with classes
+it adds the most probable class of what was called fake, or `unknown`. Beside the table stands a page, OUTPUT with
+suffix .html: counts, the most and the least certain images, what could not be read.
+
+Verdicts follow the detector's one frozen threshold, or what you state: --error_rate 0.05 says `unsure` rather than err
+more often, --max_false_positive_rate 0.01 keeps false alarms rare, --thresholds quality follows the JPEG quality of
+each file. A localiser (recipes/localize.py) adds extent, tool and the share of the area that was changed; with --maps
+FOLDER it writes a picture of each image in which the changed area is tinted and outlined.
+
+Several detectors judge as one. Their score is the mean of their calibrated logits, the log odds of p_fake; the
+threshold is the mean of their calibrated thresholds. A detector without calibration adds its logit minus its
+threshold. Each has its own backbone and preprocessing, and an image is decoded once. A family is named if all heads
+have the same classes.
+
+Finished rows are kept in OUTPUT.parts, so the same command continues after Ctrl-C or a kill. It refuses to continue if
+a file came, went or changed, or if the detector is another one: name another output, or delete that folder. The table
+and the page have the same bytes however the work was shared or interrupted, on the same machine, threads and versions.
+Time: 64 images (512 x 384) per second with `tiny` on two cores that others used, too. With --crops 5 or native a line
+at the end says how many encoder passes a file took.
 """
 
 import sys
@@ -34,18 +43,18 @@ RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "
 
 @dataclass(frozen=True)
 class Config(Shards):
-    detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several: their mean
+    detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several judge as one
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
     crops: Literal["1", "5", "native"] = "1"  # 5: corners and centre; native: tiles of the image's own pixels
-    gallery: int = 24  # images that OUTPUT.html shows from either end of a verdict; 0: no page
-    maps: Path | None = None  # folder for a picture of each image that shows where; of a localiser
-    backbone: str | None = None  # the detectors' base weights at another place
-    error_rate: float | None = None  # of photographs and of fakes; rather than err more often: `unsure`. None: never
-    max_false_positive_rate: float | None = None  # share of photographs that may be called fake
-    thresholds: Literal["global", "quality"] = "global"  # one, or that of the JPEG quality nearest to the file's
+    gallery: int = 24  # images at each end of each verdict in OUTPUT.html; 0: no page
+    maps: Path | None = None  # folder for pictures of what was changed; needs a localiser
+    backbone: str | None = None  # another place of the detectors' base weights
+    error_rate: float | None = None  # largest share of errors among photographs and among fakes; the rest is `unsure`
+    max_false_positive_rate: float | None = None  # largest share of photographs called fake
+    thresholds: Literal["global", "quality"] = "global"  # quality: that of the JPEG quality nearest to the file's
     calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
-    known_recall: float = 0.95  # share of fakes of trained families that keep theirs; the rest is `unknown`; 1: all
+    known_recall: float = 0.95  # share of fakes of trained families that keep their family; others become `unknown`
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:
@@ -108,7 +117,7 @@ def main(cfg: Config) -> None:
                 sys.exit(130)
             progress.close()
             rate = files / (time.monotonic() - start)
-            processes.say(f"{spent / files:.2f} encoder passes a file, {rate:.1f} files/s in this process")
+            processes.say(f"{spent / files:.2f} encoder passes per file, {rate:.1f} files/s in this process")
         processes.accelerator.wait_for_everyone()  # all journals of this launch are complete
     if processes.main:
         rows_of = kept(parts, what)

@@ -1,4 +1,4 @@
-"""From a public data set, or folders of your own, to a manifest that every recipe and command reads.
+"""Make a manifest, which every recipe and command reads, from a public data set or from your own folders.
 
     adapt prepare SOURCE --help
     adapt prepare folders --folder data/mine --test 0.3

@@ -1,12 +1,17 @@
-"""At which JPEG qualities is a sample? How many files of which quality, subsampling, tables and format.
+"""Count the JPEG qualities of a sample: files per quality, subsampling, tables and format.
 
     adapt quality --input photos/ --output_dir results/runs/quality
     python recipes/lora.py --train_views like:photos/ ...          (train under the views that stand for the sample)
 
 Reads headers only; --input as for `adapt predict`. Prints a table; qualities.csv and qualities.png hold the same. A
 quality is that of the nearest tables of the IJG's libjpeg, exact where the tables are `standard`; `custom` ones (many
-cameras, Photoshop, mozjpeg) come with their distance. The last line says which views stand for the sample. Time: some
-600 files a second on one core.
+cameras, Photoshop, mozjpeg) come with their distance. Time: some 600 files per second on one core.
+
+The last line says which views stand for the sample: the `qfNN` of its files, `none` for other formats, each repeated
+as often as it shall be drawn. There are at most 20 names, so neighbours represent what is rarer than one in 40.
+`like:FOLDER` among --train_views becomes these names, and config.yaml holds them. A training image that is already a
+JPEG is compressed once more by its view. Views write 4:2:0, whatever the sample has, and custom tables count as the
+nearest quality.
 """
 
 import csv

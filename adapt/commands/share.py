@@ -1,4 +1,4 @@
-"""Give a detector away: to a repository of the Hugging Face hub, or as one ONNX file.
+"""Share a detector: as a repository on the Hugging Face hub, or as one ONNX file.
 
     adapt share --detector results/lora/detector --push OWNER/NAME
     adapt share --detector results/lora/detector --onnx detector.onnx --images photos/
@@ -21,12 +21,12 @@ from adapt.errors import Refusal
 @dataclass(frozen=True)
 class Config:
     detector: Path  # folder of a saved detector, or hf-hub:OWNER/NAME[@REVISION]
-    push: str | None = None  # OWNER/NAME at the hub; it is made if it is not there
-    private: bool = False  # a repository that is made: for its owner only
-    onnx: Path | None = None  # file to write
+    push: str | None = None  # OWNER/NAME on the hub; created if it does not exist
+    private: bool = False  # a repository that is created is visible to its owner only
+    onnx: Path | None = None  # ONNX file to write
     images: tuple[str, ...] = ()  # folders or files: pictures on which ONNX and torch are compared
-    count: int = 16  # how many of them
-    backbone: str | None = None  # the detector's base weights at another place
+    count: int = 16  # how many of these pictures
+    backbone: str | None = None  # another place of the detector's base weights
 
     def __post_init__(self) -> None:
         at_least(1, self, "count")

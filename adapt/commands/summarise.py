@@ -1,4 +1,4 @@
-"""Bring results/README.md up to date: every section's command and first table, and the summary of all of them.
+"""Bring results/README.md up to date: the command and the first table of every section, and the summary.
 
     adapt summarise
 

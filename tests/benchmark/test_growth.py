@@ -53,7 +53,7 @@ def test_rate_is_that_of_the_architecture(tmp_path, capsys) -> None:
     assert plan.rate_of(plan.Config(benchmark=path, views=("none", "qf40")))[0] == 30.0
     plan.main(plan.Config(benchmark=path, backbone="open_clip:ViT-B-32@openai"))
     said = capsys.readouterr().out
-    assert said.startswith("120.0 images/s a device, each under 4 views") and "--num_shards 64" in said
+    assert said.startswith("120.0 images/s per device, each under 4 views") and "--num_shards 64" in said
     assert f"{1e6 / 120 / 3600:,.2f}" in said and f"{5e9 / 120 / 64 / 3600:,.2f}" in said
     assert shlex.split(plan.commands(plan.Config()))[0] == "sbatch"
     with pytest.raises(Refusal, match="no rate of ViT-H-14"):

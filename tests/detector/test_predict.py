@@ -339,7 +339,7 @@ def test_the_same_command_again_only_writes_the_table(config, whole, monkeypatch
     monkeypatch.setattr("adapt.detector.detector.load_detector", lambda *_: pytest.fail("nothing is left to compute"))
     predict.main(config)
     cost, _, rest = said.partition("\n")
-    assert "1.00 encoder passes a file" in cost and capsys.readouterr().out == rest
+    assert "1.00 encoder passes per file" in cost and capsys.readouterr().out == rest
     assert config.output.read_bytes() == whole
     rows = rows_of(config.output)
     fakes = sum(row["verdict"] == "fake" for row in rows)

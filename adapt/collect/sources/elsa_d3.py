@@ -1,4 +1,4 @@
-"""ELSA_D3: a real image by its URL and up to four fakes of its caption, embedded; one scene a group.
+"""ELSA_D3: a real image by its URL and up to four fakes of its caption, embedded; one group per scene.
 
     adapt prepare elsa_d3 --output data/elsa/manifest.csv --members all --limit 1000
     adapt prepare elsa_d3 --output data/elsa/manifest.csv --hub_split train --limit 100000 \\
@@ -40,11 +40,11 @@ class Source(Output):
     repo: str = REPO  # name at the hub, or a folder that holds its Parquet files
     revision: str = "main"  # branch, tag or commit; a continued run stays at the commit it began with
     hub_split: str = "validation"  # the hub's split, train or validation; ours are drawn from its rows
-    members: Literal["pair", "random", "all"] = "all"  # fakes of a group: the first, a random one, one of each
+    members: Literal["pair", "random", "all"] = "all"  # fakes per group: the first, a random one, or one of each
     limit: int | None = None  # complete groups, over all shards; default: all rows
-    retry_dead: bool = False  # ask again for images whose failure may pass: timeouts, errors of servers
+    retry_dead: bool = False  # ask again where the failure may pass: timeouts, errors of servers
     concurrency: int = 64  # requests at the same time
-    user_agent: str = "adapt/0.1"  # what servers are told; add a contact
+    user_agent: str = "adapt/0.1"  # sent to servers; add a contact
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""One folder a generator, `real` among them: the layout of AID, and the simplest for sets of your own.
+"""One folder per generator, `real` among them: the layout of AID, and the simplest for sets of your own.
 
     adapt prepare folders --folder data/mine
     adapt prepare folders --folder data/mine --matched --per_class 2000 --real 10000 --seed 1
@@ -27,7 +27,7 @@ from adapt.errors import Refusal
 class Source(Listing):
     real_folder: tuple[str, ...] = ("real",)  # folders of camera images
     edit_folders: tuple[str, ...] = ()  # FOLDER=EDIT: camera images after ordinary processing, which stay real
-    matched: bool = False  # files of the same name, suffix aside, show one scene: they are a group
+    matched: bool = False  # files of one name (without suffix) show one scene and form a group
 
     def __post_init__(self) -> None:
         super().__post_init__()

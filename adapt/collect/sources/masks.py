@@ -85,7 +85,7 @@ class Source(Listing):
     tool: str = ""  # what changed the parts, where no {tool} says it
     kind: Literal["", "ai", "ordinary"] = ""  # whether the tools of --part are generators or ordinary edits
     changed: White | None = None  # how masks mark what was changed; None: white
-    empty: Literal["lost", "real"] = "lost"  # what an image with an empty mask is
+    empty: Literal["lost", "real"] = "lost"  # what an image with an empty mask becomes
 
     def prepare(self) -> Path | None:
         given = {name: getattr(self, name) for name in ("part", "mask", "photo", "tool", "kind", "changed")}

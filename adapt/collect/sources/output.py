@@ -25,10 +25,10 @@ class Output:
     """Options of every source."""
 
     output: Path | None = None  # manifest to write, .csv or .parquet, above its images; default: manifest.csv there
-    split: Literal["auto", "train", "val", "test"] = "auto"  # of all rows; auto: as the layout says, else by group
+    split: Literal["auto", "train", "val", "test"] = "auto"  # of all rows; auto: as in the layout, else drawn by group
     val: float = 0.15  # share of the groups, where splits are drawn
     test: float = 0.25  # share of the groups, where splits are drawn
-    seed: int = 0  # of the splits and of every choice of images
+    seed: int = 0  # seed of the splits and of every choice of images
     align: str = ""  # also write aligned copies, as `adapt align` does: group, resizeN or cropN
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many jobs share the work

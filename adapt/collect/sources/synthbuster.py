@@ -36,7 +36,7 @@ class Source(Output):
     reals: Path | None = None  # RAISE-1k; default: real_RAISE_1k in the folder
     foreign_reals: Path | None = None  # other photographs, at any depth
     against: Literal["raise", "foreign"] = "raise"  # reals that the fakes are compared with
-    split: Literal["auto", "train", "val", "test"] = "test"  # of all rows; auto: drawn by scene
+    split: Literal["auto", "train", "val", "test"] = "test"  # split of all rows; auto: drawn by scene
     set: str = "synthbuster"  # name of the benchmark
 
     def prepare(self) -> Path | None:

@@ -18,5 +18,5 @@ class Source(table.Source):
     path: str = "filename"  # column of file names
     url: str = "url"  # column of addresses
     generator: str = "typ"  # column of generators' names
-    split: Literal["auto", "train", "val", "test"] = "test"  # of all rows; auto: by group
+    split: Literal["auto", "train", "val", "test"] = "test"  # split of all rows; auto: drawn by group
     set: str = "synthwildx"  # name of the benchmark

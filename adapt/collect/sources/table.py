@@ -48,9 +48,9 @@ class Source(Output):
     url: str = ""  # column of addresses
     generator: str = ""  # column of generators' names
     label: str = ""  # column that tells camera images from fakes
-    real: tuple[str, ...] = ("real", "0")  # what the label, else the generator, says of a camera image
-    group: str = ""  # column of scenes; empty: an image is a group
-    matched: bool = False  # files of the same name, folder and suffix aside, show one scene: they are a group
+    real: tuple[str, ...] = ("real", "0")  # values of the label, else of the generator, that mean a camera image
+    group: str = ""  # column of scenes; empty: each image is its own group
+    matched: bool = False  # files of one name (without folder and suffix) show one scene and form a group
     split_column: str = ""  # column of splits
     set_column: str = ""  # column of benchmarks
     set: str = ""  # name of the benchmark where no column says it; empty: that of the table

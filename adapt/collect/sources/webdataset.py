@@ -27,7 +27,7 @@ class Source(Output):
     folder: Path  # holds the .tar files, at any depth
     label: str = ""  # member that names the generator: json:FIELD, txt, cls; empty: json rows by `adapt pack`
     real: tuple[str, ...] = ("real", "0")  # what the label says of a camera image
-    group: str = ""  # json:FIELD that all images of a scene share; empty: a sample is a group
+    group: str = ""  # json:FIELD that all images of a scene share; empty: each sample is its own group
     set: str = "webdataset"  # name of the benchmark
 
     def __post_init__(self) -> None:
