@@ -25,7 +25,11 @@ GROUPS = {  # folders of results, their headings and what a reader must know; ru
         "behave there; they say nothing about real cameras or generators.",
     ),
     "photographs": ("Photographs", "Real photographs and real neural decoders."),
-    "speed": ("Speed", "Ratio: cost of the baseline over ours, so that more than 1 is cheaper."),
+    "speed": (
+        "Speed",
+        "Ratio: cost of the baseline over ours, the median of the rounds [least, greatest]; more than 1 is cheaper.\n"
+        "Of each stage of a benchmark the first ratio is shown.",
+    ),
 }
 RECORDS = ("provenance.json", "benchmark.json")  # a folder with one of these is a result
 
@@ -104,28 +108,29 @@ def of_items(folder: Path, items: Sequence[str], page: str) -> dict[tuple[str, s
 
 
 def line(folder: Path) -> dict[str, str]:
-    """What the summary says of a folder, by column; columns that are empty in all lines of a group are left out."""
-    import json
-
+    """What the summary says of a folder, by column; the columns are the same for all."""
     from adapt.benchmark import report
-    from adapt.sweeps.at_a_glance import SEEN, VIEWS, at_a_glance
+    from adapt.sweeps.at_a_glance import SEEN, VIEWS, Glance, at_a_glance
     from adapt.sweeps.tables_again import record_of
 
+    if (folder / "benchmark.json").is_file():
+        record = hardware = report.read(folder / "benchmark.json")["facts"]
+        found = Glance(others=report.at_a_glance(report.read_ratios(folder / "benchmark.json")))
+    else:
+        record = record_of(folder)
+        hardware, found = record["hardware"], at_a_glance(folder, record)
     place = f"{folder.parent.name}/{folder.name}"
     title, words = title_and_words(folder)
     notes = f", [notes]({place}/NOTES.md)" if words else ""
-    cells = {"what was compared": f"[{title}]({place}/table.md){notes}"}
-    if (folder / "benchmark.json").is_file():
-        facts = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))["facts"]
-        cells["numbers"] = "<br>".join(report.at_a_glance(report.read_ratios(folder / "benchmark.json")))
-        return cells | {"made": made(facts, facts), "command": code(facts["command"])}
-    record = record_of(folder)
-    found = at_a_glance(folder, record)
-    cells |= {f"AUC {seen}, {view}": found.auc(seen, view) for view in VIEWS for seen in SEEN}
-    cells["numbers"] = "<br>".join(found.others)
-    cells["test images"] = found.images
-    cells["seeds"] = seeds(record["identity"]) + (" (brackets: least to greatest)" if found.spread else "")
-    return cells | {"made": made(record, record["hardware"]), "command": code(record["command"])}
+    return {
+        "what was compared": f"[{title}]({place}/table.md){notes}",
+        **{f"AUC {seen}, {view}": found.auc(seen, view) for view in VIEWS for seen in SEEN},
+        "other numbers": "<br>".join(found.others),
+        "test images": found.images,
+        "seeds": seeds(record.get("identity", {})) + (" (brackets: least to greatest)" if found.spread else ""),
+        "made": made(record, hardware),
+        "command": code(record["command"]),
+    }
 
 
 def title_and_words(folder: Path) -> tuple[str, str]:
@@ -140,7 +145,7 @@ def title_and_words(folder: Path) -> tuple[str, str]:
 
 def seeds(identity: Mapping[str, Any]) -> str:
     """The training seeds, and how many draws of shots each has."""
-    of_run = identity["seeds"] if "seeds" in identity else [identity["seed"]]
+    of_run = identity.get("seeds", [identity["seed"]] if "seed" in identity else [])
     draws = identity.get("draws", 1)
     return ", ".join(map(str, of_run)) + (f", {draws} draws" if draws > 1 else "")
 
@@ -159,9 +164,9 @@ def code(command: str) -> str:
 
 
 def table(lines: Sequence[Mapping[str, str]]) -> str:
-    """Markdown: a line a folder, in the order in which the columns came."""
-    columns = list(dict.fromkeys(name for of_folder in lines for name, word in of_folder.items() if word))
-    rows = [columns, ["---"] * len(columns), *([of.get(name, "") for name in columns] for of in lines)]
+    """Markdown: a line for each folder; a column that is empty in all of them is left out."""
+    columns = [name for name in lines[0] if any(of_folder[name] for of_folder in lines)]
+    rows = [columns, ["---"] * len(columns), *([of_folder[name] for name in columns] for of_folder in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
