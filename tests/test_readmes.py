@@ -107,6 +107,11 @@ def anchors(page: Path) -> set[str]:
     return {name + (f"-{n}" if (n := names[:i].count(name)) else "") for i, name in enumerate(names)}
 
 
+def test_anchors_are_those_of_the_headings() -> None:
+    assert "how-to-read-the-table" in anchors(ROOT / "README.md")
+    assert {"results", "embedded-world"} <= anchors(ROOT / "results/README.md")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page) -> None:
     text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

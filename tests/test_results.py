@@ -222,7 +222,7 @@ def test_the_summary_is_what_the_command_makes_and_has_a_line_for_each_folder(co
 
 
 def test_the_numbers_of_the_summary_are_those_of_the_files() -> None:
-    """AUCs against metrics.csv, read here a second time; every interval of a line stands on its page, too."""
+    """AUCs against metrics.csv, read here a second time, or against the page."""
     lines, checked = lines_of(RESULTS / "README.md"), 0
     for folder in RUNS:
         if not has_table(folder / "metrics.csv") or name_of(folder) == "speed/head-scaling":
@@ -237,6 +237,12 @@ def test_the_numbers_of_the_summary_are_those_of_the_files() -> None:
                 assert (shown == "n/a") == (not chosen)
                 assert not chosen or abs(float(shown.split()[0]) - sum(chosen) / len(chosen)) < 0.00051, words
                 checked += 1
+    on_page = {"ablation/embedded": (1, 3), "ablation/photographs": (1, 3), "photographs/tiny-frontier": (2, 4)}
+    on_page |= dict.fromkeys(("embedded/localize", "photographs/localize", "embedded/understand"), (5,))
+    for name, columns in on_page.items():
+        shown = [words for column in columns for words in re.findall(r"\d\.\d{3} \[.*?\]", lines[name][column])]
+        page = (RESULTS / name / "table.md").read_text(encoding="utf-8")
+        assert len(shown) >= 2 and all(words in page for words in shown), name
     assert checked > 250
 
 
