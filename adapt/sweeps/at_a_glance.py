@@ -54,6 +54,8 @@ def at_a_glance(folder: Path, record: Mapping[str, Any]) -> Glance:
     if recipe in OF_PAGES:
         page = tables_of((folder / "table.md").read_text(encoding="utf-8"))
         return OF_PAGES[recipe](rows_of(page["", ""][0]), record)
+    if not has_table(folder / "metrics.csv"):  # of a recipe that leaves other numbers: its line links the page
+        return Glance()
     return replace(_of_metrics(folder), others=_of_maps(folder))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
 from adapt.evaluation.side_by_side import read_numbers
 from adapt.files import has_table, open_table
@@ -25,6 +26,7 @@ from adapt.training.localization import PARTLY
 Place = tuple[str, str]  # headings of the second and the third level above a table; "" where there is none
 SINGLE = ("lora", "refine", "linear_probe", "localize")  # recipes of one detector
 SEVERAL = ("pair", "tip_adapter", "onboard", "color_fusion")  # recipes whose page compares scores
+KNOWN = (*SINGLE, *SEVERAL, "jpeg_matrix", "frontier", "ablation")
 PART = re.compile(r"^(?P<level>##|###) (?P<title>.*)\n|^(?P<table>(?:\|.*\n)+)", re.MULTILINE)
 NUMBER = re.compile(r"-?\d+\.\d+")
 LAST_DIGIT = 0.0011  # numbers on pages have three digits
@@ -78,9 +80,15 @@ def same_but_rounding(a: str, b: str) -> bool:
 
 
 def tables_again(folder: Path) -> dict[Place, list[str]]:
-    """What the CSV files of a finished run give of its page; nothing for a recipe whose page they cannot give."""
+    """What the CSV files of a finished run give of its page; nothing for a recipe whose page they cannot give.
+
+    Refuses a folder without the file that its recipe always writes.
+    """
     record = record_of(folder)
     recipe = recipe_of(record["command"])
+    needed = {"frontier": "frontier.csv", "ablation": "ablation.csv"}.get(recipe, "metrics.csv")
+    if recipe in KNOWN and not has_table(folder / needed):
+        raise Refusal(f"{folder / needed} is missing: put it back, or run the command of the page again")
     if recipe in SINGLE:
         return tables_of(_single(folder, record, recipe == "localize"))
     if recipe in SEVERAL:
@@ -103,6 +111,8 @@ def study_of(folder: Path, table: str = "metrics.csv", **settings: Any) -> Study
     """The numbers of a page that compares scores; `settings` as of `Study`."""
     with open_table(folder / table) as file:
         names = file.readline().split(",")
+    if "set" not in names:
+        raise Refusal(f"{folder / table}: no column `set`, so not the numbers of scores: put back the file of the run")
     study = Study(names[: names.index("set")], resamples=0, seed=0, **settings)
     study.cells = read_metrics(folder / table)
     return study

@@ -4,13 +4,16 @@ import bz2
 import json
 import math
 
+import pytest
+
 from adapt.benchmark.report import at_a_glance as of_benchmark
 from adapt.benchmark.timing import Ratio
+from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.metrics import Cell
 from adapt.sweeps import frontier
-from adapt.sweeps.at_a_glance import at_a_glance
-from adapt.sweeps.tables_again import recipe_of, same_but_rounding, tables_of, with_tables
+from adapt.sweeps.at_a_glance import Glance, at_a_glance
+from adapt.sweeps.tables_again import recipe_of, same_but_rounding, study_of, tables_again, tables_of, with_tables
 from adapt.understanding.item import Numbers, Value, read_csv, write_csv
 
 PAGE = """\
@@ -114,6 +117,16 @@ def test_a_line_shows_means_over_draws_at_the_most_shots(tmp_path) -> None:
     )
     assert found.auc("unseen", "none") == "tip, 16 shots: n/a<br>zero-shot, 0 shots: n/a"
     assert found.images == "seen 10 + 40" and found.spread
+
+
+def test_a_folder_without_its_numbers_is_refused_or_has_a_line_without_any(tmp_path) -> None:
+    (tmp_path / "provenance.json").write_text('{"command": "adapt run lora"}')
+    with pytest.raises(Refusal, match=r"metrics\.csv is missing: put it back"):
+        tables_again(tmp_path)
+    assert at_a_glance(tmp_path, {"command": "adapt run reproduce"}) == Glance()
+    (tmp_path / "metrics.csv").write_text("head,rows\nsvm,1\n")
+    with pytest.raises(Refusal, match=r"metrics\.csv: no column `set`"):
+        study_of(tmp_path)
 
 
 def test_numbers_of_an_item_come_back(tmp_path) -> None:
