@@ -15,6 +15,9 @@ from adapt.sweeps.planned_runs import config_class
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "adapt").rglob("README.md"))]
 READMES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
+RESULTS = [ROOT / "results/README.md", *sorted(ROOT.glob("results/*/*/NOTES.md"))]
+RESULTS += sorted(path.with_name("table.md") for path in RESULTS[1:])
+PAGES = [*READMES, *RESULTS]
 LAUNCHERS = ("accelerate", "python", "adapt", "./launch.sh", "torchrun")
 
 
@@ -111,10 +114,29 @@ def test_the_changelog_names_the_versions_of_the_formats() -> None:
     assert f"{versions}, composites {composites.VERSION}." in text
 
 
-@pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert link.startswith("http") or (page.parent / link).exists(), link
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind `#`: GitHub's names of the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    names = [re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles]
+    return {name + (f"-{n}" if (n := names[:i].count(name)) else "") for i, name in enumerate(names)}
+
+
+def test_anchors_are_those_of_the_headings() -> None:
+    assert "how-to-read-the-table" in anchors(ROOT / "README.md")
+    assert {"results", "embedded-world"} <= anchors(ROOT / "results/README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page) -> None:
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if link.startswith(("http", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def test_the_readme_is_short() -> None:

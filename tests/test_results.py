@@ -3,29 +3,24 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from adapt.benchmark.report import read_ratios
 from adapt.benchmark.report import table as benchmark_table
-from adapt.benchmark.timing import Ratio
 from adapt.cli import as_dict, parse
 from adapt.commands import summarise
 from adapt.errors import Refusal
-from adapt.evaluation.attribution import Count, Rate
 from adapt.evaluation.side_by_side import read_numbers
 from adapt.files import has_table, open_table
-from adapt.pages.map_tables import map_sections
-from adapt.pages.read_back import read_rows, read_run
-from adapt.pages.tables import grid, markdown
-from adapt.sweeps import frontier
+from adapt.pages.tables import grid
 from adapt.sweeps.ablation_page import Page, write_tables
-from adapt.sweeps.planned_runs import config_class, read_metrics
-from adapt.training import few_shot as shots
-from adapt.training.comparison import Study
-from adapt.training.localization import PARTLY
-from adapt.understanding.item import Numbers, Value
+from adapt.sweeps.planned_runs import config_class
+from adapt.sweeps.tables_again import recipe_of, record_of, tables_again, tables_of, with_tables
+from adapt.understanding.item import read_csv
 
 RESULTS = Path(__file__).parents[1] / "results"
 RUNS = sorted(path.parent for group in summarise.GROUPS for path in RESULTS.glob(f"{group}/*/provenance.json"))
@@ -39,14 +34,21 @@ def name_of(folder: Path) -> str:
 
 OF_A_RUN = ("metrics.csv", "config.yaml", "log.jsonl")
 FILES = {  # of recipes whose page compares many scores, or none
-    "recipes/ablation.py": ("ablation.csv", "ablation.tex", "report.html", "config.yaml", "figures/generators.png"),
+    "recipes/ablation.py": (
+        "ablation.csv",
+        "ablation.tex",
+        "config.yaml",
+        "figures/generators.png",
+        "runs.csv",
+        "mistakes.csv",
+    ),
     "recipes/color_stability.py": ("stability.csv", "config.yaml"),
     "recipes/frontier.py": ("frontier.csv", "config.yaml", "figures/frontier.png"),
     "recipes/localize.py": (*OF_A_RUN, "localization.csv", "confusion-extents.csv", "confusion-tools.csv"),
     "recipes/pair.py": ("metrics.csv", "config.yaml"),
     "recipes/onboard.py": ("metrics.csv", "config.yaml", "figures/recovery.png"),
     "recipes/head_scaling.py": ("metrics.csv", "config.yaml"),
-    "recipes/understand.py": ("report.html", "config.yaml"),
+    "recipes/understand.py": ("adversarial.csv", "config.yaml"),
     "recipes/jpeg_matrix.py": ("metrics.csv", "config.yaml", "figures/svm_binary_seen.png"),
     "recipes/tip_adapter.py": ("metrics.csv", "config.yaml", "figures/shots.png"),
     "recipes/color_fusion.py": ("metrics.csv", "config.yaml"),
@@ -70,8 +72,8 @@ def test_benchmarks_are_their_json() -> None:
     assert BENCHMARKS
     for folder in BENCHMARKS:
         found = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
-        kept = ("stage", "case", "ours", "baseline", "costs", "baseline_costs", "unit", "goal", "facts")
-        ratios = [Ratio(**{name: line[name] for name in kept}) for line in found["ratios"]]
+        ratios = read_ratios(folder / "benchmark.json")
+        assert [ratio.value for ratio in ratios] == pytest.approx([line["ratio"] for line in found["ratios"]])
         page = (folder / "table.md").read_text(encoding="utf-8")
         assert benchmark_table(ratios) in page and found["facts"]["command"] in page.replace("\\", "")
         assert found["facts"]["processor"] and found["facts"]["revision"] and found["facts"]["torch"]
@@ -102,59 +104,15 @@ SIX_DIGITS = {
 THREE_DIGITS = ("head-scaling",)  # its page is older than the fourth digit of its recipe
 
 
-def tables_of(page: str) -> dict[tuple[str, str], list[str]]:
-    """The tables under each heading of the second and third level."""
-    found, place = {}, ("", "")
-    for block in re.split(r"\n\n+|\n(?=#)", page):
-        level, _, title = block.partition(" ")
-        if level in ("##", "###"):
-            place = (title, "") if level == "##" else (place[0], title)
-        elif block.startswith("|"):
-            found.setdefault(place, []).append(block.strip("\n"))
-    return found
-
-
-def of_study(folder: Path, table: str = "metrics.csv", **of_study) -> Study:
-    with open_table(folder / table) as file:
-        keys = file.readline().partition(",set,")[0].split(",")
-    study = Study(keys, resamples=0, seed=0, **of_study)
-    study.cells = read_metrics(folder / table)
-    return study
-
-
-def made_again(folder: Path, recipe: str, record: dict) -> str:
-    """What the library makes of the numbers in the committed files, as Markdown."""
-    if recipe in ("lora", "linear_probe", "localize"):
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        parts = [PARTLY + name for name in record["trained_on"]] if recipe == "localize" else []
-        found = read_run(folder, [*record["trained_on"], *parts], config.get("classes", "family"))
-        layers = of_study(folder, "layers.csv").grids(level="###") if has_table(folder / "layers.csv") else []
-        sections = ["## Layers", *layers] if layers else []
-        if recipe == "localize":
-            confused = [read_rows(folder / f"confusion-{name}.csv", Count) for name in ("extents", "tools")]
-            sections = map_sections(read_rows(folder / "localization.csv", Rate), *confused)
-        return markdown(found.cells, None, found.controls, found.differences, sections, found.attribution)
-    if recipe == "jpeg_matrix":
-        every, page = of_study(folder), []
-        for name in dict.fromkeys(key[:2] for key in every.cells):
-            one = Study(every.keys[2:], 0, 0)
-            one.cells = {key[2:]: cells for key, cells in every.cells.items() if key[:2] == name}
-            page += [f"## {', '.join(name)}", *one.grids(level="###")]
-        return "\n\n".join(page)
-    if recipe in ("pair", "tip_adapter", "onboard", "color_fusion"):
-        study = of_study(folder, **({"shown": shots.SHOWN} if recipe == "onboard" else {}))
-        grids = (study if recipe == "color_fusion" else study.over_last_key()).grids()
-        return "\n\n".join([grids[1] if recipe == "pair" else "", *grids])
-    if recipe == "frontier":
-        points = frontier.read_csv(folder / "frontier.csv")
-        unseen = grid(frontier.per_view(points))
-        return "\n\n".join([grid(frontier.headline(points)), "## AUC unseen, per view", unseen])
-    if recipe == "head_scaling":
-        with open_table(folder / "metrics.csv") as file:
-            header, *rows = csv.reader(file)
-        digits = 3 if folder.name in THREE_DIGITS else 4
-        return grid([header, *([*row[:3], *(f"{float(word):.{digits}g}" for word in row[3:])] for row in rows)])
-    return ""
+def made_again(folder: Path, recipe: str) -> dict[tuple[str, str], list[str]]:
+    """What the numbers in the committed files give; head_scaling.py rounds in the recipe itself."""
+    if recipe != "head_scaling":
+        return tables_again(folder)
+    with open_table(folder / "metrics.csv") as file:
+        header, *rows = csv.reader(file)
+    digits = 3 if folder.name in THREE_DIGITS else 4
+    rows = [[*row[:3], *(f"{float(word):.{digits}g}" for word in row[3:])] for row in rows]
+    return {("", ""): [grid([header, *rows])]}
 
 
 def differing(a: str, b: str) -> list[tuple[float, float]]:
@@ -167,14 +125,14 @@ def differing(a: str, b: str) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda folder: name_of(folder))
 def test_every_table_comes_again_from_the_committed_numbers(folder: Path, tmp_path) -> None:
-    record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    recipe = Path(record["command"].split()[1]).stem
+    record = record_of(folder)
+    recipe = recipe_of(record["command"])
     page = (folder / "table.md").read_text(encoding="utf-8")
     if recipe == "ablation":
         return ablation_again(folder, record, page, tmp_path)
     if recipe == "understand":
         return understood_again(folder, page)
-    committed, again = tables_of(page), tables_of(made_again(folder, recipe, record))
+    committed, again = tables_of(page), made_again(folder, recipe)
     assert committed
     for place, tables in committed.items():
         reasons = [
@@ -201,12 +159,9 @@ def ablation_again(folder: Path, record: dict, page: str, tmp_path: Path) -> Non
 def understood_again(folder: Path, page: str) -> None:
     """Every table of an item from its CSV file (six digits), and every number of the summary from one of them."""
     made: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        for caption in dict.fromkeys(row["table"] for row in rows):
-            cells = {(r["row"], r["column"]): cell_of(r) for r in rows if r["table"] == caption}
-            made.setdefault(caption, []).append(grid(Numbers(caption, "", cells).table()[1:]))
+    for item in record_of(folder)["items"]:
+        for numbers in read_csv(folder / f"{item}.csv"):
+            made.setdefault(numbers.caption, []).append(grid(numbers.table()[1:]))
     (summary, *tables) = re.findall(r"(?:\n\n([^\n|]+):)?\n\n(\|.*?)(?=\n\n)", page, flags=re.DOTALL)
     assert len(tables) == sum(map(len, made.values()))
     again = [words for texts in made.values() for text in texts for words in re.findall(r"[^|]+", text)]
@@ -224,14 +179,6 @@ def close(a: str, b: str) -> bool:
     return re.sub(number, "0", a) == re.sub(number, "0", b) and all(abs(x - y) < 0.0011 for x, y in differing(a, b))
 
 
-def cell_of(row: dict[str, str]) -> Value | str:
-    """A cell of understand.py's CSV: a text stands alone."""
-    if not row["n"]:
-        return row["value"]
-    value, low, high = (float("nan") if word in ("n/a", "") else float(word) for word in list(row.values())[3:6])
-    return Value(value, low, high, int(row["n"]))
-
-
 def test_the_exceptions_are_no_more_than_needed() -> None:
     recipes, titles = {}, {}
     for folder in RUNS:
@@ -245,46 +192,135 @@ def test_the_exceptions_are_no_more_than_needed() -> None:
     assert all((title, part) in titles[name] for name, title, part in SIX_DIGITS)
 
 
-def first_table(text: str) -> list[str]:
-    """Header and rows of the first table of a page."""
-    table = re.search(r"^\|.*\n(?:\|.*\n)*", text, flags=re.MULTILINE)
-    return [line for line in table[0].splitlines() if not line.startswith("| ---")] if table else []
-
-
-def test_the_summary_repeats_the_pages() -> None:
-    summary = (RESULTS / "README.md").read_text(encoding="utf-8")
-    sections = re.split(r"^## .*?\(([\w-]+/[\w-]+)/table\.md\).*$", summary, flags=re.MULTILINE)
-    assert set(sections[1::2]) == {name_of(folder) for folder in (*RUNS, *BENCHMARKS)}
-    for name, text in zip(sections[1::2], sections[2::2], strict=True):
-        page = (RESULTS / name / "table.md").read_text(encoding="utf-8")
-        assert len(first_table(text)) >= 2 and first_table(text) == first_table(page), name
-
-
-def test_the_summary_is_what_the_recipe_makes(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory) -> Path:
+    """A copy of the committed folders to write into, without figures."""
+    root = tmp_path_factory.mktemp("results")
     for folder in (*RUNS, *BENCHMARKS):
-        (tmp_path / name_of(folder)).mkdir(parents=True)
-        for name in ("table.md", "metrics.csv.gz", "ablation.csv.gz", "provenance.json", "benchmark.json"):
-            if (folder / name).is_file():
-                (tmp_path / name_of(folder) / name).write_bytes((folder / name).read_bytes())
-    (tmp_path / "README.md").write_bytes((RESULTS / "README.md").read_bytes())
-    summarise.main(summarise.Config(results=tmp_path))
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (RESULTS / "README.md").read_text(encoding="utf-8")
-    with open_table(RESULTS / "embedded/lora" / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        if (row["set"], row["view"], row["generator"], row["metric"]) == ("all", "qf40", "mean:unseen", "auc"):
-            line = next(
-                line for line in (tmp_path / "README.md").read_text().splitlines() if "(embedded/lora/" in line
-            )
-            assert line.endswith(f"| {float(row['value']):.3f} |")
-    place = f"({name_of(RUNS[0])}/table.md)\n\n"
-    page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(page.replace(place, place + "`x` in words, which stay.\n\n"), encoding="utf-8")
-    summarise.main(summarise.Config(results=tmp_path))
-    assert (tmp_path / "README.md").read_text(encoding="utf-8").count("`x` in words, which stay.") == 1
-    (tmp_path / name_of(RUNS[0]) / "provenance.json").unlink()
-    with pytest.raises(Refusal, match="sections without"):
+        shutil.copytree(folder, root / name_of(folder), ignore=lambda _, names: {"figures", "tensorboard", "detector"})
+    shutil.copy(RESULTS / "README.md", root)
+    return root
+
+
+def lines_of(summary: Path) -> dict[str, list[str]]:
+    """The cells of each folder's line, by the folder that its first cell links."""
+    found = {}
+    for line in summary.read_text(encoding="utf-8").splitlines():
+        if page := re.match(r"\| \[.*?\]\((\w+/[\w-]+)/table\.md\)", line):
+            assert page[1] not in found
+            found[page[1]] = line.removeprefix("| ").removesuffix(" |").split(" | ")
+    return found
+
+
+def test_the_summary_is_what_the_command_makes_and_has_a_line_for_each_folder(committed) -> None:
+    before = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert set(lines_of(RESULTS / "README.md")) == {name_of(folder) for folder in (*RUNS, *BENCHMARKS)}
+    assert len(before.splitlines()) < 150
+    (committed / "README.md").write_text(before.partition("\n## ")[0] + "\n\n## Old\n", encoding="utf-8")
+    summarise.main(summarise.Config(results=committed))
+    assert (committed / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_the_numbers_of_the_summary_are_those_of_the_files() -> None:
+    """AUCs against metrics.csv, read here a second time, or against the page."""
+    lines, checked = lines_of(RESULTS / "README.md"), 0
+    for folder in RUNS:
+        if not has_table(folder / "metrics.csv") or name_of(folder) == "speed/head-scaling":
+            continue
+        with open_table(folder / "metrics.csv") as file:
+            rows = [row for row in csv.DictReader(file) if (row["set"], row["metric"]) == ("all", "auc")]
+        for i, (view, seen) in enumerate((view, seen) for view in ("none", "qf40") for seen in ("seen", "unseen")):
+            values = [row for row in rows if (row["view"], row["generator"]) == (view, f"mean:{seen}")]
+            for words in lines[name_of(folder)][1 + i].split("<br>"):
+                name, _, shown = words.rpartition(": ")
+                chosen = [float(row["value"]) for row in values if row["value"] != "n/a" and score_of(row) == name]
+                assert (shown == "n/a") == (not chosen)
+                assert not chosen or abs(float(shown.split()[0]) - sum(chosen) / len(chosen)) < 0.00051, words
+                checked += 1
+    on_page = {"ablation/embedded": (1, 3), "ablation/photographs": (1, 3), "photographs/tiny-frontier": (2, 4)}
+    on_page |= dict.fromkeys(("embedded/localize", "photographs/localize", "embedded/understand"), (5,))
+    for name, columns in on_page.items():
+        shown = [words for column in columns for words in re.findall(r"\d\.\d{3} \[.*?\]", lines[name][column])]
+        page = (RESULTS / name / "table.md").read_text(encoding="utf-8")
+        assert len(shown) >= 2 and all(words in page for words in shown), name
+    assert checked > 250
+
+
+def score_of(row: dict[str, str]) -> str:
+    """How a line calls the score of a row, as `Tip-Adapter, 512 shots`; seeds and draws share a name."""
+    if row.get("trained on", "mixed") != "mixed":
+        return "not shown"
+    names = list(row)[: list(row).index("set")]
+    words = (row[name] + " shots" * (name == "shots") for name in names if name not in ("draw", "seed", "trained on"))
+    return ", ".join(words)
+
+
+def test_pages_are_made_again_and_none_changes(committed, capsys) -> None:
+    """Bytes of every page; a table that was changed by hand is put right, and nothing else of its page is touched."""
+    pages = {path: path.read_bytes() for path in committed.glob("*/*/table.md")}
+    lora, understood = committed / "embedded/lora/table.md", committed / "embedded/understand/table.md"
+    for path, right, wrong in (
+        (lora, "| none | 0.988 [", "| none | 0.998 ["),
+        (understood, "| none | 0.989 [", "| none | 0.999 ["),
+        (committed / "ablation/embedded/table.md", "| lora | 3 | 0.986", "| lora | 3 | 0.996"),
+        (
+            committed / "speed/benchmark/table.md",
+            "| packed bf16 | open_clip fp32 | 2.22",
+            "| packed bf16 | open_clip fp32 | 9.22",
+        ),
+        (committed / "photographs/tiny-frontier/table.md", "| norm | 0.004 | 4,033", "| norm | 0.004 | 9,033"),
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert right in text
+        path.write_text(text.replace(right, wrong, 1), encoding="utf-8")
+    summarise.main(summarise.Config(results=committed, pages=True))
+    assert {path: path.read_bytes() for path in pages} == pages
+    said = capsys.readouterr().out
+    assert f"{lora}: changed" in said and said.count(": changed") == 5
+    assert f"{committed / 'embedded/jpeg/table.md'}: the same, 20 tables\n" in said
+
+
+def test_a_page_follows_its_numbers(committed) -> None:
+    """A changed CSV file changes the page that is made of it; what has no table in the files stays."""
+    folder = committed / "embedded/lora-seed3"
+    page = (folder / "table.md").read_text(encoding="utf-8")
+    with open_table(folder / "metrics.csv") as file:
+        text = file.read()
+    line = next(line for line in text.splitlines() if line.startswith("all,qf40,mean:seen,auc,"))
+    (folder / "metrics.csv").write_text(
+        text.replace(line, "all,qf40,mean:seen,auc,0.123,0.1,0.2,1,1"), encoding="utf-8"
+    )
+    again, stay = with_tables(page, tables_again(folder))
+    (folder / "metrics.csv").unlink()
+    changed = [(a, b) for a, b in zip(page.splitlines(), again.splitlines(), strict=True) if a != b]
+    assert len(changed) == 1 and changed[0][1].startswith("| qf40 | 0.123 [0.100, 0.200] |") and stay == ["Controls"]
+
+
+def test_a_folder_without_title_or_record_is_refused(committed, tmp_path) -> None:
+    root = tmp_path / "results"
+    shutil.copytree(committed, root)
+    notes = root / "embedded/lora/NOTES.md"
+    notes.write_text("LoRA\n", encoding="utf-8")
+    with pytest.raises(Refusal, match=r"NOTES\.md: begin it with"):
+        summarise.main(summarise.Config(results=root))
+    notes.write_text("# Mine\n", encoding="utf-8")
+    summarise.main(summarise.Config(results=root))
+    assert "| [Mine](embedded/lora/table.md) |" in (root / "README.md").read_text(
+        encoding="utf-8"
+    )  # no words, no link
+    (root / "embedded/lora/provenance.json").unlink()
+    with pytest.raises(Refusal, match=r"embedded/lora has a table\.md but no provenance"):
+        summarise.main(summarise.Config(results=root))
+    with pytest.raises(Refusal, match=r"README\.md is missing"):
         summarise.main(summarise.Config(results=tmp_path))
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: name_of(folder))
+def test_figures_are_those_that_the_page_shows(folder: Path) -> None:
+    shown = re.findall(r"!\[[^\]]*\]\((figures/[^)]+)\)", (folder / "table.md").read_text(encoding="utf-8"))
+    readme = (RESULTS.parent / "README.md").read_text(encoding="utf-8")
+    shown += re.findall(rf"!\[[^\]]*\]\(results/{name_of(folder)}/(figures/[^)]+)\)", readme)
+    assert sorted(shown) == sorted(path.relative_to(folder).as_posix() for path in folder.glob("figures/*"))
 
 
 def test_every_committed_config_can_be_run_again() -> None:

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from adapt.benchmark.timing import Ratio
 from adapt.errors import Refusal
 from adapt.pages.tables import grid
+from adapt.text import escape_markdown
 
 SLOWER = 0.95  # of the old ratio: less is no noise where the rounds do not overlap either
 
@@ -21,13 +23,17 @@ def table(ratios: Sequence[Ratio]) -> str:
             ratio.case,
             ratio.ours,
             ratio.baseline,
-            f"{ratio.value:.3g}" + (" [{:.3g}, {:.3g}]".format(*ratio.spread) if len(ratio.costs) > 1 else ""),
+            _shown(ratio),
             "" if ratio.goal is None else f"{ratio.goal:g}, {'met' if ratio.value >= ratio.goal else 'missed'}",
             ", ".join(f"{name} {value}" for name, value in ratio.facts.items()),
         ]
         for ratio in ratios
     ]
     return grid([head, *lines])
+
+
+def _shown(ratio: Ratio) -> str:
+    return f"{ratio.value:.3g}" + (" [{:.3g}, {:.3g}]".format(*ratio.spread) if len(ratio.costs) > 1 else "")
 
 
 def plain(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
@@ -56,6 +62,23 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(f"--compare {path}: not a benchmark.json of this recipe ({error!r})") from error
     return found
+
+
+def read_ratios(path: Path) -> list[Ratio]:
+    """The ratios of a file that `adapt benchmark` wrote, with the cost of every round."""
+    names = [field.name for field in fields(Ratio)]
+    return [Ratio(**{name: line[name] for name in names}) for line in read(path)["ratios"]]
+
+
+def at_a_glance(ratios: Sequence[Ratio]) -> list[str]:
+    """How many goals are met, and the first ratio of each stage."""
+    goals = [ratio.value >= ratio.goal for ratio in ratios if ratio.goal is not None]
+    first = {ratio.stage: ratio for ratio in reversed(ratios)}
+    lines = [f"goals met: {sum(goals)} of {len(goals)}"]
+    for ratio in reversed(first.values()):
+        words = f"{ratio.stage}, {ratio.case}: {ratio.ours} against {ratio.baseline} {_shown(ratio)}"
+        lines.append(escape_markdown(words))
+    return lines
 
 
 def compare(old: Mapping[str, Any], new: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:

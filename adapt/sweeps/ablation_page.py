@@ -53,12 +53,18 @@ class Page:
 
 
 def write_tables(root: Path, page: Page) -> list[str]:
-    """ablation.tex, generators.csv, and the sections of a page of Markdown; the first is the first table alone."""
+    """Write ablation.tex and generators.csv; returns the `sections_of` a page of Markdown."""
     tables = page.tables()
     names = [f"tab:{re.sub('[^a-z]+', '-', table.title.lower()).strip('-')}" for table in tables]
     write_text(root / "ablation.tex", "\n".join(map(latex_table, tables, names)))
     own = [n for n in page.numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES)]
     write_numbers(root / "generators.csv", own)
+    return sections_of(page)
+
+
+def sections_of(page: Page) -> list[str]:
+    """The tables as sections of Markdown; the first one has no heading."""
+    tables = page.tables()
     sections = [tables[0].markdown(), tables[0].about]
     for table in tables[1:]:
         sections += [f"## {table.title}", table.markdown(), *([table.about] if table.about else [])]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from adapt.evaluation import metrics
 from adapt.evaluation.bootstrap import ALL, distinct, interval, replicate
 from adapt.evaluation.scores import Scores
-from adapt.files import atomic
+from adapt.files import atomic, open_table
 from adapt.pages.drawing import cost_against_accuracy
 from adapt.pages.tables import show
 from adapt.sweeps.planned_runs import PlannedRun
@@ -145,11 +145,11 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
 
 
 def read_csv(path: Path) -> list[Point]:
-    """The points of a file that `write_csv` left."""
+    """The points of a file that `write_csv` left, as it is or compressed."""
     kinds = {label: kind for kind, label in KINDS.items()}
     given: dict[str, tuple] = {}
     aucs: dict[str, dict[tuple[str, str], metrics.Cell]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with open_table(path) as file:
         for row in csv.DictReader(file):
             name, view, label = row["configuration"], row["view"], row["generators"]
             costs = (row["trainable_parameters"], row["training_minutes"], row["peak_memory_mib"])

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.evaluation.bootstrap import distinct, interval
-from adapt.files import atomic, write_text
+from adapt.files import atomic, open_table, write_text
 from adapt.pages import html
 from adapt.pages.drawing import save_png
 from adapt.pages.tables import EMBEDDED, facts_list, grid, show
@@ -159,3 +159,14 @@ def write_csv(path: Path, tables: Sequence[Numbers]) -> None:
                 shown = [f"{value:.6g}" if isinstance(value, float) else value for value in values]
                 words = [plain(word) for word in (numbers.caption, row, column)]
                 out.writerow([*words, *("n/a" if value == "nan" else value for value in shown)])
+
+
+def read_csv(path: Path) -> list[Numbers]:
+    """The tables of a file that `write_csv` left, as it is or compressed; their corners are not in the file."""
+    cells: dict[str, dict[tuple[str, str], Value | str]] = {}
+    with open_table(path) as file:
+        for line in csv.DictReader(file):
+            numbers = (float("nan") if line[name] == "n/a" else line[name] for name in ("value", "low", "high"))
+            cell = Value(*map(float, numbers), int(line["n"])) if line["n"] else line["value"]
+            cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
+    return [Numbers(caption, "", of) for caption, of in cells.items()]
