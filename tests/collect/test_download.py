@@ -49,7 +49,8 @@ def records(folder: Path) -> list[dict]:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file()} - {".lock", "download.jsonl"}
+    own = {".lock", "download.jsonl", ".download.jsonl.lock"}
+    return {path.name for path in folder.rglob("*") if path.is_file()} - own
 
 
 @pytest.fixture(autouse=True)

@@ -206,7 +206,7 @@ def test_a_folder_serves_one_run_at_a_time(tmp_path) -> None:
 
     lock = checkpoint.hold(tmp_path)
     assert in_children(second) == [9]
-    os.close(lock)
+    lock.close()
     assert in_children(second) == [0]
 
 
