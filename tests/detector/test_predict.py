@@ -520,3 +520,33 @@ def test_two_at_once_do_not_write_one_journal(config) -> None:
     parts = config.output.with_suffix(".parts")
     with journal.BatchJournal(parts, "0-of-1.0-of-1", {}), pytest.raises(Refusal, match="another process is working"):
         predict.main(config)
+
+
+def test_damage_between_finished_batches_is_refused_and_a_torn_end_is_cut(tmp_path) -> None:
+    what = {"inputs": "a"}
+    rows = [dict.fromkeys(library.COLUMNS, ""), dict.fromkeys(library.COLUMNS, "x")]
+    with journal.BatchJournal(tmp_path, "0", what) as batches:
+        for number in range(3):
+            batches.add(number, rows)
+    path = tmp_path / "0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:2], lines[2][:30] + b"\n", lines[3]])
+    path.write_bytes(damaged)
+    for reader in (lambda: journal.kept(tmp_path, what), lambda: journal.BatchJournal(tmp_path, "0", what)):
+        with pytest.raises(Refusal, match=r"0\.jsonl: line 3 is damaged .*: delete the damaged line"):
+            reader()
+    assert path.read_bytes() == damaged
+    path.write_bytes(b"".join([*lines[:2], lines[3]]))  # the remedy
+    assert list(journal.kept(tmp_path, what)) == [0, 2]
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:30])
+    assert list(journal.kept(tmp_path, what)) == [0, 1]
+    with journal.BatchJournal(tmp_path, "0", what) as batches:
+        batches.add(5, rows)
+    found = journal.kept(tmp_path, what)
+    assert list(found) == [0, 1, 5] and found[5] == rows and path.read_bytes().startswith(b"".join(lines[:3]))
+
+
+def test_a_journal_without_a_batch_may_begin_with_other_settings(tmp_path) -> None:
+    journal.BatchJournal(tmp_path, "0", {"inputs": "a"}).close()
+    journal.BatchJournal(tmp_path, "0", {"inputs": "b"}).close()
+    assert (tmp_path / "0.jsonl").read_text() == '{"what": {"inputs": "b"}}\n'

@@ -206,6 +206,9 @@ def test_a_folder_serves_one_run_at_a_time(tmp_path) -> None:
 
     lock = checkpoint.hold(tmp_path)
     assert in_children(second) == [9]
+    with pytest.raises(Refusal, match="in use by another run"):
+        checkpoint.hold(tmp_path)
+    assert in_children(second) == [9]
     lock.close()
     assert in_children(second) == [0]
 
