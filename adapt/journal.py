@@ -67,7 +67,7 @@ class Journal:
     def __init__(self, path: Path, busy: str, whole: Callable[[], int], first: dict[str, Any] | None = None) -> None:
         self.path, self._torn = path, False
         with contextlib.ExitStack() as opened:
-            opened.enter_context(Lock(path.with_name(f".{path.name}.lock"), busy))
+            opened.enter_context(_lock(path, busy))
             self._end = whole()
             with writing(path):
                 self._file = opened.enter_context(path.open("ab", buffering=0))
@@ -104,6 +104,17 @@ class Journal:
     def close(self) -> None:
         """Close the file and give the lock back."""
         self._opened.close()
+
+
+def remove(path: Path, busy: str) -> None:
+    """Delete a journal, if there is one; refused with `busy` while it is written to."""
+    if path.exists():
+        with _lock(path, busy):
+            path.unlink()
+
+
+def _lock(path: Path, busy: str) -> Lock:
+    return Lock(path.with_name(f".{path.name}.lock"), busy)
 
 
 def _value(line: bytes, check: Callable[[dict[str, Any]], object] | None) -> dict[str, Any] | None:

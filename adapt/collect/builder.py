@@ -16,7 +16,7 @@ from adapt.data.images import opened
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.files import atomic, writing
-from adapt.journal import Journal, entries
+from adapt.journal import Journal, entries, remove
 
 SHARD_BYTES = 2**30  # a tar file is closed when it has this many
 SYNC_SECONDS = 1
@@ -58,15 +58,14 @@ class Part:
         self, output: Path, what: dict[str, Any], *, shard: int = 0, num_shards: int = 1, restart: bool = False
     ) -> None:
         self.output, self.shard = output, shard
-        self.path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+        self.path = _journal(output, shard, num_shards)
         self.at, self.done, self.commits, self.tar, self.size = None, False, 0, 0, 0
         self.lost: Counter[str] = Counter()
         self.generators: Counter[str] = Counter()
         self.groups: set[str] = set()
         self._met: set[str] = set()
         self._synced = time.monotonic()
-        busy = f"another process is working at {self.path}: wait for it, or stop it"
-        self._journal = Journal(self.path, busy, lambda: self._take_up(what, restart), {"what": what})
+        self._journal = Journal(self.path, _busy(self.path), lambda: self._take_up(what, restart), {"what": what})
 
     def __enter__(self) -> "Part":
         return self
@@ -180,6 +179,12 @@ class Part:
             self._synced = time.monotonic()
 
 
+def forget(output: Path, shard: int, num_shards: int) -> None:
+    """Delete the journal of a job, which then begins anew; refused while the job is at work."""
+    path = _journal(output, shard, num_shards)
+    remove(path, _busy(path))
+
+
 def join(output: Path, num_shards: int, whole: bool = False, once: bool = False) -> Path | None:
     """Write the manifest `output` and the table of what was lost, once all jobs are done; None before.
 
@@ -189,7 +194,7 @@ def join(output: Path, num_shards: int, whole: bool = False, once: bool = False)
     """
     rows, lost, dropped, what = [], [], {}, None
     for shard in range(num_shards):
-        path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+        path = _journal(output, shard, num_shards)
         committed = [entry for entry, _ in _committed(path, output)]
         if not committed or not committed[-1].get("done"):
             return None
@@ -257,6 +262,14 @@ def _write_lost(lost: list[dict[str, str]], path: Path) -> None:
         out = csv.DictWriter(file, LOST, restval="", extrasaction="ignore")
         out.writeheader()
         out.writerows(lost)
+
+
+def _journal(output: Path, shard: int, num_shards: int) -> Path:
+    return parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+
+
+def _busy(path: Path) -> str:
+    return f"another process is working at {path}: wait for it, or stop it"
 
 
 def _committed(path: Path, output: Path) -> Iterator[tuple[dict, int]]:
