@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.files import atomic, sha256
+from adapt.journal import Entry, Journal, entries
 from adapt.progress import bar
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
@@ -100,23 +101,20 @@ def align(
     if any(manifest["mask"]):
         raise Refusal("the manifest has masks, which would no longer fit: align the images first, then composite them")
     groups = manifest.groups()
-    journal = folder / "journal" / f"{shard}-of-{num_shards}.jsonl"
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    done = _read_journals(folder, policy.spec)
+    path = folder / "journal" / f"{shard}-of-{num_shards}.jsonl"
+    busy = f"another process is working at {path}: wait for it, or stop it"
     mine = groups[shard::num_shards]
-    with journal.open("ab") as log:
-        if log.tell():  # a line that a kill cut short must not swallow the next one
-            log.write(b"\n")
+    with Journal(path, busy, lambda: max((entry.end for entry in _finished(path)), default=0)) as journal:
+        done = _read_journals(folder, policy.spec)
         for members in bar(iterable=mine, unit="group", desc="align"):
             sources = [_source(manifest, row) for row in members]
             if not _current(done.get(_key(manifest, members)), sources, folder):
                 rows = _align_group(manifest, members, sources, folder, policy)
                 entry = {"spec": policy.spec, "key": _key(manifest, members), "rows": rows}
-                log.write(json.dumps(entry).encode() + b"\n")
-                log.flush()
-    done = _read_journals(folder, policy.spec)
-    found = [done.get(_key(manifest, members)) for members in groups]
-    return _write_tables(manifest, groups, found, folder) if all(found) else None
+                journal.append(entry)
+        done = _read_journals(folder, policy.spec)
+        found = [done.get(_key(manifest, members)) for members in groups]
+        return _write_tables(manifest, groups, found, folder) if all(found) else None
 
 
 def _key(manifest: Manifest, members: np.ndarray) -> str:
@@ -126,18 +124,19 @@ def _key(manifest: Manifest, members: np.ndarray) -> str:
 
 
 def _read_journals(folder: Path, spec: str) -> dict[str, list[dict]]:
-    """The rows of every finished group by key, of all shards; later lines win, a line cut short is no line."""
+    """The rows of every finished group by key, of all shards; later lines win."""
     done = {}
     for path in sorted((folder / "journal").glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
+        for *_, entry in _finished(path):
             if entry["spec"] != spec:
                 raise Refusal(f"{folder} holds copies made as {entry['spec']!r}, not {spec!r}: choose another folder")
             done[entry["key"]] = entry["rows"]
     return done
+
+
+def _finished(path: Path) -> Iterator[Entry]:
+    """Entries of one journal. Bad lines may stand between them: an earlier version wrote on behind a torn line."""
+    return (entry for entry in entries(path, "skip") if {"spec", "key", "rows"} <= entry.value.keys())
 
 
 def _source(manifest: Manifest, row: int) -> tuple[bytes, str, str]:

@@ -1,7 +1,6 @@
 """A data set under construction, by one job or by many: rows and images that are committed together or not at all."""
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -9,14 +8,15 @@ import os
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapt.data.images import opened
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
-from adapt.files import atomic, sync, writing
+from adapt.files import atomic, writing
+from adapt.journal import Journal, entries, remove
 
 SHARD_BYTES = 2**30  # a tar file is closed when it has this many
 SYNC_SECONDS = 1
@@ -58,34 +58,14 @@ class Part:
         self, output: Path, what: dict[str, Any], *, shard: int = 0, num_shards: int = 1, restart: bool = False
     ) -> None:
         self.output, self.shard = output, shard
-        self.path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+        self.path = _journal(output, shard, num_shards)
         self.at, self.done, self.commits, self.tar, self.size = None, False, 0, 0, 0
         self.lost: Counter[str] = Counter()
         self.generators: Counter[str] = Counter()
         self.groups: set[str] = set()
         self._met: set[str] = set()
         self._synced = time.monotonic()
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = self.path.open("ab+")
-        try:
-            self._lock()
-            entries, whole = _read_journal(self.path, output)
-            if entries and entries[0].get("what") != what:
-                if not restart:
-                    raise Refusal(
-                        f"{self.path} was made with {_difference(entries[0].get('what'), what)}: "
-                        f"choose another --output, or delete {self.path.parent} to begin anew"
-                    )
-                entries, whole = [], 0
-            self._journal.truncate(whole)  # else the next entry would continue a torn line
-            for entry in entries:
-                self._apply(entry)
-            if not entries:
-                self._write({"what": what})
-        except BaseException:
-            self._journal.close()
-            raise
+        self._journal = Journal(self.path, _busy(self.path), lambda: self._take_up(what, restart), {"what": what})
 
     def __enter__(self) -> "Part":
         return self
@@ -128,13 +108,22 @@ class Part:
                 self._append(END)
             self._write({"done": True})
             self.done = True
-        sync(self.path)
+        self._journal.sync()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Refusal(f"another process is working at {self.path}: wait for it, or stop it") from error
+    def _take_up(self, what: dict[str, Any], restart: bool) -> int:
+        """Apply what was committed before; the bytes of the journal that it takes."""
+        whole = 0
+        for entry, end in _committed(self.path, self.output):
+            if not whole and entry.get("what") != what:
+                if restart:
+                    return 0
+                raise Refusal(
+                    f"{self.path} was made with {_difference(entry.get('what'), what)}: "
+                    f"choose another --output, or delete {self.path.parent} to begin anew"
+                )
+            self._apply(entry)
+            whole = end
+        return whole
 
     def _apply(self, entry: dict) -> None:
         if "at" in entry:
@@ -184,12 +173,16 @@ class Part:
                 file.write(data)
 
     def _write(self, entry: dict) -> None:
-        with writing(self.path):
-            self._journal.write(json.dumps(entry).encode() + b"\n")
-            self._journal.flush()
-            if time.monotonic() - self._synced > SYNC_SECONDS:  # a power cut may forget that long
-                os.fsync(self._journal.fileno())
-                self._synced = time.monotonic()
+        due = time.monotonic() - self._synced > SYNC_SECONDS  # a power cut may forget that long
+        self._journal.append(entry, to_disk=due)
+        if due:
+            self._synced = time.monotonic()
+
+
+def forget(output: Path, shard: int, num_shards: int) -> None:
+    """Delete the journal of a job, which then begins anew; refused while the job is at work."""
+    path = _journal(output, shard, num_shards)
+    remove(path, _busy(path))
 
 
 def join(output: Path, num_shards: int, whole: bool = False, once: bool = False) -> Path | None:
@@ -201,14 +194,14 @@ def join(output: Path, num_shards: int, whole: bool = False, once: bool = False)
     """
     rows, lost, dropped, what = [], [], {}, None
     for shard in range(num_shards):
-        path = parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
-        entries = _read_journal(path, output)[0] if path.is_file() else []
-        if not entries or not entries[-1].get("done"):
+        path = _journal(output, shard, num_shards)
+        committed = [entry for entry, _ in _committed(path, output)]
+        if not committed or not committed[-1].get("done"):
             return None
-        what = what or entries[0]["what"]
-        if entries[0]["what"] != what:
-            raise Refusal(f"{path} was made with {_difference(entries[0]['what'], what)}: run the older jobs again")
-        for entry in entries:
+        what = what or committed[0]["what"]
+        if committed[0]["what"] != what:
+            raise Refusal(f"{path} was made with {_difference(committed[0]['what'], what)}: run the older jobs again")
+        for entry in committed:
             rows += entry.get("rows", ())
             lost += entry.get("lost", ())
             dropped |= entry.get("drop", {})
@@ -271,21 +264,24 @@ def _write_lost(lost: list[dict[str, str]], path: Path) -> None:
         out.writerows(lost)
 
 
-def _read_journal(path: Path, output: Path) -> tuple[list[dict], int]:
-    """Entries of a journal whose images are there, and the bytes they take; what follows was never committed."""
-    entries, whole = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or (
-            "tar" in entry and not _reaches(_tar(output, path.stem, entry["tar"][0]), entry)
-        ):
-            break
-        entries.append(entry)
-        whole += len(line)
-    return entries, whole
+def _journal(output: Path, shard: int, num_shards: int) -> Path:
+    return parts_folder(output) / f"{shard}-of-{num_shards}.jsonl"
+
+
+def _busy(path: Path) -> str:
+    return f"another process is working at {path}: wait for it, or stop it"
+
+
+def _committed(path: Path, output: Path) -> Iterator[tuple[dict, int]]:
+    """Entries of a journal whose images are there, each with its end in the file.
+
+    The first bad line ends them, and so does the first whose images a power cut has taken: as the tar file, the
+    journal is only ever continued at its end.
+    """
+    for _, end, entry in entries(path, "end"):
+        if "tar" in entry and not _reaches(_tar(output, path.stem, entry["tar"][0]), entry):
+            return
+        yield entry, end
 
 
 def _reaches(tar: Path, entry: dict) -> bool:

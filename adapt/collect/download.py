@@ -34,6 +34,7 @@ from adapt.collect.url_rules import MAX_PAUSE, is_public, opted_out, parse_url, 
 from adapt.data.images import Unreadable, decode, opened
 from adapt.errors import Refusal
 from adapt.files import atomic, writing
+from adapt.lock import Lock
 from adapt.progress import bar
 
 MAX_REDIRECTS = 5
@@ -101,7 +102,10 @@ def download(
             raise Refusal(f"{name} is {value}: give a number above 0")
     folder = Path(folder)
     path = folder / "download.jsonl" if state is None else Path(state)
-    with _held(folder), contextlib.closing(State(path)) as record:
+    busy = f"{folder} is in use by another download: wait for it or choose another folder"
+    with Lock(folder / ".lock", busy), contextlib.closing(State(path)) as record:
+        for leftover in folder.glob("??/.*.tmp"):  # half-written by a download that was killed
+            leftover.unlink(missing_ok=True)
         flags = {"again": again, "allow_private": allow_private, "respect_robots": respect_robots}
         job = _Download(record, folder, **limits, **flags, user_agent=user_agent, progress=progress)
         asyncio.run(job.run(urls))
@@ -128,25 +132,6 @@ def _parse(url: str, base=None):
         return parse_url(url, base)
     except ValueError as error:
         raise _Failed("bad-url") from error
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other downloads out of the folder, and remove what a killed one left half-written."""
-    import fcntl
-
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in folder.glob("??/.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        yield
-    except BlockingIOError as error:
-        raise Refusal(f"{folder} is in use by another download: wait for it or choose another folder") from error
-    finally:
-        os.close(lock)
 
 
 def _drop_placeholders(state: State, folder: Path) -> None:

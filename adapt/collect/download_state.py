@@ -1,9 +1,7 @@
 """What a download asked for and what came of it: an append-only file of JSON lines, and an index of it."""
 
 import contextlib
-import errno
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adapt.errors import Refusal
-from adapt.files import sync, writing
+from adapt.journal import Journal, entries
 
 TRANSIENT = {"timeout", "dns", "connect", "connection", "broken-http", "broken-body", "interrupted"}
 TRANSIENT |= {"http-408", "http-425", "http-429"}  # and every http-5xx
@@ -57,32 +55,23 @@ class State:
 
     def __init__(self, path: Path) -> None:
         self.path, self.asked, self.index = path, 0, Index()
+        busy = f"{path} is in use by another download: wait for it or name another state file"
         try:
-            whole = self.index.load(path)
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                os.ftruncate(self.file, whole)  # else the next record would continue a torn line
-                sync(path.parent)
+            self.journal = Journal(path, busy, lambda: self.index.load(path))
         except BaseException:
             self.index.close()
             raise
 
     def close(self) -> None:
-        self.sync()
-        os.close(self.file)
-        self.index.close()
+        with contextlib.closing(self.index), self.journal:
+            self.sync()
 
     def sync(self) -> None:
-        with writing(self.path):
-            os.fsync(self.file)
+        self.journal.sync()
 
     def append(self, key: str, url: str, **what) -> None:
         record = {"key": key, "url": url, **what}
-        line = json.dumps(record).encode() + b"\n"
-        with writing(self.path):
-            if os.write(self.file, line) < len(line):
-                raise OSError(errno.ENOSPC, "half a line was written")
+        self.journal.append(record, to_disk=False)
         self.index.apply(record)
 
     def ask(self, key: str, url: str) -> None:
@@ -106,24 +95,17 @@ class Index:
 
     def load(self, path: Path) -> int:
         """Take in a state file; returns the length of its whole lines. The torn end of a killed run is left out."""
-        whole, torn, line = 0, 0, b""
         if path.exists() and not path.is_file():
             raise Refusal(f"{path} is no file: name another one for the state of the download")
-        if path.exists():
+        remedy, whole = "name another state file", 0
+        for record in entries(path, "refuse", remedy=remedy, check=self.apply, longest=MAX_LINE):
+            whole = record.end
+        if not whole and path.exists():
             with path.open("rb") as file:
-                for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
-                    try:
-                        if not line.endswith(b"\n"):
-                            raise ValueError("no end of line")
-                        self.apply(json.loads(line))
-                    except (ValueError, KeyError, TypeError):
-                        torn = torn or number
-                        continue
-                    if torn:
-                        raise Refusal(f"{path}: line {torn} is no record of a download: name another state file")
-                    whole += len(line)
-        if torn and not whole and not (line.startswith(b'{"key": ') and not line.endswith(b"\n")):
-            raise Refusal(f"{path} is no state of a download: name another file")
+                data = file.read(MAX_LINE)
+            torn = data.startswith(b'{"key": ') and b"\n" not in data and len(data) < MAX_LINE
+            if data and not torn:
+                raise Refusal(f"{path} is no state of a download: {remedy}")
         return whole
 
     def apply(self, record: dict) -> None:

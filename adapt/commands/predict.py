@@ -69,7 +69,7 @@ class Config(Shards):
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest, inputs_for
     from adapt.detector.detector import detector_digest, load_detector
-    from adapt.detector.finished_batches import Journal, kept
+    from adapt.detector.finished_batches import BatchJournal, kept
     from adapt.detector.gallery import finish
     from adapt.detector.predict import BATCH, COLUMNS, batches, rules_stated
     from adapt.detector.predict_maps import judge
@@ -96,7 +96,7 @@ def main(cfg: Config) -> None:
     todo = [number for number in shard if number not in done]
     past, todo = (len(shard) - len(todo)) // world, todo[rank::world]
     name = f"{cfg.shard}-of-{cfg.num_shards}.{rank}-of-{world}"
-    with Journal(parts, name, what) as journal:
+    with BatchJournal(parts, name, what) as journal:
         if todo:
             detectors = [load_detector(name, cfg.backbone).to(processes.device) for name in cfg.detector]
             workers = processes.workers(cfg.num_workers)

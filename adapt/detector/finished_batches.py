@@ -1,53 +1,29 @@
 """Finished batches of predictions, kept as soon as they are known: append-only, found again after a kill."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from adapt.detector.predict import COLUMNS, Row
 from adapt.errors import Refusal
-from adapt.files import writing
+from adapt.journal import Entry, Journal, entries
 
 
-class Journal:
-    """Finished batches of one process, append-only, in a folder that all jobs and processes share.
+class BatchJournal(Journal):
+    """Finished batches of one process, in a folder that all jobs and processes share.
 
     `what` is what the rows depend on; rows that were made of something else are refused.
     """
 
     def __init__(self, folder: Path, name: str, what: dict[str, Any]) -> None:
-        self.path = folder / f"{name}.jsonl"
-        with writing(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise Refusal(f"another process is working at {self.path}: wait for it, or stop it") from error
-        ends = [end for _, end, _ in _entries(self.path)]
-        self._file.truncate(ends[-1] if len(ends) > 1 else 0)  # else the next entry would continue a torn line
-        if len(ends) < 2:
-            self._append({"what": what})
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
+        path = folder / f"{name}.jsonl"
+        busy = f"another process is working at {path}: wait for it, or stop it"
+        super().__init__(path, busy, lambda: _whole(path), {"what": what})
 
     def add(self, number: int, rows: Sequence[Row]) -> None:
         """Keep a batch: after a kill all of it is there, or nothing."""
-        self._append({"batch": number, "rows": [list(row.values()) for row in rows]})
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        with writing(self.path):
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self.append({"batch": number, "rows": [list(row.values()) for row in rows]})
 
 
 class Kept(Mapping):
@@ -94,16 +70,12 @@ def kept(folder: Path, what: dict[str, Any]) -> Kept:
     return Kept(found)
 
 
-def _entries(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Begin, end and value of each entry of a journal; a torn line and what follows was never committed."""
-    start = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                return
-            if not line.endswith(b"\n") or not isinstance(entry, dict):
-                return
-            yield start, start + len(line), entry
-            start += len(line)
+def _entries(path: Path) -> Iterator[Entry]:
+    remedy = "delete the damaged line (if it is line 1, the file), and what is missing is computed again"
+    return entries(path, "refuse", remedy=remedy)
+
+
+def _whole(path: Path) -> int:
+    """Bytes that stand; 0 where there is no batch yet: what the batches depend on may still change."""
+    ends = [entry.end for entry in _entries(path)]
+    return ends[-1] if len(ends) > 1 else 0

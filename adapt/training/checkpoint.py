@@ -6,7 +6,6 @@ parameters), `optimizer.safetensors`, `selected.safetensors` (the best epoch so 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from adapt.errors import Refusal
 from adapt.files import sha256, sync
+from adapt.lock import Lock
 
 STATE = "trainer_state.json"
 
@@ -117,18 +117,6 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def hold(folder: Path) -> int:
-    """Lock a run's folder for this process; a second run in the same folder is refused.
-
-    A record lock ends with the process that took it; a `flock` would live on in data workers that outlast a kill.
-    """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise Refusal(f"{folder} is in use by another run: wait for it or choose another --output_dir") from error
-    return descriptor
+def hold(folder: Path) -> Lock:
+    """Lock a run's folder; a second run in the same folder is refused."""
+    return Lock(folder / ".lock", f"{folder} is in use by another run: wait for it or choose another --output_dir")

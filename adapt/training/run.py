@@ -151,7 +151,7 @@ class Run(Processes):
         """Close the logs and leave the group of processes."""
         if self.main:
             self.track.close()
-            os.close(self._lock)
+            self._lock.close()
         self.leave()
 
     def elapsed(self) -> float:

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import signal
 import tarfile
@@ -16,6 +17,7 @@ from adapt.data.jpeg import jpeg_tables
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.files import sha256
+from adapt.lock import Lock
 
 SOURCES = [  # (generator, name, Pillow format, options, width, height) of each member of a group
     ("real", "photo.jpg", "JPEG", {"quality": 75, "subsampling": "4:4:4", "exif": zoo.exif(6)}, 60, 90),
@@ -175,6 +177,47 @@ def test_a_kill_leaves_no_half_file_and_the_rest_is_done_later(tmp_path, monkeyp
     assert all(stamps(tmp_path / "out")[name] == before[name] for name in first_group)
     for name in ("manifest.csv", "align.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len([json.loads(line) for line in journal.read_bytes().splitlines()]) == 3  # the torn line is gone
+
+
+def test_bad_lines_of_an_old_journal_are_skipped(tmp_path):
+    """An earlier version wrote on, after an empty line, behind what a kill had left."""
+    manifest = dataset(tmp_path / "in")
+    align(manifest, tmp_path / "out")
+    before = stamps(tmp_path / "out")
+    journal = tmp_path / "out" / "journal" / "0-of-1.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    bad = [lines[1][:40] + b"\n", b"\n", b"[1]\n", b"3\n", b"null\n", b'{"key": "k"}\n']
+    journal.write_bytes(b"".join([lines[0], *bad, lines[1], b"\n", lines[2]]))
+    align(manifest, tmp_path / "out")
+    assert stamps(tmp_path / "out") == before
+
+
+def test_two_jobs_of_one_shard_are_refused(tmp_path):
+    manifest = dataset(tmp_path / "in")
+    busy = Lock(tmp_path / "out" / "journal" / ".0-of-2.jsonl.lock", "busy")
+    with busy, pytest.raises(Refusal, match=r"another process is working at .*0-of-2\.jsonl: wait for it"):
+        align(manifest, tmp_path / "out", shard=0, num_shards=2)
+    assert not (tmp_path / "out" / "images").exists()
+    with busy:
+        assert align(manifest, tmp_path / "out", shard=1, num_shards=2) is None
+    assert align(manifest, tmp_path / "out", shard=0, num_shards=2) is not None
+
+
+def test_a_finished_group_is_on_the_disk(tmp_path, monkeypatch):
+    """Its line is there, too, when the next group begins."""
+    manifest, synced, real = dataset(tmp_path / "in"), [], os.fsync
+    journal = tmp_path / "out" / "journal" / "0-of-1.jsonl"
+
+    def fsync(descriptor):
+        if journal.exists() and os.fstat(descriptor).st_ino == journal.stat().st_ino:
+            synced.append(journal.stat().st_size)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    align(manifest, tmp_path / "out")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert synced == [sum(map(len, lines[: n + 1])) for n in range(3)]
 
 
 def test_shards_make_what_one_job_makes(tmp_path):

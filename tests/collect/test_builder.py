@@ -16,7 +16,7 @@ import pytest
 import zoo
 
 from adapt.collect import builder as parts
-from adapt.collect.builder import Part, join
+from adapt.collect.builder import Part, forget, join
 from adapt.collect.pack import pack
 from adapt.collect.sources.webdataset import Source
 from adapt.commands import pack as pack_recipe
@@ -218,6 +218,22 @@ def test_another_identity_is_refused_and_two_writers_too(tmp_path):
         Part(tmp_path / "data.csv", WHAT)
     with Part(tmp_path / "data.csv", {"made": "otherwise"}, restart=True) as part:
         assert (part.at, part.done, part.commits) == (None, False, 0)
+
+
+def test_a_job_is_forgotten_only_when_nobody_works_at_it(tmp_path):
+    output = tmp_path / "data.csv"
+    forget(output, 0, 1)
+    assert not list(tmp_path.iterdir())
+    with Part(output, WHAT) as part:
+        rows, images = group(0)
+        part.commit(rows, 0, images)
+        with pytest.raises(Refusal, match="another process is working at"):
+            forget(output, 0, 1)
+    with Part(output, WHAT) as part:
+        assert part.at == 0
+    forget(output, 0, 1)
+    with Part(output, WHAT) as part:
+        assert part.at is None
 
 
 def test_lost_images_and_dropped_groups_are_listed_with_their_reasons(tmp_path):

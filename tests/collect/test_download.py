@@ -1,6 +1,7 @@
 """Downloads against a server that misbehaves: what is kept, what is refused and why, and what is never asked again."""
 
 import asyncio
+import contextlib
 import email.utils
 import gzip
 import hashlib
@@ -49,7 +50,8 @@ def records(folder: Path) -> list[dict]:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.is_file()} - {".lock", "download.jsonl"}
+    own = {".lock", "download.jsonl", ".download.jsonl.lock"}
+    return {path.name for path in folder.rglob("*") if path.is_file()} - own
 
 
 @pytest.fixture(autouse=True)
@@ -544,7 +546,7 @@ def test_a_signal_leaves_a_state_that_continues(server, tmp_path, sent, code):
 def test_a_file_that_is_no_state_is_refused_and_kept(server, tmp_path):
     state = tmp_path / "download.jsonl"
     good = '{"key": "a", "url": "http://h/", "ask": 1}\n'
-    for text in ("hello\n", "half", "[1]\n", '{"key": "a"}\n', good + "torn\n" + good):
+    for text in ("hello\n", "half", "[1]\n", '{"key": "a"}\n', 'hello\n{"key": "a', good + "torn\n" + good):
         state.write_text(text)
         with pytest.raises(Refusal, match="name another"):
             download([], tmp_path, progress=False)
@@ -582,6 +584,24 @@ def test_a_folder_in_use_is_refused(tmp_path):
         with pytest.raises(Refusal, match="in use"):
             download([], tmp_path, progress=False)
         other.communicate(b"\n")
+
+
+def test_a_state_in_use_is_refused(tmp_path):
+    state = tmp_path / "state.jsonl"
+    said = r"state\.jsonl is in use by another download: .* name another state file"
+    with contextlib.closing(download_state.State(state)), pytest.raises(Refusal, match=said):
+        download([], tmp_path / "b", state=state, progress=False)
+    assert download([], tmp_path / "b", state=state, progress=False).asked == 0
+
+
+def test_an_error_of_the_list_is_not_called_a_lock(tmp_path):
+    def urls():
+        raise BlockingIOError(11, "a list that is read without waiting")
+        yield
+
+    with pytest.raises(BlockingIOError):
+        download(urls(), tmp_path, progress=False)
+    assert download([], tmp_path, progress=False).asked == 0  # and the folder is free again
 
 
 def test_a_full_disk_stops_the_run_and_books_nothing_to_the_url(server, tmp_path, monkeypatch):

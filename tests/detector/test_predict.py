@@ -258,24 +258,24 @@ def test_shards_in_any_order_give_the_same_bytes(config, whole, order, capsys) -
 def test_two_processes_give_the_same_bytes(config, whole) -> None:
     assert in_children(lambda: predict.main(config), world=2) == [0, 0]
     assert config.output.read_bytes() == whole
-    assert len(list(config.output.with_suffix(".parts").iterdir())) == 2
+    assert len(list(config.output.with_suffix(".parts").glob("*.jsonl"))) == 2
 
 
 def test_killed_after_any_batch_and_continued_otherwise(config, whole, monkeypatch) -> None:
     """Killed right after the first row is kept, torn in the middle of the second entry, continued by two processes."""
-    append = journal.Journal._append
+    append = journal.BatchJournal.append
 
-    def torn(journal, entry) -> None:
+    def torn(batches, entry) -> None:
         if entry.get("batch") == 1:
-            journal._file.write(json.dumps(entry).encode()[:200])
-            journal._file.flush()
+            with batches.path.open("ab") as file:
+                file.write(json.dumps(entry).encode()[:200])
             os.kill(os.getpid(), signal.SIGKILL)
-        append(journal, entry)
+        append(batches, entry)
 
-    monkeypatch.setattr(journal.Journal, "_append", torn)
+    monkeypatch.setattr(journal.BatchJournal, "append", torn)
     assert in_children(lambda: predict.main(config)) == [-signal.SIGKILL]
     assert not config.output.exists()
-    monkeypatch.setattr(journal.Journal, "_append", append)
+    monkeypatch.setattr(journal.BatchJournal, "append", append)
     asked = []
     passed_on = predict_maps.judge
 
@@ -311,7 +311,7 @@ def test_kill_9_at_random_moments_and_the_same_command_continues(config, whole) 
 
 def test_ctrl_c_keeps_finished_rows(config, whole, monkeypatch, capfd) -> None:
     """As a terminal does it: the signal goes to the data process, too. One line, status 130, the same command."""
-    add = journal.Journal.add
+    add = journal.BatchJournal.add
 
     def interrupted(journal, number, rows) -> None:
         add(journal, number, rows)
@@ -321,7 +321,7 @@ def test_ctrl_c_keeps_finished_rows(config, whole, monkeypatch, capfd) -> None:
     def body() -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits a deaf ear
-        monkeypatch.setattr(journal.Journal, "add", interrupted)
+        monkeypatch.setattr(journal.BatchJournal, "add", interrupted)
         predict.main(dataclasses.replace(config, num_workers=1))
 
     assert in_children(body) == [130]
@@ -518,5 +518,35 @@ def test_an_input_as_output_is_refused(config, tmp_path) -> None:
 
 def test_two_at_once_do_not_write_one_journal(config) -> None:
     parts = config.output.with_suffix(".parts")
-    with journal.Journal(parts, "0-of-1.0-of-1", {}), pytest.raises(Refusal, match="another process is working"):
+    with journal.BatchJournal(parts, "0-of-1.0-of-1", {}), pytest.raises(Refusal, match="another process is working"):
         predict.main(config)
+
+
+def test_damage_between_finished_batches_is_refused_and_a_torn_end_is_cut(tmp_path) -> None:
+    what = {"inputs": "a"}
+    rows = [dict.fromkeys(library.COLUMNS, ""), dict.fromkeys(library.COLUMNS, "x")]
+    with journal.BatchJournal(tmp_path, "0", what) as batches:
+        for number in range(3):
+            batches.add(number, rows)
+    path = tmp_path / "0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:2], lines[2][:30] + b"\n", lines[3]])
+    path.write_bytes(damaged)
+    for reader in (lambda: journal.kept(tmp_path, what), lambda: journal.BatchJournal(tmp_path, "0", what)):
+        with pytest.raises(Refusal, match=r"0\.jsonl: line 3 is damaged .*: delete the damaged line"):
+            reader()
+    assert path.read_bytes() == damaged
+    path.write_bytes(b"".join([*lines[:2], lines[3]]))  # the remedy
+    assert list(journal.kept(tmp_path, what)) == [0, 2]
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:30])
+    assert list(journal.kept(tmp_path, what)) == [0, 1]
+    with journal.BatchJournal(tmp_path, "0", what) as batches:
+        batches.add(5, rows)
+    found = journal.kept(tmp_path, what)
+    assert list(found) == [0, 1, 5] and found[5] == rows and path.read_bytes().startswith(b"".join(lines[:3]))
+
+
+def test_a_journal_without_a_batch_may_begin_with_other_settings(tmp_path) -> None:
+    journal.BatchJournal(tmp_path, "0", {"inputs": "a"}).close()
+    journal.BatchJournal(tmp_path, "0", {"inputs": "b"}).close()
+    assert (tmp_path / "0.jsonl").read_text() == '{"what": {"inputs": "b"}}\n'

@@ -206,7 +206,10 @@ def test_a_folder_serves_one_run_at_a_time(tmp_path) -> None:
 
     lock = checkpoint.hold(tmp_path)
     assert in_children(second) == [9]
-    os.close(lock)
+    with pytest.raises(Refusal, match="in use by another run"):
+        checkpoint.hold(tmp_path)
+    assert in_children(second) == [9]
+    lock.close()
     assert in_children(second) == [0]
 
 

@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from adapt.collect.builder import parts_folder
+from adapt.collect.builder import forget
 from adapt.collect.download import Report, download
 from adapt.collect.sources.listing import SPLITS, draw_val
 from adapt.collect.sources.output import Output
@@ -74,7 +74,7 @@ class Source(Output):
         if os.path.realpath(output) == os.path.realpath(self.table):
             raise Refusal(f"{self.table} would be overwritten: name another file with --output")
         if self.again:  # look anew at what was fetched
-            (parts_folder(output) / f"{self.shard}-of-{self.num_shards}.jsonl").unlink(missing_ok=True)
+            forget(output, self.shard, self.num_shards)
         root = os.path.realpath(folder)
         rows = self._rows(columns, functools.partial(_locate, root, _fence(self.home([folder]))))
         if self.split == "auto":
