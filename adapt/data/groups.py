@@ -4,11 +4,13 @@ Every random choice is a function of (seed, epoch, group): the number of workers
 changes what a model sees.
 """
 
+import copy
 import dataclasses
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,17 +36,19 @@ class Batch:
     twin: Tensor  # (n,) bool: the same images once more, in the same order, under another view
     unreadable: list[tuple[str, str]]  # (path, reason) of the members that could not be read
 
-    def to(self, device: torch.device) -> "Batch":
-        tensors = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+    def to(self, device: torch.device) -> Self:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "Batch":
-        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **tensors)
+    def pin_memory(self) -> Self:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with every tensor changed, those of a subclass too."""
+        copied = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(copied, name, change(value))
+        return copied
 
 
 class Groups(Dataset):
@@ -87,7 +91,8 @@ class Groups(Dataset):
         views = [shown.view] if shown else draw_views(self.views, draw, self.twins)
         rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
-        pixels, read, unreadable = [[] for _ in views], [], []
+        pixels: list[list[Tensor]] = [[] for _ in views]
+        read, unreadable = [], []
         for place, row in enumerate(rows):
             try:
                 image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])

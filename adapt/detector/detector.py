@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +31,14 @@ from adapt.models.heads.probes import Probe
 from adapt.models.towers.backbones import Backbone, Precision, load_backbone
 from adapt.progress import bar
 
+if TYPE_CHECKING:
+    from adapt.detector.predict import Row
+
 FORMAT = 2
-NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
-NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
+NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
+    *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
+    *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
+)
 HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead}
 CARD = """---
 library_name: peft
@@ -82,7 +87,7 @@ class Detector(nn.Module):
         found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
         return torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
 
-    def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> list[dict[str, Any]]:
+    def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> "list[Row]":
         """One row per image in folders, image files, manifests or tar files; see `predict.COLUMNS` for its columns.
 
         Verdicts follow this detector's own threshold. A file that cannot be read is a row whose `status` says why.
@@ -95,7 +100,7 @@ class Detector(nn.Module):
         found = predict([self], inputs, range(batches(len(inputs))), workers, crops)
         return [row for _, rows, _ in found for row in rows]
 
-    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+    def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
         decision.safetensors where anything but the threshold was fitted on validation scores.
 
@@ -262,14 +267,14 @@ def as_scores(
         {
             **repeated,
             "view": np.tile(np.array(views, dtype=object), len(rows)),
-            "status": [f"unreadable: {reason}" if reason else "ok" for reason in reasons.ravel()],
+            "status": np.array([f"unreadable: {why}" if why else "ok" for why in reasons.ravel()], dtype=object),
             "logit": logits[:, :, 0].ravel(),
             **{f"logit_{name}": logits[:, :, 1 + c].ravel() for c, name in enumerate(classes)},
         }
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text[:12] + "..." if len(text) == 64 else text
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from adapt.detector.predict import COLUMNS, Row
 from adapt.errors import Refusal
@@ -18,7 +18,7 @@ class Journal:
     `what` is what the rows depend on; rows that were made of something else are refused.
     """
 
-    def __init__(self, folder: Path, name: str, what: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, what: Mapping[str, object]) -> None:
         self.path = folder / f"{name}.jsonl"
         with writing(self.path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -36,21 +36,21 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, number: int, rows: Sequence[Row]) -> None:
         """Keep a batch: after a kill all of it is there, or nothing."""
         self._append({"batch": number, "rows": [list(row.values()) for row in rows]})
 
-    def _append(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, object]) -> None:
         with writing(self.path):
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
 
 
-class Kept(Mapping):
+class Kept(Mapping[int, list[Row]]):
     """Batch number -> its rows, read from the journals when they are asked for: they need not fit into memory."""
 
     def __init__(self, places: dict[int, tuple[Path, int]]) -> None:
@@ -66,7 +66,7 @@ class Kept(Mapping):
         path, start = self._places[number]
         with path.open("rb") as file:
             file.seek(start)
-            return [dict(zip(COLUMNS, row, strict=True)) for row in json.loads(file.readline())["rows"]]
+            return [cast("Row", dict(zip(COLUMNS, row, strict=True))) for row in json.loads(file.readline())["rows"]]
 
     def rows(self) -> Iterator[Row]:
         """All rows in their order."""
@@ -74,7 +74,7 @@ class Kept(Mapping):
             yield from self[number]
 
 
-def kept(folder: Path, what: dict[str, Any]) -> Kept:
+def kept(folder: Path, what: Mapping[str, object]) -> Kept:
     """The finished batches of all journals of a folder; refuses those that were made of something else."""
     found = {}
     for path in sorted(folder.glob("*.jsonl")):

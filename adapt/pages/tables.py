@@ -133,8 +133,8 @@ def views_of(cells: Sequence[Cell]) -> list[str]:
 def generators_of(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
     """(set, generator) -> seen, the seen ones first."""
     own = (c for c in cells if c.metric == "auc" and not c.generator.startswith(PREFIXES))
-    own = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
-    return {(cell.set, cell.generator): cell.seen for cell in own}
+    ordered = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
+    return {(cell.set, cell.generator): cell.seen for cell in ordered}
 
 
 def name_of(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
@@ -150,7 +150,7 @@ def headline(cells: Sequence[Cell]) -> list[list[str]]:
         found = {key: at.get((key[0], view, key[1], "auc")) for key in generators}
         worst = at[ALL, view, "worst:all", "auc"].value
         names = [name_of(key, list(generators)) for key, cell in found.items() if cell and cell.value == worst]
-        row = [at.get((ALL, view, *key)) for key in HEADLINE.values() if key]
+        row = [at.get((ALL, view, key[0], key[1])) for key in HEADLINE.values() if key]
         rows.append([view, *map(show, row)])
         rows[-1][3] += f" {names[0]}" if names else ""
     return rows

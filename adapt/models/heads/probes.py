@@ -36,6 +36,11 @@ class Probe(nn.Module):
     carry no probability (Platt 1999); they are fitted on validation rows.
     """
 
+    mean: Tensor
+    deviation: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, dim: int, classes: Sequence[str], kind: Kind, unit: bool = True) -> None:
         super().__init__()
         self.classes, self.kind, self.unit = tuple(classes), kind, unit
