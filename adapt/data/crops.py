@@ -43,7 +43,7 @@ class Crops:
 
     dtype = Preprocess.dtype
 
-    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> torch.Tensor:
         if self.kind == "1":
             return self.preprocess(image)[None]
         crop = replace(self.preprocess, geometry="native")

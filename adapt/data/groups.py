@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -21,8 +22,8 @@ from adapt.data.crops import Crops
 from adapt.data.focus import Focus
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
-from adapt.data.preprocess import Preprocess
-from adapt.data.views import parse_view, rng
+from adapt.data.preprocess import Prepare, Preprocess
+from adapt.data.views import View, parse_view, rng
 
 
 @dataclass
@@ -207,12 +208,9 @@ class Views:
 class Images(Dataset):
     """Scoring data: item i is row `rows[i]` of the manifest, decoded once and put under all views."""
 
-    def __init__(
-        self, manifest: Manifest, rows: np.ndarray, preprocess: Preprocess | Crops, views: tuple[str, ...]
-    ) -> None:
+    def __init__(self, manifest: Manifest, rows: np.ndarray, preprocess: Prepare, views: tuple[str, ...]) -> None:
         self.manifest, self.rows, self.preprocess = manifest, rows, preprocess
         self.views = [parse_view(name) for name in views]
-        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares copies to Pillow and back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -223,10 +221,10 @@ class Images(Dataset):
         reasons = [""] * len(self.views)
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
-            pixels = np.array(image) if self.arrays else None
+            prepared = self._prepare(image)
             for v, view in enumerate(self.views):
                 try:
-                    made[v] = self.preprocess(view(image) if pixels is None else view.pixels(pixels))
+                    made[v] = prepared(view)
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:
@@ -234,3 +232,11 @@ class Images(Dataset):
         if isinstance(self.preprocess, Crops):
             return Views(row, torch.cat(made), reasons, [len(crops) for crops in made])
         return Views(row, torch.stack(made), reasons, [1] * len(made))
+
+    def _prepare(self, image: Image.Image) -> Callable[[View], Tensor]:
+        """What makes a tensor of the image under a view."""
+        preprocess = self.preprocess
+        if isinstance(preprocess, Preprocess) and preprocess.resizer == "torch":
+            pixels = np.array(image)  # this one takes arrays, which spares copies to Pillow and back
+            return lambda view: preprocess(view.pixels(pixels))
+        return lambda view: preprocess(view(image))

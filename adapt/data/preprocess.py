@@ -1,7 +1,7 @@
 """What stands between a view and a backbone: geometry only. Mean and std belong to the backbone."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,18 @@ from adapt.data.views import parse_view
 Geometry = Literal["resize", "squash", "native"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SHRINKS, ASPECT = 1.3, 1.8
+
+
+class Prepare(Protocol):
+    """RGB image -> tensor of this shape and dtype; zeros of both stand for an image that cannot be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, image: Image.Image, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -28,6 +28,16 @@ from adapt.models.towers.transformers import snapshot
 
 ROOMS = Path(__file__).parents[1]
 CODE = [*sorted((ROOMS / "models").rglob("*.py")), ROOMS / "data" / "preprocess.py"]
+
+
+class Record(TypedDict):
+    """What is known of an encoder without its network."""
+
+    fingerprint: dict[str, Any]
+    identity: dict[str, Any]
+    layers: list[str]
+    dim: int
+    files: dict[str, digests.Status]  # of the weights
 
 
 class Asked(Protocol):
@@ -52,8 +62,9 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
         return Remembered(record, asked, layer, device)
     backbone = _load(asked, layer, device)  # refuses a layer that it does not have
     files = weight_files(asked.backbone)
-    statuses = {str(file): digests.status(file) for file in files or ()}
-    if files is not None and None not in statuses.values():
+    found = {str(file): digests.status(file) for file in files or ()}
+    statuses = {file: status for file, status in found.items() if status is not None}
+    if files is not None and len(statuses) == len(found):
         record = {
             "fingerprint": backbone.fingerprint,
             "identity": backbone.identity(layer),
@@ -70,7 +81,7 @@ class Remembered:
 
     adapted = False
 
-    def __init__(self, record: dict[str, Any], asked: Asked, layer: str, device: torch.device) -> None:
+    def __init__(self, record: Record, asked: Asked, layer: str, device: torch.device) -> None:
         self.name, self.layer, self.device = asked.backbone, layer, device
         self.fingerprint = record["fingerprint"] | {"layer": layer}
         self.dtype = getattr(torch, record["identity"]["precision"])
@@ -81,7 +92,7 @@ class Remembered:
     def layers(self) -> tuple[str, ...]:
         return tuple(self._record["layers"])
 
-    def identity(self, layer: str) -> dict[str, Any]:
+    def identity(self, layer: str) -> dict[str, object]:
         return self._record["identity"] | {"layer": layer}
 
     def eval(self) -> "Remembered":
@@ -142,7 +153,7 @@ def _question(asked: Asked, device: torch.device) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Record | None:
     """The record, if the files of the weights are still those."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
