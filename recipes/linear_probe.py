@@ -92,7 +92,9 @@ def main(cfg: Config) -> None:
     trained = sum(value.numel() for value in head.net.parameters())
     report(
         run, Detector(backbone, head), rows, scores, cfg.resamples, differences, sections,
-        head=cfg.head, classes=" ".join(head.classes), layer=best, trainable_parameters=trained, **picked,
+        train_views=cfg.train_views, classes_are=None if cfg.classes == "binary" else cfg.classes,
+        facts={"head": cfg.head, "classes": " ".join(head.classes), "layer": best,
+               "trainable_parameters": trained, **picked},
     )  # fmt: skip
 
 

@@ -110,7 +110,8 @@ def main(cfg: Config) -> None:
     )
     workers = run.workers(cfg.num_workers)
     scoring = {"tool": tool, "workers": workers, "share": run.share_of_rows, "gather": run.gather}
-    for batch in run.steps(data, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, workers):
+    accumulation = cfg.gradient_accumulation_steps
+    for batch in run.steps(data, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         maps, extent, made_by = model(batch.pixels)
         where = F.binary_cross_entropy_with_logits(maps, batch.changed, reduction="none").mean(dim=(1, 2))
         what = F.cross_entropy(extent, batch.extent, reduction="none")
@@ -129,7 +130,8 @@ def main(cfg: Config) -> None:
     picked = run.use_selected()
     trained = sum(p.numel() for p in localizer.parameters() if p.requires_grad)
     found = score_maps(localizer, rows, held, cfg.test_views, progress="scoring", **scoring)
-    report_maps(run, localizer, rows, found, cfg.resamples, trainable_parameters=trained, **picked)
+    facts = {"trainable_parameters": trained, **picked}
+    report_maps(run, localizer, rows, found, cfg.resamples, train_views=cfg.train_views, facts=facts)
 
 
 if __name__ == "__main__":

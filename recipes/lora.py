@@ -81,7 +81,7 @@ def main(cfg: Config) -> None:
     )
     accumulation = accumulation_that_fits(run, part, train, cfg.groups, cfg.gradient_accumulation_steps)
 
-    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers):
+    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)
@@ -93,7 +93,10 @@ def main(cfg: Config) -> None:
     picked = run.use_selected()
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
-    report(run, detector, rows, scores, cfg.resamples, trainable_parameters=trained, **picked)
+    report(
+        run, detector, rows, scores, cfg.resamples,
+        train_views=cfg.train_views, facts={"trainable_parameters": trained, **picked},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ def main(cfg: Config) -> None:
             found = Scores.read(cfg.output_dir / one.name / "scores.parquet")
             scores["LoRA", str(shots), str(seed)] = recast(found, rows, cfg.generator)
 
-    finish(run, rows, *recovery(cfg, rows, scores), generator=cfg.generator)
+    found = recovery(rows, cfg.generator, scores, cfg.test_views, len(cfg.seeds), cfg.resamples, cfg.seed)
+    finish(run, rows, *found, generator=cfg.generator)
 
 
 if __name__ == "__main__":

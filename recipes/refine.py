@@ -105,7 +105,7 @@ def main(cfg: Config) -> None:
     )
     accumulation = accumulation_that_fits(run, part, train, cfg.groups, cfg.gradient_accumulation_steps)
 
-    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers):
+    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)
@@ -121,7 +121,10 @@ def main(cfg: Config) -> None:
     compared = before_and_after(
         cfg.init, weights, aim, rows, scores, cfg.test_views, cfg.resamples, cfg.seed, scoring, run.device
     )
-    report(run, detector, rows, scores, cfg.resamples, *compared, trainable_parameters=trained, **picked)
+    report(
+        run, detector, rows, scores, cfg.resamples, *compared,
+        train_views=cfg.train_views, facts={"trainable_parameters": trained, **picked},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -139,11 +139,12 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     wanted = record["backbone"]
     base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
     base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
+    have = dict(base.fingerprint)
     for key in ("weights", "preprocess", "activation", "layer"):
-        if base.fingerprint[key] != wanted[key]:
+        if have[key] != wanted[key]:
             raise Refusal(
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
-                f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
+                f"{base.name} has {_short(have[key])}: give the original weights with --backbone"
             )
     base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
@@ -155,9 +156,9 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
         head = HEADS[kind](base.dim, **settings)
     except (TypeError, ValueError) as error:
         raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
-    have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
-    if have != want:
-        raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
+    found, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (head_tensors, head.state_dict()))
+    if found != want:
+        raise Refusal(f"{folder / 'head.safetensors'} holds {found}, expected {want}")
     head.load_state_dict(head_tensors)
     return Detector(base, head, *read_decision(folder)).eval()
 

@@ -23,7 +23,7 @@ from adapt.data import digests
 from adapt.data.preprocess import Geometry, Preprocess
 from adapt.features.cache import MAKERS, feature_cache
 from adapt.files import write_text
-from adapt.models.towers.backbones import TINY, Backbone, Precision, Way, load_backbone
+from adapt.models.towers.backbones import TINY, Backbone, Fingerprint, Precision, Way, load_backbone
 from adapt.models.towers.transformers import snapshot
 
 ROOMS = Path(__file__).parents[1]
@@ -33,8 +33,8 @@ CODE = [*sorted((ROOMS / "models").rglob("*.py")), ROOMS / "data" / "preprocess.
 class Record(TypedDict):
     """What is known of an encoder without its network."""
 
-    fingerprint: dict[str, Any]
-    identity: dict[str, Any]
+    fingerprint: Fingerprint
+    identity: dict[str, object]
     layers: list[str]
     dim: int
     files: dict[str, digests.Status]  # of the weights
@@ -83,9 +83,11 @@ class Remembered:
 
     def __init__(self, record: Record, asked: Asked, layer: str, device: torch.device) -> None:
         self.name, self.layer, self.device = asked.backbone, layer, device
-        self.fingerprint = record["fingerprint"] | {"layer": layer}
-        self.dtype = getattr(torch, record["identity"]["precision"])
-        facts = {key: value for key, value in self.fingerprint["preprocess"].items() if key not in ("mean", "std")}
+        self.fingerprint: Fingerprint = {**record["fingerprint"], "layer": layer}
+        self.dtype: torch.dtype = getattr(torch, str(record["identity"]["precision"]))
+        facts: dict[str, Any] = {
+            key: value for key, value in self.fingerprint["preprocess"].items() if key not in ("mean", "std")
+        }
         self.preprocess = Preprocess(**facts)
         self._record, self._asked = record, asked
 

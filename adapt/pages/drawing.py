@@ -77,7 +77,7 @@ def curves(
 def cost_against_accuracy(
     names: Sequence[str],
     costs: Mapping[str, Sequence[float]],
-    accuracies: Mapping[str, Sequence[Cell]],
+    accuracies: Mapping[str, Sequence[Cell | Number]],
     on_frontier: Mapping[tuple[str, str], Sequence[bool]],
 ) -> Figure:
     """Named points with their intervals: a column for each cost, a row for each accuracy.

@@ -4,8 +4,9 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Protocol
 
-from adapt.evaluation.attribution import ABSENT, EDIT, Attribution, Rate
+from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
@@ -118,7 +119,20 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[object], heade
             out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
 
 
-def show(cell: Cell | Difference | Control | Rate | None, sign: str = "") -> str:
+class WithInterval(Protocol):
+    """A number between its limits; NaN are not known."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+def show(cell: WithInterval | None, sign: str = "") -> str:
     """`0.874 [0.851, 0.896]`, without an interval if there is none, or n/a."""
     if cell is None or cell.value != cell.value:
         return "n/a"

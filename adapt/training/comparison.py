@@ -4,9 +4,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from adapt.data.manifest import Manifest
 from adapt.evaluation.bootstrap import ALL
@@ -76,8 +76,8 @@ class Study:
             found = [index(cells) for key, cells in self.cells.items() if key[:-1] == name]
             for place, cell in found[0].items():
                 values = [cells[place].value for cells in found if place in cells]
-                spread = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
-                mean.cells.setdefault(name, []).append(replace(cell, **spread))
+                spread = replace(cell, value=float(np.mean(values)), low=min(values), high=max(values))
+                mean.cells.setdefault(name, []).append(spread)
         return mean
 
     def write_csv(self, path: Path) -> None:
@@ -123,8 +123,8 @@ def finish(
     rows: Manifest,
     study: Study,
     sections: Sequence[str],
-    figures: Mapping[str, Any] | None = None,
-    **facts: Any,
+    figures: Mapping[str, Figure] | None = None,
+    **facts: object,
 ) -> None:
     """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones.
 

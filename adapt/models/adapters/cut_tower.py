@@ -32,7 +32,7 @@ class TrainedPart(nn.Module):
         free = not any(p.requires_grad for m in below for p in m.parameters())
         trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
         self.start = [*trained[:-1], True].index(True) if free else 0  # adapted norms may stand before the blocks
-        self.width = self.visual.positional_embedding.shape[-1]
+        self.width: int = self.visual.positional_embedding.shape[-1]
         self.tokens = len(self.visual.positional_embedding)
 
     @property
