@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from adapt.data.manifest import Manifest
+from adapt.data.manifest import Manifest, Words
 
 NEAR = 4  # of 64 bits
 
@@ -50,8 +50,8 @@ _LOW = tuple(np.array(sorted(itertools.product(range(16), repeat=2), key=lambda 
 
 def twins(
     manifest: Manifest,
-    pixels: Sequence[str],
-    hashes: Sequence[int | None],
+    pixels: Words,
+    hashes: Sequence[int | None] | np.ndarray,
     most: int = NEAR,
     vectors: np.ndarray | None = None,
     least: float = 0.98,

@@ -1,13 +1,37 @@
 """Ratios as a table and as a file, and two such files against each other."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from adapt.benchmark.timing import Ratio
 from adapt.errors import Refusal
 from adapt.pages.tables import grid
+
+
+class Line(TypedDict):
+    """A ratio in benchmark.json."""
+
+    stage: str
+    case: str
+    ours: str
+    baseline: str
+    unit: str
+    goal: float | None
+    ratio: float
+    spread: tuple[float, float]
+    costs: tuple[float, ...]  # of each round
+    baseline_costs: tuple[float, ...]
+    facts: dict[str, float | str]
+
+
+class Measured(TypedDict):
+    """benchmark.json."""
+
+    facts: dict[str, object]
+    ratios: list[Line]
+
 
 SLOWER = 0.95  # of the old ratio: less is no noise where the rounds do not overlap either
 
@@ -30,11 +54,16 @@ def table(ratios: Sequence[Ratio]) -> str:
     return grid([head, *lines])
 
 
-def plain(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
+def plain(ratios: Sequence[Ratio]) -> list[Line]:
     """For JSON: every round's cost, so that a reader can compute another statistic."""
     return [
         {
-            **{name: getattr(ratio, name) for name in ("stage", "case", "ours", "baseline", "unit", "goal")},
+            "stage": ratio.stage,
+            "case": ratio.case,
+            "ours": ratio.ours,
+            "baseline": ratio.baseline,
+            "unit": ratio.unit,
+            "goal": ratio.goal,
             "ratio": ratio.value,
             "spread": ratio.spread,
             "costs": ratio.costs,
@@ -45,7 +74,7 @@ def plain(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
     ]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Measured:
     """A file that this recipe wrote before."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -58,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def compare(old: Mapping[str, Any], new: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+def compare(old: Measured, new: Sequence[Line]) -> tuple[str, list[str]]:
     """New ratio over old for what both have measured, as Markdown, and the names of what has surely got slower.
 
     Surely: by more than 5 %, and the best round now is worse than the worst one then.
@@ -81,5 +110,5 @@ def compare(old: Mapping[str, Any], new: Sequence[dict[str, Any]]) -> tuple[str,
     return grid([["stage", "work", "ours", "against", "then", "now", "now / then", ""], *lines]), slower
 
 
-def _key(line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _key(line: Line) -> tuple[str, str, str, str]:
     return line["stage"], line["case"], line["ours"], line["baseline"]

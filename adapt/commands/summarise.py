@@ -92,7 +92,8 @@ def main(cfg: Config) -> None:
         raise Refusal(f"folders without a section: {sorted(have - named)}, sections without: {sorted(named - have)}")
     header = " | ".join(f"AUC {kind}, {view}" for view in GLANCE for kind in ("seen", "unseen"))
     summary = [f"| result | {header} |", "|" + " --- |" * (1 + 2 * len(GLANCE))]
-    front, parts = [], []
+    front: list[str] = []
+    parts: list[str] = []
     for i, section in enumerate(sections):
         end = sections[i + 1].start() if i + 1 < len(sections) else len(text)
         below = text[section.end() : end].split(f"\n{GLANCE_TITLE}")[0]

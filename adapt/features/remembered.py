@@ -43,12 +43,23 @@ class Record(TypedDict):
 class Asked(Protocol):
     """The flags of a recipe that say which frozen encoder is meant."""
 
-    backbone: str
-    layer: str
-    geometry: Geometry | None
-    precision: Precision
-    encoder: Way
-    cache: Path | None
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def geometry(self) -> Geometry | None: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def encoder(self) -> Way: ...
+
+    @property
+    def cache(self) -> Path | None: ...
 
 
 def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None) -> "Backbone | Remembered":
