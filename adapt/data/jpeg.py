@@ -6,19 +6,18 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from adapt.cli import Flags
 from adapt.data.images import Unreadable, opened, read_bytes
 from adapt.data.inputs import Input, find_inputs
 from adapt.errors import Refusal
-from adapt.flags import Views
 from adapt.progress import bar
 
-Recipe = TypeVar("Recipe", bound=Views)
 LIKE = "like:"  # among --train_views: the views of a sample
 MOST = 20  # names that stand for a sample: what is rarer than one in 40 is left out
 # horizontal and vertical sampling of luma over that of chroma (ITU-T T.81, A.1.1) as it is usually called
@@ -54,6 +53,16 @@ def nearest_tables(image: Image.Image) -> tuple[float, float]:
 @functools.cache
 def _all_tables() -> np.ndarray:
     return np.stack([jpeg_tables(quality) for quality in range(1, 101)])
+
+
+class Trains(Flags, Protocol):
+    """A config with the views under which images are shown in training."""
+
+    @property
+    def train_views(self) -> tuple[str, ...]: ...
+
+
+Recipe = TypeVar("Recipe", bound=Trains)
 
 
 class Header(NamedTuple):

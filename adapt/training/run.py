@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, TypeVar, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from adapt import provenance
 from adapt.cli import Flags, as_dict, dump
-from adapt.data.groups import Batch, Groups, GroupSampler, collate, heed_main_process
+from adapt.data.groups import Batch, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.processes import Processes
@@ -43,6 +43,7 @@ NOT_IDENTITY = {
     "cached_only",
 }
 MAX_BAD_STEPS = 3
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
 
 class RunConfig(Flags, Protocol):
@@ -53,6 +54,16 @@ class RunConfig(Flags, Protocol):
 
     @property
     def seed(self) -> int: ...
+
+
+class TrainingData(Protocol[B_co]):
+    """Groups of images to train on: item (epoch, g) is group g as that epoch shows it."""
+
+    group_weight: float  # of a group's images together, on average
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int], /) -> B_co: ...
 
 
 class RunRecord(TypedDict, total=False):
@@ -196,17 +207,17 @@ class Run(Processes):
 
     def steps(
         self,
-        train: Groups,
+        train: TrainingData[B_co],
         per_step: int,
         epochs: int,
         accumulation: int,
         workers: int,
         checkpointing_steps: int,
         steps_per_epoch: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[B_co]:
         """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`.
 
-        `train` is `Groups`, or whatever has its items and weights. A checkpoint comes every `checkpointing_steps`
+        A checkpoint comes every `checkpointing_steps`
         steps and at the end of each epoch. A run that goes on takes at least as many micro-batches as before, so that
         its sums keep their order.
         """
@@ -226,7 +237,7 @@ class Run(Processes):
         self.share_of_groups = sampler.per_step / (world * accumulation)
         self.share = self.share_of_groups * train.group_weight
         loader = DataLoader(
-            train,
+            cast("Dataset[B_co]", train),  # torch names the class, of which it uses these methods
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
