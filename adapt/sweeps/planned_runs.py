@@ -245,8 +245,8 @@ def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
         for row in reader:
             of_set, view, generator, metric, *numbers = row[first:]
             value, low, high = (math.nan if word == "n/a" else float(word) for word in numbers[:3])
-            n_real, n_fake, skipped = map(int, numbers[3:])
-            cell = metrics.Cell(of_set, view, generator, metric, value, low, high, n_real, n_fake, skipped)
+            n_real, n_fake = map(int, numbers[3:])
+            cell = metrics.Cell(of_set, view, generator, metric, value, low, high, n_real, n_fake)
             found.setdefault(tuple(row[:first]), []).append(cell)
     return found
 
