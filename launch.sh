@@ -13,7 +13,7 @@ list() { # NAME and the first line of its file, of every file
 usage() {
   cat <<'EOT'
 ./launch.sh                  set up, then the main job: LoRA on the embedded world (no network, no flags)
-./launch.sh test [flags]     set up, then the whole test suite (flags go to pytest)
+./launch.sh test [flags]     set up, then mypy and the whole test suite (flags go to pytest, and leave mypy out)
 ./launch.sh RECIPE [flags]   set up, then an experiment; ./launch.sh RECIPE --help lists its flags
 ./launch.sh COMMAND [flags]  set up, then `adapt COMMAND`
 ./launch.sh --help           this text
@@ -81,6 +81,10 @@ esac
 set_up
 if [ "$job" = test ]; then
   export HF_HUB_OFFLINE=1
+  if [ $# -eq 0 ]; then # flags choose some of the tests; without them everything is checked, types first
+    echo "checking types with mypy"
+    .venv/bin/python -m mypy
+  fi
   exec .venv/bin/python -m pytest -n 2 "$@"
 fi
 for flag in "$@"; do

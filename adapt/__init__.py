@@ -13,7 +13,7 @@ These names are the public ones. Each is imported when it is first used, so that
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adapt.detector.detector import load_detector
@@ -33,7 +33,7 @@ PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in PLACES:
         raise AttributeError(f"module 'adapt' has no attribute {name!r}")
     module, attribute = PLACES[name]

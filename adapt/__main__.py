@@ -4,6 +4,7 @@ import difflib
 import importlib
 import runpy
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from adapt.cli import recipes_folder
@@ -75,7 +76,7 @@ def _lines(files: dict[str, Path]) -> list[str]:
     return lines
 
 
-def _unknown(kind: str, name: str, known, other) -> None:
+def _unknown(kind: str, name: str, known: Collection[str], other: Collection[str]) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f", perhaps you meant {near[0]!r}" if near else ""
     if name in other:

@@ -9,11 +9,19 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Protocol, TypeVar
 
 import yaml
 
 from adapt.errors import Refusal
+
+C = TypeVar("C", bound="Flags")
+
+
+class Flags(Protocol):
+    """An instance of any dataclass: a recipe's `Config`, a source's `Source`."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
 
 def recipes_folder() -> Path:
@@ -27,7 +35,7 @@ def recipes_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def run(main: Callable[[Any], object], config_class: type, description: str | None = None) -> None:
+def run(main: Callable[[C], object], config_class: type[C], description: str | None = None) -> None:
     """Parse the flags of `config_class`, call `main(config)`, and end with a status a script can use.
 
     `--config FILE` takes its values from a saved config; flags on the command line override them. A flag that takes
@@ -42,7 +50,7 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
         sys.exit(2)
 
 
-def run_one(modules: dict[str, str], main: Callable[[Any], object]) -> None:
+def run_one(modules: dict[str, str], main: Callable[[C], object]) -> None:
     """`run` with the first word of the command line choosing whose options are parsed: name -> module.
 
     Each module has a dataclass `Source`; a module's docstring describes it in `--help`.
@@ -59,39 +67,38 @@ def run_one(modules: dict[str, str], main: Callable[[Any], object]) -> None:
         print(f"error: unknown source {name!r}{hint}: choose one of {', '.join(modules)}", file=sys.stderr)
         sys.exit(2)
     print(sys.modules[main.__module__].__doc__)
-    for name, module in modules.items():
-        print(f"{name:20} {importlib.import_module(module).__doc__.splitlines()[0]}")
+    for name, place in modules.items():
+        about = importlib.import_module(place).__doc__ or ""
+        print(f"{name:20} {about.partition(chr(10))[0]}")
     print("\nSOURCE --help lists its options; --config FILE takes values from a saved config.yaml.")
 
 
-def parse(config_class: type, arguments: list[str], description: str | None = None) -> Any:
+def parse(config_class: type[C], arguments: list[str], description: str | None = None) -> C:
     """Build the config from flags over the file named by `--config` over the defaults of the dataclass."""
     import tyro
 
     arguments = _join_repeats(arguments, _list_flags(config_class))
     file, arguments = _take_config_flag(arguments)
-    settings = {
-        "description": (description or "") + "\n    --config FILE takes values from a saved config.yaml.",
-        "use_underscores": True,
-    }
-    default = None
-    if file is not None:
-        default = tyro.cli(config_class, args=_flags_from_yaml(file, config_class), prog=str(file), **settings)
-    return tyro.cli(config_class, args=arguments, default=default, **settings)
+    about = (description or "") + "\n    --config FILE takes values from a saved config.yaml."
+    if file is None:
+        return tyro.cli(config_class, args=arguments, description=about, use_underscores=True)
+    words = _flags_from_yaml(file, config_class)
+    default = tyro.cli(config_class, args=words, prog=str(file), description=about, use_underscores=True)
+    return tyro.cli(config_class, args=arguments, default=default, description=about, use_underscores=True)
 
 
-def dump(config: Any) -> str:
+def dump(config: Flags) -> str:
     """The resolved config as YAML; `--config` reads it back to an equal config."""
     return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def as_dict(config: Any) -> dict[str, Any]:
+def as_dict(config: Flags) -> dict[str, object]:
     """A config as a flat dict of YAML's own types."""
     values = dataclasses.asdict(config).items()
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values}
 
 
-def at_least(low: float, config: Any, *names: str, below: float = math.inf) -> None:
+def at_least(low: float, config: Flags, *names: str, below: float = math.inf) -> None:
     """Refuse a config in which one of these numbers (or of a list of them) is less than `low`, not less than `below`
     where that is given, or not a number."""
     for name in names:
@@ -103,7 +110,7 @@ def at_least(low: float, config: Any, *names: str, below: float = math.inf) -> N
                 raise Refusal(f"--{name} {value}: give less than {below}")
 
 
-def _list_flags(config_class: type) -> set[str]:
+def _list_flags(config_class: type[Flags]) -> set[str]:
     return {f.name for f in dataclasses.fields(config_class) if isinstance(f.default, tuple)}
 
 
@@ -138,7 +145,7 @@ def _take_config_flag(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return file, rest
 
 
-def _flags_from_yaml(file: Path, config_class: type) -> list[str]:
+def _flags_from_yaml(file: Path, config_class: type[Flags]) -> list[str]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

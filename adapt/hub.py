@@ -8,8 +8,10 @@ from typing import Literal
 from adapt.errors import Refusal
 
 PREFIX = "hf-hub:"
-FILES = ("detector.json", "head.safetensors", "decision.safetensors", "README.md")
-FILES += ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+FILES = (
+    *("detector.json", "head.safetensors", "decision.safetensors", "README.md"),
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+)
 Cause = Literal["offline", "gated", "revision", "missing", "refused", "other"]
 
 
@@ -50,7 +52,7 @@ def cause_of(error: BaseException) -> Cause:
     """Why something could not be had from the hub, whatever stands around it."""
     from huggingface_hub import errors
 
-    kinds = {
+    kinds: dict[Cause, tuple[type[Exception], ...]] = {
         "offline": (errors.OfflineModeIsEnabled,),
         "gated": (errors.GatedRepoError,),
         "revision": (errors.RevisionNotFoundError,),

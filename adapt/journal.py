@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from adapt.errors import Refusal
 from adapt.files import sync, writing
@@ -77,10 +77,10 @@ class Journal:
                 self.append(first)
             self._opened = opened.pop_all()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def append(self, value: dict[str, Any], *, to_disk: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -10,6 +10,23 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from adapt.errors import Refusal
+
+
+class Encoding(TypedDict):
+    """Arguments of `adapt.features.cache.extract` that depend on the processes."""
+
+    workers: int
+    share: tuple[int, int]
+    gather: Callable[[list], list]
+    say: Callable[[str], object] | None
+
+
+class Scoring(TypedDict):
+    """Arguments of `adapt.detector.detector.score` that depend on the processes."""
+
+    workers: int
+    share: tuple[int, int]
+    gather: Callable[[list], list]
 
 
 class Processes:
@@ -42,14 +59,13 @@ class Processes:
             return asked
         return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.device.type == "cuda" else 1
 
-    def encoding(self, num_workers: int | None) -> dict[str, Any]:
+    def encoding(self, num_workers: int | None) -> Encoding:
         """What `adapt.features.cache.extract` needs to know about the processes."""
-        say: Callable | None = self.say if self.main else None
         return {
             "workers": self.workers(num_workers),
             "share": self.share_of_rows,
             "gather": self.gather,
-            "say": say,
+            "say": self.say if self.main else None,
         }
 
     def say(self, text: str) -> None:

@@ -35,7 +35,8 @@ from adapt.flags import Encoder, Rows, Shards
 
 SHOTS = {"shots": (512,), "draws": 1}  # images per class
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
-METHODS = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
+Line = tuple[str, str, dict[str, object], float]
+METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
     ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.5),
     ("probe-svm", "linear_probe", {"head": "svm"}, 0.5),
     ("probe-logistic", "linear_probe", {"head": "logistic"}, 0.5),
@@ -91,7 +92,10 @@ def main(cfg: Config) -> None:
     from adapt.sweeps.ablation import Method, not_applicable, write_page
     from adapt.sweeps.planned_runs import plan, run_all, select
 
-    methods = [Method(*line, texts=line[0] in NEED_TEXTS, once=line[0] in ONCE) for line in METHODS]
+    methods = [
+        Method(name, recipe, flags, minutes, name in NEED_TEXTS, name in ONCE)
+        for name, recipe, flags, minutes in METHODS
+    ]
     impossible = not_applicable(methods, cfg.backbone)
     for name, why in impossible.items():
         print(f"{name}: not applicable: {why}")

@@ -106,7 +106,7 @@ def main(cfg: Config) -> None:
             study.add((name, label), scores, head if (source, trained_on) == ("both", cfg.train_views) else None)
     trained = sum(value.numel() for value in head.net.parameters())
     fusion = Detector(backbone, study.best.head, descriptor=colour_statistics) if study.best else None
-    finish(run, rows, study, study.grids(), detector=fusion, head=cfg.head, trainable_parameters=trained)
+    finish(run, rows, study, study.grids(), None, fusion, cfg.train_views, head=cfg.head, trainable_parameters=trained)
 
 
 if __name__ == "__main__":

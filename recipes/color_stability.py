@@ -93,12 +93,12 @@ def main(cfg: Config) -> None:
     values = np.array(described, np.float64).transpose(1, 0, 2)  # (1 + views, images, statistics)
 
     counts, column = draw(photos["set"][read], photos["group"][read], cfg.resamples, cfg.seed)
-    ratios, shift = [], np.abs(values[1:] - values[0])
+    drawn, shift = [], np.abs(values[1:] - values[0])
     for count in counts:  # the first is the sample itself
         chosen = np.repeat(np.arange(len(read)), count[column])
         deviation = values[0, chosen].std(axis=0, ddof=1)
-        ratios.append(np.median(shift[:, chosen], axis=1) / np.where(deviation > 0, deviation, np.nan))
-    ratios, names = np.array(ratios), np.array([*NAMES, *FRAGILE_NAMES])  # (1 + resamples, views, statistics)
+        drawn.append(np.median(shift[:, chosen], axis=1) / np.where(deviation > 0, deviation, np.nan))
+    ratios, names = np.array(drawn), np.array([*NAMES, *FRAGILE_NAMES])  # (1 + resamples, views, statistics)
 
     def drift(label: str, which: np.ndarray, v: int) -> Drift:
         mean = ratios[:, v, which].mean(axis=1) if which.any() else np.full(len(ratios), np.nan)

@@ -78,6 +78,7 @@ def main(cfg: Config) -> None:
     runs: dict[tuple[str, float], list[PlannedRun]] = {}
     for word in cfg.configurations:
         found = WORD.fullmatch(word)
+        assert found is not None  # any other word was refused
         size = {"update": found["update"], "targets": found["targets"]} if found["update"] else {"targets": "norm"}
         size |= {"rank": int(found["rank"]), "alpha": float(found["rank"])} if found["update"] else {}
         size |= {"last_blocks": int(found["last"])} if found["last"] else {}
@@ -116,7 +117,8 @@ def write_page(cfg: Config, runs: dict) -> None:
     scores = {key: validation(of_one, root) for key, of_one in runs.items()}
     points, rates = [], [["configuration", *(f"{rate:g}" for rate in cfg.learning_rates)]]
     for word in dict.fromkeys(word for word, _ in runs):
-        rate = max(cfg.learning_rates, key=lambda rate, word=word: scores[word, rate])
+        of_rates = {rate: scores[word, rate] for rate in cfg.learning_rates}
+        rate = max(of_rates, key=of_rates.__getitem__)
         points.append(measure(word, rate, runs[word, rate], root, cfg.resamples))
         rates.append([word, *(f"{scores[word, rate]:.4f}" for rate in cfg.learning_rates)])
     save_png(figure(points), root / "figures" / "frontier.png")

@@ -39,10 +39,12 @@ def main(cfg: Config) -> None:
     from adapt.detector.detector import Detector
     from adapt.embedded import read_manifests
     from adapt.evaluation.metrics import compare
+    from adapt.evaluation.scores import Scores
     from adapt.features.cache import extract
     from adapt.features.remembered import frozen_backbone
+    from adapt.models.heads.probes import Probe
     from adapt.training.comparison import Study
-    from adapt.training.on_features import fit_on_features, score_features
+    from adapt.training.on_features import Classes, fit_on_features, score_features
     from adapt.training.report import report, require_classes, show_finished
     from adapt.training.run import Run
 
@@ -65,7 +67,7 @@ def main(cfg: Config) -> None:
 
     held = np.flatnonzero(rows["split"] != "train")
 
-    def fit(classes: str, layer: str):
+    def fit(classes: Classes, layer: str) -> tuple[Probe, dict[str, float], Scores]:
         head, picked = fit_on_features(
             features, cfg.head, classes, cfg.train_views, cfg.seed, layer, cfg.permute_labels
         )
@@ -89,12 +91,14 @@ def main(cfg: Config) -> None:
     if cfg.classes != "binary":
         sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
         differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
+    detector = Detector(backbone, head)  # type: ignore[arg-type]  # to save it a remembered encoder is enough
     trained = sum(value.numel() for value in head.net.parameters())
-    detector = Detector(backbone, head)
     detector.freeze(scores)
     report(
         run, detector, rows, scores, cfg.resamples, differences, sections,
-        head=cfg.head, classes=" ".join(head.classes), layer=best, trainable_parameters=trained, **picked,
+        train_views=cfg.train_views, classes_are=None if cfg.classes == "binary" else cfg.classes,
+        facts={"head": cfg.head, "classes": " ".join(head.classes), "layer": best,
+               "trainable_parameters": trained, **picked},
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def main(cfg: Config) -> None:
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.map_head import MapHead, is_ai
     from adapt.models.towers.backbones import load_backbone
+    from adapt.processes import Scoring
     from adapt.training.localization import report_maps, score_maps, show_maps
     from adapt.training.report import log_validation, require_classes, show_finished, validation_score
     from adapt.training.run import Run, warmup_cosine
@@ -119,8 +120,9 @@ def main(cfg: Config) -> None:
         base=backbone.fingerprint,
     )
     workers = run.workers(cfg.num_workers)
-    scoring = {"tool": tool, "workers": workers, "share": run.share_of_rows, "gather": run.gather}
-    for batch in run.steps(data, cfg.groups, cfg.epochs, cfg.gradient_accumulation_steps, workers):
+    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    accumulation = cfg.gradient_accumulation_steps
+    for batch in run.steps(data, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         maps, extent, made_by = model(batch.pixels)
         where = F.binary_cross_entropy_with_logits(maps, batch.changed, reduction="none").mean(dim=(1, 2))
         what = F.cross_entropy(extent, batch.extent, reduction="none")
@@ -128,7 +130,7 @@ def main(cfg: Config) -> None:
         loss = (batch.weight * (where + cfg.decisions * what)).sum() / run.share
         run.step(loss, cfg.max_grad_norm)
         if run.epoch_ended:
-            found = score_maps(localizer, rows, val, cfg.val_views, progress="validation", **scoring)
+            found = score_maps(localizer, rows, val, cfg.val_views, tool=tool, progress="validation", **scoring)
             log_validation(run, found.scores)
             pixels = mean_pixel_auc(found, found.scores.fake)  # composites of generators: nothing else has both kinds
             run.log({"val/pixel_auc": pixels})
@@ -138,8 +140,9 @@ def main(cfg: Config) -> None:
 
     picked = run.use_selected()
     trained = sum(p.numel() for p in localizer.parameters() if p.requires_grad)
-    found = score_maps(localizer, rows, held, cfg.test_views, progress="scoring", **scoring)
-    report_maps(run, localizer, rows, found, cfg.resamples, trainable_parameters=trained, **picked)
+    found = score_maps(localizer, rows, held, cfg.test_views, tool=tool, progress="scoring", **scoring)
+    facts = {"trainable_parameters": trained, **picked}
+    report_maps(run, localizer, rows, found, cfg.resamples, train_views=cfg.train_views, facts=facts)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def main(cfg: Config) -> None:
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.linear import LinearHead, balanced_bce
     from adapt.models.towers.backbones import load_backbone
+    from adapt.processes import Scoring
     from adapt.training.micro_batches import accumulation_that_fits
     from adapt.training.report import log_validation, report, require_classes, show_finished, validation_score
     from adapt.training.run import Run, warmup_cosine
@@ -57,7 +58,7 @@ def main(cfg: Config) -> None:
     detector = Detector(backbone, LinearHead(backbone.dim))
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
     workers = run.workers(cfg.num_workers)
-    scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
     labels = rows.fake[rows["split"] == "train"]
     if cfg.permute_labels:
         labels = np.random.default_rng(cfg.seed).permutation(labels)
@@ -81,7 +82,7 @@ def main(cfg: Config) -> None:
     )
     accumulation = accumulation_that_fits(run, part, train, cfg.groups, cfg.gradient_accumulation_steps)
 
-    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers):
+    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)
@@ -91,10 +92,13 @@ def main(cfg: Config) -> None:
             run.select(validation_score(scores))
 
     picked = run.use_selected()
-    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
     detector.freeze(scores)
-    report(run, detector, rows, scores, cfg.resamples, trainable_parameters=trained, **picked)
+    report(
+        run, detector, rows, scores, cfg.resamples,
+        train_views=cfg.train_views, facts={"trainable_parameters": count, **picked},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def main(cfg: Config) -> None:
     from adapt.embedded import read_manifests
     from adapt.evaluation.scores import Scores
     from adapt.features.cache import extract
+    from adapt.models.heads.probes import Probe
     from adapt.models.heads.tip_head import PriorHead
     from adapt.sweeps.planned_runs import PlannedRun, run_all
     from adapt.training.comparison import finish
@@ -88,8 +89,8 @@ def main(cfg: Config) -> None:
     detector = load_detector(cfg.detector)
     backbone = detector.to(run.device).backbone
     views = (*cfg.train_views, *cfg.test_views)
-    cached = {"cache": cfg.cache, "cached_only": cfg.cached_only}
-    features = extract(backbone, rows, views, **cached, **run.encoding(cfg.num_workers))
+    encoding = run.encoding(cfg.num_workers)
+    features = extract(backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **encoding)
     run.begin(data=rows.digest, base=backbone.fingerprint, **known)
     if not run.main:
         return run.end()
@@ -98,14 +99,16 @@ def main(cfg: Config) -> None:
     for shots, seed in runs:
         which, lent = onboard(rows, cfg.generator, shots, seed)
         few, held = features.select(which, lent), np.flatnonzero(lent["split"] != "train")
-        heads = {AS_IS: PriorHead(CLASSES, head=head)} if (shots, seed) == runs[0] else {}
+        heads: dict[str, PriorHead | Probe] = (
+            {AS_IS: PriorHead(CLASSES, head=head)} if (shots, seed) == runs[0] else {}
+        )
         if "probe" in cfg.methods:
             heads["probe"] = refitted(few, cfg.generator, cfg.train_views, seed)
         if shots and {"tip", "tip-f"} & set(cfg.methods):
             tips = tip_heads(few, cfg.generator, cfg.train_views, seed, head, "tip-f" in cfg.methods)
             heads |= {name: tip for name, tip in tips.items() if name != "Tip-Adapter" or "tip" in cfg.methods}
-        for name, found in heads.items():
-            of_all = score_features(few, held, cfg.test_views, found)
+        for name, fitted in heads.items():
+            of_all = score_features(few, held, cfg.test_views, fitted)
             scores[name, str(shots), str(seed)] = recast(of_all, rows, cfg.generator)
         run.say(f"{shots} shots, seed {seed}: " + (", ".join(heads) or "LoRA follows"))
     if "lora" in cfg.methods:
@@ -120,7 +123,8 @@ def main(cfg: Config) -> None:
             found = Scores.read(cfg.output_dir / one.name / "scores.parquet")
             scores["LoRA", str(shots), str(seed)] = recast(found, rows, cfg.generator)
 
-    finish(run, rows, *recovery(cfg, rows, scores), generator=cfg.generator)
+    page = recovery(rows, cfg.generator, scores, cfg.test_views, len(cfg.seeds), cfg.resamples, cfg.seed)
+    finish(run, rows, *page, generator=cfg.generator)
 
 
 if __name__ == "__main__":

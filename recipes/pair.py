@@ -106,7 +106,8 @@ def train(cfg: Config) -> None:
         base=backbone.fingerprint,
     )
     accumulation, workers = cfg.gradient_accumulation_steps, tuning.workers(cfg.num_workers)
-    for batch in run.steps(data, len(data) // steps, cfg.epochs, accumulation, workers, steps_per_epoch=steps):
+    per_step = len(data) // steps
+    for batch in run.steps(data, per_step, cfg.epochs, accumulation, workers, cfg.checkpointing_steps, steps):
         found, logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         group = 2 * batch.group + batch.twin  # images under one view: only these are comparable within a group
@@ -128,7 +129,10 @@ def train(cfg: Config) -> None:
     picked = run.use_selected()
     scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
     tuning.detector.freeze(scores)
-    report(run, tuning.detector, rows, scores, cfg.resamples, arm=arm, trainable_parameters=tuning.trainable, **picked)
+    report(
+        run, tuning.detector, rows, scores, cfg.resamples,
+        train_views=cfg.train_views, facts={"arm": arm, "trainable_parameters": tuning.trainable, **picked},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

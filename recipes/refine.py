@@ -60,6 +60,7 @@ def main(cfg: Config) -> None:
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.linear import LinearHead, balanced_bce
     from adapt.models.towers.backbones import load_backbone
+    from adapt.processes import Scoring
     from adapt.training.micro_batches import accumulation_that_fits
     from adapt.training.refine import aim_of, before_and_after, origin
     from adapt.training.report import log_validation, report, require_classes, show_finished, validation_score
@@ -75,7 +76,7 @@ def main(cfg: Config) -> None:
     rows = read_manifests(cfg.manifest)
     require_classes(rows)
     if cfg.onboard:
-        rows = onboard(rows, cfg.onboard, cfg.shots, cfg.seed)[1]
+        rows = onboard(rows, cfg.onboard, cfg.shots or 0, cfg.seed)[1]
     held = np.flatnonzero(rows["split"] != "train")
     if cfg.init:
         detector = continued(cfg.init, cfg, cfg.seed, run.say).to(run.device)
@@ -86,7 +87,7 @@ def main(cfg: Config) -> None:
     backbone = detector.backbone
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
     workers = run.workers(cfg.num_workers)
-    scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
     aim = aim_of(cfg, cfg.train_views, detector, rows, cfg.resamples, cfg.seed, scoring, run.say)
     labels = rows.fake[rows["split"] == "train"]
     if cfg.permute_labels:
@@ -113,7 +114,7 @@ def main(cfg: Config) -> None:
     )
     accumulation = accumulation_that_fits(run, part, train, cfg.groups, cfg.gradient_accumulation_steps)
 
-    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers):
+    for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         logits = model(batch.pixels)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)
@@ -123,14 +124,17 @@ def main(cfg: Config) -> None:
             run.select(validation_score(scores), last=cfg.onboard is not None)
 
     picked = run.use_selected()
-    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
     weights = None if cfg.backbone == Config.backbone else cfg.backbone
     compared = before_and_after(
         cfg.init, weights, aim, rows, scores, cfg.test_views, cfg.resamples, cfg.seed, scoring, run.device
     )
     detector.freeze(scores)
-    report(run, detector, rows, scores, cfg.resamples, *compared, trainable_parameters=trained, **picked)
+    report(
+        run, detector, rows, scores, cfg.resamples, *compared,
+        train_views=cfg.train_views, facts={"trainable_parameters": count, **picked},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ def main(cfg: Config) -> None:
     mean = study.over_last_key()
     about = f"Mean over {cfg.draws} draws of the shots; in brackets the smallest and the largest of them."
     figures = {"shots": curves(mean.cells, cfg.test_views)}
-    finish(run, rows, study, [about, *mean.grids()], figures, Detector(backbone, study.best.head), **facts)
+    best = Detector(backbone, study.best.head) if study.best else None
+    finish(run, rows, study, [about, *mean.grids()], figures, best, cfg.train_views, **facts)
 
 
 if __name__ == "__main__":

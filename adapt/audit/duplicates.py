@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from adapt.data.manifest import Manifest
+from adapt.data.manifest import Manifest, Words
 
 NEAR = 4  # of 64 bits
 
@@ -50,8 +50,8 @@ _LOW = tuple(np.array(sorted(itertools.product(range(16), repeat=2), key=lambda 
 
 def twins(
     manifest: Manifest,
-    pixels: Sequence[str],
-    hashes: Sequence[int | None],
+    pixels: Words,
+    hashes: Sequence[int | None] | np.ndarray,
     most: int = NEAR,
     vectors: np.ndarray | None = None,
     least: float = 0.98,
@@ -72,24 +72,24 @@ def twins(
     )
     found: dict[int, Twin] = {}
     first: dict[str, dict[int, int]] = {}  # digest -> kind -> its first row
-    for row in np.flatnonzero(np.asarray(pixels, object) != ""):
+    for row in np.flatnonzero(np.asarray(pixels, object) != "").tolist():
         kinds = first.setdefault(pixels[row], {})
         others = [other for k, other in kinds.items() if k != kind[row]]
         if others:
-            found[row] = Twin("pixels", int(row), min(others), 0)
-        kinds.setdefault(int(kind[row]), int(row))
+            found[row] = Twin("pixels", row, min(others), 0)
+        kinds.setdefault(int(kind[row]), row)
     seen = np.array([row for row, code in enumerate(hashes) if code is not None], np.int64)
     codes = np.array([hashes[row] for row in seen], np.uint64)
     other, distance = near_partners(codes, group[seen], kind[seen], most)
     for i in np.flatnonzero(other >= 0):
-        row = int(seen[i])
-        found.setdefault(row, Twin("near", row, int(seen[other[i]]), int(distance[i])))
+        at = int(seen[i])
+        found.setdefault(at, Twin("near", at, int(seen[other[i]]), int(distance[i])))
     if vectors is not None:
         seen = np.flatnonzero(np.isfinite(vectors).all(axis=1))
         other, cosine = similar_partners(vectors[seen], group[seen], kind[seen], least)
         for i in np.flatnonzero(other >= 0):
-            row = int(seen[i])
-            found.setdefault(row, Twin("embedding", row, int(seen[other[i]]), round(1 - float(cosine[i]), 6)))
+            at = int(seen[i])
+            found.setdefault(at, Twin("embedding", at, int(seen[other[i]]), round(1 - float(cosine[i]), 6)))
     return [found[row] for row in sorted(found)]
 
 

@@ -4,12 +4,13 @@ Real and generated images reach a disk by different ways, so that a container, a
 give the label away (2403.17608), and the same picture may stand in two splits or under two labels.
 """
 
+import contextlib
 import hashlib
 import itertools
 import math
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from adapt.audit.duplicates import Twin, perceptual_hash, pixel_digest
 from adapt.audit.metadata import describe_bytes
 from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
-from adapt.data.manifest import Manifest, split_member
+from adapt.data.manifest import Manifest, Words, split_member
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, distinct, draw, interval, measure
 from adapt.progress import bar
@@ -99,13 +100,12 @@ class Facts:
 def examine(manifest: Manifest, processes: int = 1) -> Facts:
     """Read and decode every image once; unreadable ones are rows with a reason."""
     jobs = list(zip(manifest["file"], manifest["sha256"], strict=True))
-    shown = {"total": len(jobs), "unit": "image", "desc": "examine"}
-    if processes > 1:
-        with get_context("spawn").Pool(processes) as pool:
-            found = list(bar(iterable=pool.imap(_look, jobs, chunksize=16), **shown))
-    else:
-        found = list(bar(iterable=map(_look, jobs), **shown))
-    header = next((look.header for look in found if look.header), {})
+    with contextlib.ExitStack() as stack:
+        looks: Iterable[_Look] = map(_look, jobs)
+        if processes > 1:
+            looks = stack.enter_context(get_context("spawn").Pool(processes)).imap(_look, jobs, chunksize=16)
+        found: list[_Look] = list(bar(iterable=looks, total=len(jobs), unit="image", desc="examine"))
+    header: dict[str, float | str] = next((look.header for look in found if look.header), {})
     columns = {
         name: np.array(
             [look.header[name] if look.header else "" if isinstance(value, str) else math.nan for look in found],
@@ -147,7 +147,8 @@ def describe_more(data: bytes) -> dict[str, float | str]:
     with opened(data) as image:
         lossy = header["is_jpeg"] or (image.format == "WEBP" and b"VP8L" not in data[:64])
         lossy = lossy or (image.format == "TIFF" and "jpeg" in str(image.info.get("compression")))
-        return header | {
+        return {
+            **header,
             "log_bytes_per_pixel": header["log_bytes"] - math.log(header["width"] * header["height"]),
             "table_distance": nearest_tables(image)[1],
             "progressive": float("progressive" in image.info),
@@ -157,7 +158,7 @@ def describe_more(data: bytes) -> dict[str, float | str]:
         }
 
 
-def _names(paths: Sequence[str]) -> dict[str, np.ndarray]:
+def _names(paths: Words) -> dict[str, np.ndarray]:
     """Columns of what a path says; `name_pattern` has # for each run of digits, so `fake_0012` is `fake_#`."""
     places = [posixpath.split("/".join(split_member(path)) if split_member(path)[1] else path) for path in paths]
     stems, suffixes = zip(*(posixpath.splitext(name) for _, name in places), strict=True)
@@ -170,7 +171,7 @@ def _names(paths: Sequence[str]) -> dict[str, np.ndarray]:
     }
 
 
-def _numbers(values: Sequence[str]) -> np.ndarray:
+def _numbers(values: Words) -> np.ndarray:
     """Text as numbers, NaN where there is none: other manifests may use these column names for something else."""
 
     def number(value: str) -> float:

@@ -9,7 +9,7 @@ from adapt.embedded import read_manifests
 from adapt.evaluation.bootstrap import Key, replicate
 from adapt.features.cache import Features, extract
 from adapt.models.heads.probes import Probe
-from adapt.models.towers.backbones import load_backbone
+from adapt.models.towers.backbones import Precision, load_backbone
 from adapt.training.on_features import fit_on_features, score_features
 
 LIMIT = 0.001  # of |AUC (bf16) - AUC (fp32)|
@@ -20,7 +20,7 @@ def measure(settings: Settings) -> list[Ratio]:
     rows = read_manifests(settings.manifest)
     if settings.small:
         rows = rows.select(np.flatnonzero(np.isin(rows["group"], _some(rows))))
-    features = {precision: _features(rows, precision, settings) for precision in ("fp32", "bf16")}
+    features = {"fp32": _features(rows, "fp32", settings), "bf16": _features(rows, "bf16", settings)}
     heads = {name: fit_on_features(found, "logistic", "binary", VIEWS, 0)[0] for name, found in features.items()}
     fp32 = _aucs(features["fp32"], heads["fp32"])
     ways = {"bf16, its own probe": heads["bf16"], "bf16, the probe of fp32": heads["fp32"]}
@@ -32,7 +32,7 @@ def measure(settings: Settings) -> list[Ratio]:
 def _against(case: str, way: str, fp32: dict[Key, float], found: dict[Key, float]) -> Ratio:
     off = {key: abs(found[key] - fp32[key]) for key in fp32}
     worst = max(off, key=off.__getitem__)
-    facts = {
+    facts: dict[str, float | str] = {
         "largest change of AUC": round(off[worst], 6),
         "its view and generator": " ".join(worst[1:]),
         "its AUC in fp32": round(fp32[worst], 4),
@@ -43,7 +43,7 @@ def _against(case: str, way: str, fp32: dict[Key, float], found: dict[Key, float
     return Ratio("accuracy", case, way, f"a change of AUC by {LIMIT:g}", cost, (LIMIT,), "AUC", goal=1, facts=facts)
 
 
-def _features(rows: Manifest, precision: str, settings: Settings) -> Features:
+def _features(rows: Manifest, precision: Precision, settings: Settings) -> Features:
     encoder = load_backbone(settings.trained, geometry=settings.geometry).to(settings.device).for_features(precision)
     return extract(encoder, rows, VIEWS, cache=settings.folder / "accuracy", workers=1)
 

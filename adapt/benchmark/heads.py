@@ -1,5 +1,8 @@
 """Heads on frozen features: the logistic head against LinearSVC, one fit each, and how its time grows with rows."""
 
+import functools
+from typing import Any
+
 import numpy as np
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import LinearSVC
@@ -31,7 +34,7 @@ def measure(settings: Settings) -> list[Ratio]:
     dim, middle = (16 if settings.small else DIM), sizes[-2]
     x, y = rows(2 * sizes[-1], dim)
     test, truth = x[sizes[-1] :], y[sizes[-1] :]
-    models = {}
+    models: dict[str, Any] = {}  # of scikit-learn
     ways = {
         "ours": lambda: models.update(ours=fit_one("logistic", x[:middle], y[:middle], 1.0)),
         "svm": lambda: models.update(svm=LinearSVC(C=1.0).fit(x[:middle], y[:middle])),
@@ -40,8 +43,8 @@ def measure(settings: Settings) -> list[Ratio]:
     auc = {name: float(roc_auc_score(truth, model.decision_function(test))) for name, model in models.items()}
     times = []
     for size in sizes:
-        one = min(once(lambda size=size: fit_one("logistic", x[:size], y[:size], 1.0), settings) for _ in range(3))
-        times.append(one)
+        fit = functools.partial(fit_one, "logistic", x[:size], y[:size], 1.0)
+        times.append(min(once(fit, settings) for _ in range(3)))
     facts = {
         "AUC of ours": round(auc["ours"], 5),
         "AUC of LinearSVC": round(auc["svm"], 5),

@@ -5,11 +5,10 @@ evaluation (one image at a time), re-typed around open_clip in fp32.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,9 +16,10 @@ from adapt.benchmark.encode import upstream
 from adapt.benchmark.preprocessing import QUALITIES, VIEWS, Pillow, kind_of, photographs
 from adapt.benchmark.timing import CLOCKS, Ratio, Settings, in_turns
 from adapt.data.manifest import Manifest
-from adapt.features.cache import extract
+from adapt.data.preprocess import Geometry
+from adapt.features.cache import Encoder, extract
 from adapt.features.remembered import frozen_backbone
-from adapt.models.towers.backbones import Backbone
+from adapt.models.towers.backbones import Backbone, Precision, Way
 
 GOALS = {"ViT-L-14": 6.0, "ViT-B-32": 5.5}
 FASTER = "one image at a time"
@@ -32,9 +32,9 @@ class _Asked:
     backbone: str
     cache: Path
     layer: str = "proj"
-    geometry: str | None = None
-    precision: str = "bf16"
-    encoder: str = "auto"
+    geometry: Geometry | None = None
+    precision: Precision = "bf16"
+    encoder: Way = "auto"
 
 
 class _Photos(Dataset):
@@ -72,7 +72,7 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
 
     inside: list[float] = []
 
-    def fresh(encoder: Backbone) -> None:
+    def fresh(encoder: Encoder) -> None:
         shutil.rmtree(asked.cache, ignore_errors=True)
         extract(encoder, manifest, VIEWS, cache=asked.cache, workers=1)
 
@@ -112,13 +112,18 @@ def _one(name: str, settings: Settings) -> list[Ratio]:
 class _Timed:
     """A backbone that adds the time inside its network to the last of `inside`."""
 
-    def __init__(self, backbone: Backbone, inside: list[float], settings: Settings) -> None:
+    def __init__(self, backbone: Encoder, inside: list[float], settings: Settings) -> None:
         self._backbone, self._inside, self._clock = backbone, inside, CLOCKS[settings.clock]
+        self.name, self.layer = backbone.name, backbone.layer
+        self.preprocess, self.device = backbone.preprocess, backbone.device
 
-    def __getattr__(self, name: str):
-        return getattr(self._backbone, name)
+    def identity(self, layer: str) -> dict[str, object]:
+        return self._backbone.identity(layer)
 
-    def encode(self, pixels: torch.Tensor, layers: list[str]) -> dict[str, torch.Tensor]:
+    def eval(self) -> object:
+        return self._backbone.eval()
+
+    def encode(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         began = self._clock()
         found = {name: value.cpu() for name, value in self._backbone.encode(pixels, layers).items()}
         self._inside[-1] += self._clock() - began
@@ -128,5 +133,5 @@ class _Timed:
 def _manifest(files: list[Path]) -> Manifest:
     names = [path.name for path in files]
     count = len(names)
-    columns = {"path": names, "group": names, "generator": ["real"] * count, "split": np.repeat("test", count)}
+    columns = {"path": names, "group": names, "generator": ["real"] * count, "split": ["test"] * count}
     return Manifest.of(columns, files[0].parent)

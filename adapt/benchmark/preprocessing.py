@@ -57,7 +57,9 @@ def measure(settings: Settings) -> list[Ratio]:
     seconds = in_turns(ways, settings)
     levels = ((theirs() - fast()) * std).abs().round()
     same = all(
-        np.array_equal(view.pixels(np.array(decode(one))), Image.open(io.BytesIO(jpeg_bytes(decode(one), quality))))
+        np.array_equal(
+            view.pixels(np.array(decode(one))), np.asarray(Image.open(io.BytesIO(jpeg_bytes(decode(one), quality))))
+        )
         for one in data
         for view, quality in zip(views[1:], QUALITIES[1:], strict=True)
     )

@@ -1,15 +1,38 @@
 """Ratios as a table and as a file, and two such files against each other."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from adapt.benchmark.timing import Ratio
 from adapt.errors import Refusal
 from adapt.pages.tables import grid
 from adapt.text import escape_markdown
+
+
+class Line(TypedDict):
+    """A ratio in benchmark.json."""
+
+    stage: str
+    case: str
+    ours: str
+    baseline: str
+    unit: Literal["s", "MiB", "AUC"]
+    goal: float | None
+    ratio: float
+    spread: tuple[float, float]
+    costs: tuple[float, ...]  # of each round
+    baseline_costs: tuple[float, ...]
+    facts: dict[str, float | str]
+
+
+class Measured(TypedDict):
+    """benchmark.json."""
+
+    facts: dict[str, object]
+    ratios: list[Line]
+
 
 SLOWER = 0.95  # of the old ratio: less is no noise where the rounds do not overlap either
 
@@ -36,11 +59,16 @@ def _shown(ratio: Ratio) -> str:
     return f"{ratio.value:.3g}" + (" [{:.3g}, {:.3g}]".format(*ratio.spread) if len(ratio.costs) > 1 else "")
 
 
-def plain(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
+def plain(ratios: Sequence[Ratio]) -> list[Line]:
     """For JSON: every round's cost, so that a reader can compute another statistic."""
     return [
         {
-            **{name: getattr(ratio, name) for name in ("stage", "case", "ours", "baseline", "unit", "goal")},
+            "stage": ratio.stage,
+            "case": ratio.case,
+            "ours": ratio.ours,
+            "baseline": ratio.baseline,
+            "unit": ratio.unit,
+            "goal": ratio.goal,
             "ratio": ratio.value,
             "spread": ratio.spread,
             "costs": ratio.costs,
@@ -51,7 +79,7 @@ def plain(ratios: Sequence[Ratio]) -> list[dict[str, Any]]:
     ]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Measured:
     """A file that this recipe wrote before."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -66,8 +94,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def read_ratios(path: Path) -> list[Ratio]:
     """The ratios of a file that `adapt benchmark` wrote, with the cost of every round."""
-    names = [field.name for field in fields(Ratio)]
-    return [Ratio(**{name: line[name] for name in names}) for line in read(path)["ratios"]]
+    return [
+        Ratio(
+            line["stage"], line["case"], line["ours"], line["baseline"],
+            line["costs"], line["baseline_costs"], line["unit"], line["goal"], line["facts"],
+        )
+        for line in read(path)["ratios"]
+    ]  # fmt: skip
 
 
 def at_a_glance(ratios: Sequence[Ratio]) -> list[str]:
@@ -81,7 +114,7 @@ def at_a_glance(ratios: Sequence[Ratio]) -> list[str]:
     return lines
 
 
-def compare(old: Mapping[str, Any], new: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+def compare(old: Measured, new: Sequence[Line]) -> tuple[str, list[str]]:
     """New ratio over old for what both have measured, as Markdown, and the names of what has surely got slower.
 
     Surely: by more than 5 %, and the best round now is worse than the worst one then.
@@ -104,5 +137,5 @@ def compare(old: Mapping[str, Any], new: Sequence[dict[str, Any]]) -> tuple[str,
     return grid([["stage", "work", "ours", "against", "then", "now", "now / then", ""], *lines]), slower
 
 
-def _key(line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _key(line: Line) -> tuple[str, str, str, str]:
     return line["stage"], line["case"], line["ours"], line["baseline"]

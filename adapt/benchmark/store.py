@@ -43,7 +43,8 @@ def measure(settings: Settings) -> list[Ratio]:
 
     def read_tar() -> float:
         with tarfile.open(tar) as archive:
-            return float(sum(np.load(io.BytesIO(archive.extractfile(member).read())).sum() for member in archive))
+            files = (file for member in archive if (file := archive.extractfile(member)) is not None)
+            return float(sum(np.load(io.BytesIO(file.read())).sum() for file in files))
 
     def write_bytes() -> None:
         (settings.folder / "store.bin").write_bytes(features.data)

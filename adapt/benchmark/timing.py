@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from adapt.data.preprocess import Geometry
+
 
 def _cpu() -> float:
     """Seconds of all threads of this process and of the data processes that it has seen end."""
@@ -34,7 +36,7 @@ class Settings:
     backbones: tuple[str, ...] = ("open_clip:ViT-B-32@random", "open_clip:ViT-L-14@random")
     trained: str = "tiny"  # the backbone, manifest and geometry of what bf16 costs in accuracy
     manifest: tuple[str, ...] = ("embedded",)
-    geometry: str | None = None
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)

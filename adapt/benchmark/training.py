@@ -9,7 +9,7 @@ bf16 products are six times as fast as its fp32 ones; with AVX512-BF16 alone the
 
 import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -22,7 +22,7 @@ from adapt.benchmark.timing import Ratio, Settings, in_turns
 from adapt.models.adapters.cut_tower import TrainedPart
 from adapt.models.adapters.lora import add_adapter
 from adapt.models.heads.linear import LinearHead, balanced_bce
-from adapt.models.towers.backbones import load_backbone
+from adapt.models.towers.backbones import Precision, load_backbone
 from adapt.provenance import peak_memory
 
 RANK, ALPHA, DROPOUT, BATCH = 8, 8.0, 0.25, 8
@@ -53,7 +53,7 @@ class PlainAttention(nn.Module):
         self.projections = nn.ModuleList(PlainLoRA(weight, bias) for weight, bias in pairs)
         self.out_proj, self.heads = attention.out_proj, attention.num_heads
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_) -> tuple[Tensor, None]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> tuple[Tensor, None]:
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, x in zip(self.projections, (query, key, value), strict=True)
@@ -69,7 +69,8 @@ def plain_step(name: str, batch: int, device: str) -> Step:
     for block in visual.transformer.resblocks:
         block.attn = PlainAttention(block.attn)
     visual.to(device)
-    return _step(visual, nn.Linear(visual.output_dim, 1).to(device), _pixels(name, batch, device).float() / 128 - 1)
+    head, pixels = nn.Linear(visual.output_dim, 1).to(device), _pixels(name, batch, device).float() / 128 - 1
+    return _step(visual, head, pixels, [*visual.parameters()])
 
 
 def peft_step(name: str, batch: int, device: str) -> Step:
@@ -89,7 +90,7 @@ def peft_step(name: str, batch: int, device: str) -> Step:
         hidden_act="gelu",
     )
     targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=targets)
+    lora = LoraConfig(r=RANK, lora_alpha=int(ALPHA), lora_dropout=DROPOUT, target_modules=targets)
     tower = get_peft_model(CLIPVisionModel(config), lora).to(device).train()
     head = nn.Linear(shape["width"], 1).to(device)
     pixels = _pixels(name, batch, device).float() / 128 - 1
@@ -105,7 +106,7 @@ def our_step(
     name: str,
     batch: int,
     device: str,
-    precision: str = "bf16",
+    precision: Precision = "bf16",
     last: int | None = None,
     cached: bool = False,
     recompute: bool = False,
@@ -121,8 +122,14 @@ def our_step(
     return _step(part.forward, nn.Identity(), inputs, [*part.parameters()], fused=True)
 
 
-def _step(features: Callable, head: nn.Module, inputs: Tensor, parameters=None, fused: bool = False) -> Step:
-    every = [*(features.parameters() if parameters is None else parameters), *head.parameters()]
+def _step(
+    features: Callable[[Tensor], Tensor],
+    head: nn.Module,
+    inputs: Tensor,
+    parameters: Sequence[nn.Parameter],
+    fused: bool = False,
+) -> Step:
+    every = [*parameters, *head.parameters()]
     optimizer = torch.optim.AdamW([p for p in every if p.requires_grad], lr=1e-4, fused=fused or None)
     fake = (torch.arange(len(inputs), device=inputs.device) % 2).float()
 
@@ -165,7 +172,11 @@ def peak_of(maker: str, name: str, batch: int, device: str, threads: int) -> flo
 
 def _peak(maker: str, name: str, batch: int, device: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    makers = {"ours": our_step, "recomputed": partial(our_step, recompute=True), "plain": plain_step}
+    makers: dict[str, Callable[[str, int, str], Step]] = {
+        "ours": our_step,
+        "recomputed": partial(our_step, recompute=True),
+        "plain": plain_step,
+    }
     step = makers[maker](name, batch, device)
     for _ in range(2):
         step()

@@ -13,9 +13,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.cli import as_dict, at_least, dump, run
 from adapt.flags import Intervals, Rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adapt.audit.duplicates import Twin
+    from adapt.audit.shortcuts import Unlike
+    from adapt.data.manifest import Manifest
 
 ABOUT = """\
 AUC: how well a small tree that sees this factor alone tells fakes from reals of groups it was not fitted on (0.5 is
@@ -83,7 +91,8 @@ def main(cfg: Config) -> None:
     reasons = grid([["reason", "images"], *([r, str(n)] for r, n in Counter(reason for _, reason in lost).items())])
     listed = "\n".join(f"- {escape_markdown(path)}: {reason}" for path, reason in lost[:SHOWN])
     page += ["## Unreadable files", *([reasons, listed] if lost else ["None."])]
-    record = {"command": provenance.command(), "revision": revision, "digest": rows.digest, "images": len(rows)}
+    record: dict[str, object] = {"command": provenance.command(), "revision": revision, "digest": rows.digest}
+    record |= {"images": len(rows)}
     record |= {"seconds": round(time.monotonic() - started, 1), "date": time.strftime("%Y-%m-%d", time.gmtime())}
     record |= {"seed": cfg.seed, "hardware": provenance.hardware(), "versions": provenance.versions()}
 
@@ -101,7 +110,7 @@ def main(cfg: Config) -> None:
         sys.exit(1)
 
 
-def embed(rows, name: str):
+def embed(rows: "Manifest", name: str) -> "np.ndarray":
     """Unit features (n, d) of all rows, from the cache that all recipes share."""
     from adapt.features.cache import extract
     from adapt.models.towers.backbones import load_backbone
@@ -112,7 +121,7 @@ def embed(rows, name: str):
     return extract(backbone, rows, ("none",), **processes.encoding(None)).unit("none")
 
 
-def factor_table(cells: list, verdicts: dict[str, str]) -> list[list[str]]:
+def factor_table(cells: "list[Unlike]", verdicts: dict[str, str]) -> list[list[str]]:
     """One row a factor: AUC over all rows, the worst comparison, the verdict."""
     from adapt.audit.shortcuts import worst
     from adapt.pages.tables import show
@@ -124,7 +133,7 @@ def factor_table(cells: list, verdicts: dict[str, str]) -> list[list[str]]:
     return table
 
 
-def pair_table(rows, pairs: list) -> list[list[str]]:
+def pair_table(rows: "Manifest", pairs: "list[Twin]") -> list[list[str]]:
     """Both rows of every pair with what tells them apart."""
     names = ("path", "group", "generator", "split")
     table = [["kind", "distance", *names, *(f"other {name}" for name in names)]]

@@ -21,7 +21,7 @@ from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
 Stage = Literal["encoder", "preprocessing", "pipeline", "store", "training", "heads", "metrics", "growth", "accuracy"]
-STAGES = {  # module with a function `measure(settings) -> list[Ratio]`
+STAGES: dict[Stage, str] = {  # module with a function `measure(settings) -> list[Ratio]`
     "encoder": "adapt.benchmark.encode",
     "preprocessing": "adapt.benchmark.preprocessing",
     "pipeline": "adapt.benchmark.pipeline",
@@ -90,7 +90,7 @@ def main(cfg: Config) -> None:
         for stage in cfg.stages:
             ratios += (found := importlib.import_module(STAGES[stage]).measure(settings))
             print(table(found) + "\n", flush=True)
-    facts = {"command": provenance.command(), "revision": provenance.revision(), "clock": cfg.clock}
+    facts: dict[str, object] = {"command": provenance.command(), "revision": provenance.revision(), "clock": cfg.clock}
     facts |= {"rounds": cfg.rounds, **provenance.hardware(), "peak_memory_mib": provenance.peak_memory()}
     facts |= {"bf16": f"AMX {torch.cpu._is_amx_tile_supported()}, AVX512 {torch.cpu._is_avx512_bf16_supported()}"}
     facts |= provenance.versions()
@@ -98,7 +98,7 @@ def main(cfg: Config) -> None:
     write_text(cfg.output_dir / "benchmark.json", json.dumps({"facts": facts, "ratios": lines}, indent=1) + "\n")
     about = "Ratio: cost of the baseline over ours, median of the rounds [least, greatest]; more than 1 is cheaper."
     parts = ["# Benchmark", about, table(ratios), "## Provenance", facts_list(facts)]
-    if old is not None:
+    if old is not None and cfg.compare is not None:
         changes, slower = compare(old, lines)
         parts[3:3] = [f"## Against {cfg.compare.name} of {old['facts'].get('revision', '?')}", changes]
         print(changes)

@@ -42,6 +42,7 @@ def main(cfg: Config) -> None:
     from adapt.detector.detector import detector_digest, load_detector, score
     from adapt.embedded import read_manifests
     from adapt.pages.tables import grid
+    from adapt.processes import Scoring
     from adapt.training.comparison import Study, contrast, finish
     from adapt.training.report import require_classes, show_finished
     from adapt.training.run import Run
@@ -53,7 +54,8 @@ def main(cfg: Config) -> None:
     require_classes(rows)
     held = np.flatnonzero(rows["split"] != "train")
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
-    scoring = {"workers": run.workers(cfg.num_workers), "share": run.share_of_rows, "gather": run.gather}
+    workers = run.workers(cfg.num_workers)
+    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
     passes = []
     detector.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     run.begin(data=rows.digest, base=detector.backbone.fingerprint, detector=detector_digest(cfg.detector))

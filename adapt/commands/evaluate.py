@@ -60,9 +60,10 @@ def main(cfg: Config) -> None:
     cells, decision = evaluate(scores, cfg.resamples, cfg.seed, threshold), fit_decision(scores)
     cells += keep(scores, decision, threshold, cfg.error_rate, cfg.resamples, cfg.seed)
 
-    given = {"permuted": cfg.permuted, "metadata": cfg.metadata}
-    given = {name: Scores.read(path) for name, path in given.items() if path is not None}
-    checked = controls(scores, **given, resamples=cfg.resamples, seed=cfg.seed, threshold=cfg.threshold)
+    permuted, metadata = (None if path is None else Scores.read(path) for path in (cfg.permuted, cfg.metadata))
+    checked = controls(
+        scores, permuted=permuted, metadata=metadata, resamples=cfg.resamples, seed=cfg.seed, threshold=cfg.threshold
+    )
     named = attribute(scores, cfg.resamples, cfg.seed, cfg.classes, decision) if classes_of(scores) else None
     differences = []
     if cfg.compare is not None:

@@ -36,6 +36,11 @@ class Config(Rows, Shards):
         super().__post_init__()
         at_least(1, self, "batch_size")
 
+    @property
+    def layer(self) -> str:
+        """The layer that the encoder is loaded with; it hands back all `layers` from one pass."""
+        return "last"
+
 
 def main(cfg: Config) -> None:
     import numpy as np
@@ -48,7 +53,7 @@ def main(cfg: Config) -> None:
     processes = Processes()
     rows = read_manifests(cfg.manifest)
     rows = rows.select(np.arange(cfg.shard, len(rows), cfg.num_shards))
-    backbone = frozen_backbone(cfg, processes.device, "last")
+    backbone = frozen_backbone(cfg, processes.device)
     layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers
     encoding = processes.encoding(cfg.num_workers)
     extract(backbone, rows, cfg.views, layers, cache=cfg.cache, batch_size=cfg.batch_size, **encoding)

@@ -38,8 +38,6 @@ from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Shards
 
-RULES = ("error_rate", "max_false_positive_rate", "thresholds", "calibration", "known_recall")  # of verdicts
-
 
 @dataclass(frozen=True)
 class Config(Shards):
@@ -71,15 +69,24 @@ def main(cfg: Config) -> None:
     from adapt.detector.detector import detector_digest, load_detector
     from adapt.detector.finished_batches import BatchJournal, kept
     from adapt.detector.gallery import finish
-    from adapt.detector.predict import BATCH, COLUMNS, batches, rules_stated
+    from adapt.detector.predict import BATCH, COLUMNS, Stated, batches, rules_stated
     from adapt.detector.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
 
     processes = Processes()
     root, inputs = inputs_for(cfg.input, outputs(cfg), cfg.maps)
-    what = {"detector": [detector_digest(name) for name in cfg.detector], "inputs": inputs_digest(inputs)}
-    stated = {name: getattr(cfg, name) for name in RULES}
+    what: dict[str, object] = {
+        "detector": [detector_digest(name) for name in cfg.detector],
+        "inputs": inputs_digest(inputs),
+    }
+    stated: Stated = {
+        "error_rate": cfg.error_rate,
+        "max_false_positive_rate": cfg.max_false_positive_rate,
+        "thresholds": cfg.thresholds,
+        "calibration": cfg.calibration,
+        "known_recall": cfg.known_recall,
+    }
     rules = rules_stated(cfg.detector, stated)
     what |= {"rules": stated, "crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))

@@ -12,15 +12,33 @@ Sources:
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-from adapt.cli import run_one
+from adapt.cli import Flags, run_one
 
-SOURCES = ("community_forensics", "elsa_d3", "folders", "genimage", "masks", "openfake", "real_fake")
-SOURCES += ("synthbuster", "synthwildx", "table", "webdataset")
+if TYPE_CHECKING:
+    from adapt.data.manifest import Manifest
+
+SOURCES = (
+    *("community_forensics", "elsa_d3", "folders", "genimage", "masks", "openfake", "real_fake"),
+    *("synthbuster", "synthwildx", "table", "webdataset"),
+)
 
 
-def main(source: Any) -> None:
+class Source(Flags, Protocol):
+    """The options of a source, and what it does."""
+
+    @property
+    def shard(self) -> int: ...
+
+    @property
+    def align(self) -> str: ...
+
+    def prepare(self) -> Path | None:
+        """The manifest; None where other jobs are not done."""
+
+
+def main(source: Source) -> None:
     import json
 
     from adapt import provenance
@@ -37,18 +55,20 @@ def main(source: Any) -> None:
         return
     rows, lost = Manifest.read(path), read_lost(path)
     print("\n\n".join([grid(count(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
-    record = {"command": provenance.command(), "revision": revision, "versions": provenance.versions()}
+    record: dict[str, object] = {"command": provenance.command(), "revision": revision}
+    record |= {"versions": provenance.versions()}
     record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": as_dict(source)}
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     print(f"\n{path}: the manifest; {path.with_suffix('.lost.csv')}: what is missing, and why")
     if source.align:
         path = path.with_suffix(".aligned") / "manifest.csv"
         aligned = align(rows, path.parent, size=source.align)
+        assert aligned is not None  # this job aligns all of them
         print(f"{path}: aligned copies of {len(aligned)} images; align.csv beside it says what was done")
     print(f"next: adapt audit --manifest {path}")
 
 
-def count(rows: Any) -> list[list[str]]:
+def count(rows: "Manifest") -> list[list[str]]:
     """Images of each set and generator in each split."""
     from collections import Counter
 

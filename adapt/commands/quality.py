@@ -64,10 +64,10 @@ def histogram(found: "list[tuple[Header | None, str]]") -> list[tuple]:
     """Lines of `COLUMNS`: JPEGs by quality, other formats, what could not be read; distance: median of custom ones."""
     import statistics
 
-    lines: Counter[tuple] = Counter()
-    distances: dict[tuple, list[int]] = {}
+    lines: Counter[tuple[str, int | str, str, str, str]] = Counter()
+    distances: dict[tuple[str, int | str, str, str, str], list[int]] = {}
     for header, reason in found:
-        kind = ("", "", "", "", reason)
+        kind: tuple[str, int | str, str, str, str] = ("", "", "", "", reason)
         if header:
             quality, tables, subsampling = (
                 header.jpeg_quality or "",
@@ -77,7 +77,7 @@ def histogram(found: "list[tuple[Header | None, str]]") -> list[tuple]:
             kind = (header.format, quality, tables, subsampling, "")
             distances.setdefault(kind, []).append(header.table_distance or 0)
         lines[kind] += 1
-    ordered = sorted(lines, key=lambda kind: (kind[4], kind[0] != "JPEG", kind[0], -(kind[1] or 0), *kind[2:4]))
+    ordered = sorted(lines, key=lambda kind: (kind[4], kind[0] != "JPEG", kind[0], -int(kind[1] or 0), *kind[2:4]))
     return [
         (
             *kind,

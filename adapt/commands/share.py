@@ -12,10 +12,16 @@ torch on random pixels and on the first --images, and kept only if no logit diff
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,12 @@ def main(cfg: Config) -> None:
     from adapt.hub import push_to_hub
 
     if cfg.onnx is not None:
-        export(cfg)
+        export(cfg, cfg.onnx)
     if cfg.push is not None:
         print(f"{push_to_hub(cfg.detector, cfg.push, cfg.private)}: detector at hf-hub:{cfg.push}")
 
 
-def export(cfg: Config) -> None:
+def export(cfg: Config, file: Path) -> None:
     import itertools
 
     from adapt.data.images import Unreadable, read_image
@@ -53,7 +59,7 @@ def export(cfg: Config) -> None:
 
     detector = load_detector(cfg.detector, cfg.backbone, precision="fp32")
 
-    def pictures():
+    def pictures() -> "Iterator[Tensor]":
         for item in find_inputs(cfg.images)[1] if cfg.images else ():
             try:
                 if not item.reason:
@@ -63,9 +69,9 @@ def export(cfg: Config) -> None:
 
     chosen = list(itertools.islice(pictures(), cfg.count))
     preprocess, threshold = detector.backbone.preprocess, detector.threshold
-    worst = export_onnx(detector, cfg.onnx, chosen)
+    worst = export_onnx(detector, file, chosen)
     print(
-        f"{cfg.onnx}: largest difference of a logit between ONNX Runtime and torch {worst:.2g}, on 6 random and "
+        f"{file}: largest difference of a logit between ONNX Runtime and torch {worst:.2g}, on 6 random and "
         f"{len(chosen)} real images\n"
         f"feed RGB, {preprocess.geometry} to {preprocess.size} px ({preprocess.interpolation}), uint8; from "
         f"{threshold:.6g} on a logit says AI-generated"

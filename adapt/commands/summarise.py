@@ -114,7 +114,8 @@ def line(folder: Path) -> dict[str, str]:
     from adapt.sweeps.tables_again import record_of
 
     if (folder / "benchmark.json").is_file():
-        record = hardware = report.read(folder / "benchmark.json")["facts"]
+        record: dict[str, Any] = report.read(folder / "benchmark.json")["facts"]
+        hardware = record
         found = Glance(others=report.at_a_glance(report.read_ratios(folder / "benchmark.json")))
     else:
         record = record_of(folder)

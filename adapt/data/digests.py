@@ -36,7 +36,8 @@ class Digests:
     """The digests of one folder; `close` keeps the new ones."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._new = folder, {}
+        self.folder = folder
+        self._new: dict[str, list] = {}
         self._known: dict[str, list] = {}
         for table in sorted(folder.glob("*.json")):
             data = table.read_bytes()

@@ -42,7 +42,7 @@ def shuffled(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def random_place(pixels: np.ndarray) -> tuple[float, float]:
     """Relative place (x, y) in [0, 1) for a crop, drawn from the image's own pixels: anywhere, but always there."""
-    draw = random.Random(hashlib.sha256(np.ascontiguousarray(pixels)).digest())
+    draw = random.Random(hashlib.sha256(np.ascontiguousarray(pixels).data).digest())
     return draw.random(), draw.random()
 
 

@@ -4,12 +4,13 @@ Every random choice is a function of (seed, epoch, group): the number of workers
 changes what a model sees.
 """
 
+import copy
 import dataclasses
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from adapt.data.crops import Crops
 from adapt.data.focus import Focus
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
-from adapt.data.preprocess import Preprocess
-from adapt.data.views import parse_view, rng
+from adapt.data.preprocess import Prepare, Preprocess
+from adapt.data.views import View, parse_view, rng
 
 
 @dataclass
@@ -36,17 +37,19 @@ class Batch:
     twin: Tensor  # (n,) bool: the same images once more, in the same order, under another view
     unreadable: list[tuple[str, str]]  # (path, reason) of the members that could not be read
 
-    def to(self, device: torch.device) -> "Batch":
-        tensors = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+    def to(self, device: torch.device) -> Self:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "Batch":
-        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **tensors)
+    def pin_memory(self) -> Self:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with every tensor changed, those of a subclass too."""
+        copied = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(copied, name, change(value))
+        return copied
 
 
 class Groups(Dataset):
@@ -89,7 +92,8 @@ class Groups(Dataset):
         views = [shown.view] if shown else draw_views(self.views, draw, self.twins)
         rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
-        pixels, read, unreadable = [[] for _ in views], [], []
+        pixels: list[list[Tensor]] = [[] for _ in views]
+        read, unreadable = [], []
         for place, row in enumerate(rows):
             try:
                 image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
@@ -194,7 +198,9 @@ class GroupSampler(Sampler):
 class Statistics(Protocol):
     """Statistics (d,) float32 of an RGB image."""
 
-    shape: tuple[int, ...]  # (d,)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(d,)"""
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Raises `Unreadable` where an image has none."""
@@ -221,13 +227,12 @@ class Images(Dataset):
         self,
         manifest: Manifest,
         rows: np.ndarray,
-        preprocess: Preprocess | Crops,
+        preprocess: Prepare,
         views: tuple[str, ...],
         describe: Statistics | None = None,
     ) -> None:
         self.manifest, self.rows, self.preprocess, self.describe = manifest, rows, preprocess, describe
         self.views = [parse_view(name) for name in views]
-        self.arrays = getattr(preprocess, "resizer", "pillow") == "torch"  # spares copies to Pillow and back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -239,13 +244,10 @@ class Images(Dataset):
         reasons = [""] * len(self.views)
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
-            pixels = np.array(image) if self.arrays else None
+            prepared = self._prepare(image)
             for v, view in enumerate(self.views):
                 try:
-                    seen = view(image) if pixels is None else view.pixels(pixels)
-                    if self.describe:
-                        described[v] = self.describe(seen if pixels is None else Image.fromarray(seen))
-                    made[v] = self.preprocess(seen)
+                    made[v], described[v] = prepared(view)
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:
@@ -253,3 +255,21 @@ class Images(Dataset):
         if isinstance(self.preprocess, Crops):
             return Views(row, torch.cat(made), reasons, [len(crops) for crops in made], torch.stack(described))
         return Views(row, torch.stack(made), reasons, [1] * len(made), torch.stack(described))
+
+    def _prepare(self, image: Image.Image) -> Callable[[View], tuple[Tensor, Tensor]]:
+        """What makes a tensor of the image under a view, and its statistics."""
+        preprocess, describe = self.preprocess, self.describe or (lambda _: torch.zeros(0))
+        if isinstance(preprocess, Preprocess) and preprocess.resizer == "torch":
+            pixels = np.array(image)  # this one takes arrays, which spares copies to Pillow and back
+
+            def of_array(view: View) -> tuple[Tensor, Tensor]:
+                seen = view.pixels(pixels)
+                return preprocess(seen), describe(Image.fromarray(seen))
+
+            return of_array
+
+        def of_image(view: View) -> tuple[Tensor, Tensor]:
+            seen = view(image)
+            return preprocess(seen), describe(seen)
+
+        return of_image

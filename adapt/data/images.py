@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from adapt.data.manifest import split_member
 from adapt.errors import Refusal
@@ -171,7 +172,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """High byte of 16-bit grey, where Pillow's own convert saturates. 12 bits would come out dark: refuse."""
-    if image.format == "TIFF" and image.tag_v2.get(258, (16,))[0] != 16:
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(258, (16,))[0] != 16:
         raise Unreadable("unsupported-mode")
     values = np.asarray(image)
     grey = (values >> 8).astype(np.uint8)

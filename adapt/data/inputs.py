@@ -32,7 +32,8 @@ def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
     any .csv or .parquet table with a column `path`; of a tar file all members count but `TEXTS`. What is named twice,
     by whatever way, comes once. Refuses a name that is not there, and inputs without a single file.
     """
-    folders, found = [], {}
+    folders: list[str] = []
+    found: dict[str, tuple[str, str]] = {}  # file -> sha256, reason
     for name in names:
         folder, files = _look(name)
         folders.append(folder)

@@ -6,11 +6,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
+from adapt.cli import Flags
 from adapt.data.images import Unreadable, opened, read_bytes
 from adapt.data.inputs import Input, find_inputs
 from adapt.errors import Refusal
@@ -19,7 +21,10 @@ from adapt.progress import bar
 LIKE = "like:"  # among --train_views: the views of a sample
 MOST = 20  # names that stand for a sample: what is rarer than one in 40 is left out
 # horizontal and vertical sampling of luma over that of chroma (ITU-T T.81, A.1.1) as it is usually called
-SUBSAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
+SUBSAMPLINGS: dict[tuple[float, float], str] = {
+    **{(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0"},
+    **{(1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"},
+}
 
 # ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance), row by row.
 _LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
@@ -50,6 +55,16 @@ def _all_tables() -> np.ndarray:
     return np.stack([jpeg_tables(quality) for quality in range(1, 101)])
 
 
+class Trains(Flags, Protocol):
+    """A config with the views under which images are shown in training."""
+
+    @property
+    def train_views(self) -> tuple[str, ...]: ...
+
+
+Recipe = TypeVar("Recipe", bound=Trains)
+
+
 class Header(NamedTuple):
     """`width` and `height` in px, before EXIF orientation. What follows is None for a file that is no JPEG."""
 
@@ -65,8 +80,8 @@ class Header(NamedTuple):
 def read_header(data: bytes) -> Header:
     """Header of a file's bytes; raises `Unreadable`. Several pictures in a JPEG (MPO) count as its first."""
     with opened(data) as image:
-        found = Header("JPEG" if image.format == "MPO" else image.format, *image.size)
-        if found.format != "JPEG":
+        found = Header("JPEG" if image.format == "MPO" else image.format or "", *image.size)
+        if not isinstance(image, JpegImageFile):
             return found
         quality, distance = nearest_tables(image)
         if quality != quality:  # no tables: decoding will say what is wrong with it
@@ -105,7 +120,7 @@ def views_like(headers: Iterable[Header]) -> tuple[str, ...]:
     return tuple("none" if q > 100 else f"qf{q}" for q in names)
 
 
-def with_sample_views(config: Any) -> Any:
+def with_sample_views(config: Recipe) -> Recipe:
     """A recipe's config with `like:FOLDER` among its `train_views` replaced by `views_like` of the images there.
 
     FOLDER may be whatever `find_inputs` takes. A view is drawn as often as it is named. An image that is a JPEG
@@ -133,7 +148,7 @@ def _of_sample(name: str) -> tuple[str, ...]:
     return views
 
 
-def _subsampling(image: Image.Image) -> str:
+def _subsampling(image: JpegImageFile) -> str:
     layers = image.layer  # (component, horizontal, vertical, table)
     if len(layers) == 1:
         return "grey"

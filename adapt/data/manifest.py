@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ SPLITS = ("train", "val", "test")
 REQUIRED = ("path", "group", "generator", "split")
 PLACES = ("file", "mask_file")  # absolute names, which are found and never written
 OPTIONAL = ("set", "edit", "mask", "family", "source", "sha256")
+Words = Sequence[str] | np.ndarray  # (n,) strings: a list, or a column of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +50,10 @@ class Manifest:
         return cls._checked(columns)
 
     @classmethod
-    def of(cls, columns: dict[str, Sequence[str]], folder: str | os.PathLike) -> "Manifest":
+    def of(cls, columns: Mapping[str, Words], folder: str | os.PathLike) -> "Manifest":
         """Make a manifest from columns whose paths are relative to `folder`; refuses what `read` refuses."""
-        columns = {name: _strings([str(value) for value in values]) for name, values in columns.items()}
-        return cls._checked(_complete(columns, Path(folder), "manifest"))
+        read = {name: _strings([str(value) for value in values]) for name, values in columns.items()}
+        return cls._checked(_complete(read, Path(folder), "manifest"))
 
     @classmethod
     def _checked(cls, columns: dict[str, np.ndarray]) -> "Manifest":
@@ -77,13 +78,13 @@ class Manifest:
         """Masks (n,) as absolute names, to open; empty where the whole image is what its row says."""
         return self.columns.get("mask_file", self["mask"])  # without the column no row has a mask
 
-    def select(self, rows) -> "Manifest":
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Manifest":
         """Rows by boolean mask or by indices, in the order of the indices."""
         rows = np.asarray(rows)
         rows = rows if rows.dtype == bool else rows.astype(np.intp)
         return Manifest({name: values[rows] for name, values in self.columns.items()})
 
-    def resplit(self, split: Sequence[str]) -> "Manifest":
+    def resplit(self, split: Words) -> "Manifest":
         """The same rows in other splits; refuses what `read` refuses."""
         return self._checked(self.columns | {"split": _strings(split)})
 
@@ -94,7 +95,7 @@ class Manifest:
             rows.setdefault(group, []).append(row)
         return [np.array(members) for members in rows.values()]
 
-    def seen(self, generators: Sequence[str]) -> np.ndarray:
+    def seen(self, generators: Words) -> np.ndarray:
         """Where this manifest met each of `generators` before the test: "train", "val" or "" (never).
 
         `generators` may be another manifest's column. Camera images (`real`) count as met in training.
@@ -107,8 +108,8 @@ class Manifest:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the rows in their order; the same wherever the folder lies."""
-        names = ("path", "group", "generator", "split", "set", "edit", "sha256")
-        names += ("mask",) if any(self["mask"]) else ()  # a manifest without masks keeps the digest it always had
+        names = ["path", "group", "generator", "split", "set", "edit", "sha256"]
+        names += ["mask"] if any(self["mask"]) else []  # a manifest without masks keeps the digest it always had
         digest = hashlib.sha256()
         for row in zip(*(self[name] for name in names), strict=True):
             digest.update(json.dumps(row).encode() + b"\n")
@@ -139,7 +140,7 @@ def split_member(path: str) -> tuple[str, str]:
     return (stem + ".tar", member) if archived else (path, "")
 
 
-def split_by_group(groups: Sequence[str], seed: int, val: float = 0.15, test: float = 0.25) -> np.ndarray:
+def split_by_group(groups: Words, seed: int, val: float = 0.15, test: float = 0.25) -> np.ndarray:
     """Names of splits (n,): each group falls by the hash of (seed, group), in any order and company.
 
     The shares are expectations: a new group moves no other group. Refuses shares that leave no train split.
@@ -156,7 +157,7 @@ def split_by_group(groups: Sequence[str], seed: int, val: float = 0.15, test: fl
     return _strings([places[group] for group in groups])
 
 
-def _strings(values: Sequence[str]) -> np.ndarray:
+def _strings(values: Words) -> np.ndarray:
     array = np.empty(len(values), object)
     array[:] = list(values)
     return array

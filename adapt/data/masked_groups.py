@@ -43,7 +43,8 @@ class MaskedGroups(Dataset):
         seed: int,
     ) -> None:
         self.manifest, self.tool, self.pitch, self.members, self.seed = manifest, tool, pitch, members, seed
-        self.views, self.crop = [parse_view(name) for name in views], parse_view(f"crop{crop}")
+        self.views, self.side = [parse_view(name) for name in views], crop
+        self.crop = parse_view(f"crop{crop}")
         self.extent = extents(manifest)
         self.groups = manifest.groups()
         self.group_weight = float(np.mean([min(members, len(rows)) for rows in self.groups]))
@@ -68,10 +69,9 @@ class MaskedGroups(Dataset):
             rows.append(row)
             pixels.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
             changed.append(torch.from_numpy(_shares(np.asarray(mask), self.pitch)))
-        side = self.crop.steps[0][1]
         if not rows:
-            pixels.append(torch.empty(0, 3, side, side, dtype=torch.uint8))
-            changed.append(torch.empty(0, side // self.pitch, side // self.pitch))
+            pixels.append(torch.empty(0, 3, self.side, self.side, dtype=torch.uint8))
+            changed.append(torch.empty(0, self.side // self.pitch, self.side // self.pitch))
             return self._batch(g, rows, pixels[0], changed[0], unreadable)
         return self._batch(g, rows, torch.stack(pixels), torch.stack(changed), unreadable)
 

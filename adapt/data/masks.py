@@ -59,7 +59,7 @@ def read_mask(file: str | os.PathLike, size: tuple[int, int] | None = None, chan
         mask = Image.fromarray(np.where(pixels[..., own] - others >= CHANGED // 2, 255, 0).astype(np.uint8))
     if size is not None and mask.size != size:
         raise Unreadable("mask-size")
-    if mask.getextrema()[1] < CHANGED:
+    if np.asarray(mask).max() < CHANGED:
         raise Unreadable("mask-empty")
     return mask
 

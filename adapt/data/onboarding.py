@@ -51,8 +51,8 @@ def onboard(rows: Manifest, generator: str, shots: int, seed: int) -> tuple[np.n
             f"{shots} shots of {generator!r}: {len(groups)} of its {total} test groups may be lent to training, at "
             f"most half of them and at most {POOL}"
         )
-    lent = sorted(groups, key=lambda group: _place(group, seed))[:shots]
-    pooled, lent = np.isin(rows["group"], groups), np.isin(rows["group"], lent)
+    chosen = sorted(groups, key=lambda group: _place(group, seed))[:shots]
+    pooled, lent = np.isin(rows["group"], groups), np.isin(rows["group"], chosen)
     edits = {"", *rows["edit"][rows["split"] == "train"]}
     wanted = (rows["generator"] == generator) | (~rows.fake & np.isin(rows["edit"], list(edits)))
     kept = np.flatnonzero(~pooled | (lent & wanted))

@@ -1,7 +1,7 @@
 """What stands between a view and a backbone: geometry only. Mean and std belong to the backbone."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,18 @@ from adapt.data.views import parse_view
 Geometry = Literal["resize", "squash", "native"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SHRINKS, ASPECT = 1.3, 1.8
+
+
+class Prepare(Protocol):
+    """RGB image -> tensor of this shape and dtype; zeros of both stand for an image that cannot be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, image: Image.Image, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Preprocess:
 
     dtype = torch.uint8
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str | int]:
         """For fingerprints; Pillow's resize goes without saying."""
         return {key: value for key, value in asdict(self).items() if (key, value) != ("resizer", "pillow")}
 
@@ -66,8 +78,8 @@ class Preprocess:
         if self.resizer == "pillow" or not usual:
             return _image(image).resize((width, height), FILTERS[self.interpolation])
         pixels = image if isinstance(image, np.ndarray) else np.array(image)
-        pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last: torch's fast kernel
-        resized = F.interpolate(pixels, size=(height, width), mode=self.interpolation, antialias=True)
+        batch = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # channels last: torch's fast kernel
+        resized = F.interpolate(batch, size=(height, width), mode=self.interpolation, antialias=True)
         return resized[0].permute(1, 2, 0).numpy()
 
 

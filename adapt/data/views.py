@@ -44,7 +44,10 @@ def _through_opencv(image: Image.Image | np.ndarray, quality: int) -> np.ndarray
     done, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError("OpenCV could not encode an image")
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    if decoded is None:
+        raise ValueError("OpenCV could not decode what it encoded")
+    return decoded
 
 
 @functools.cache
@@ -100,7 +103,7 @@ def _blur(image: Image.Image, sigma: float, at: At) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
-def _grey(image: Image.Image, number: None, at: At) -> Image.Image:
+def _grey(image: Image.Image, _number: float, at: At) -> Image.Image:
     """Y of BT.601 in all channels, as JPEG and Pillow compute it: the picture without its chroma."""
     return image.convert("L").convert("RGB")
 
@@ -133,7 +136,7 @@ def _highpass(image: Image.Image, cutoff: float, at: At) -> Image.Image:
 
 
 class _Op(NamedTuple):
-    apply: Callable[[Image.Image, float | None, At], Image.Image]
+    apply: Callable[[Image.Image, float, At], Image.Image]
     low: float | None  # None: the operation takes no number
     high: float | None
     whole: bool
@@ -171,8 +174,8 @@ class View:
         """
         if image.mode != "RGB":
             raise ValueError(f"a view takes an RGB image, not {image.mode}: use read_image")
-        for op, number in self.steps:
-            image = OPS[op].apply(image, number, at)
+        for step in self.steps:
+            image = _apply(step, image, at)
         return image
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
@@ -180,14 +183,14 @@ class View:
         if not self.steps:
             return image
         *before, (op, number) = self.steps
-        if op != "qf":
+        if op != "qf" or number is None:
             return np.array(self(Image.fromarray(image)))
         return _jpeg_pixels(View("", tuple(before))(Image.fromarray(image)) if before else image, int(number))
 
     def follow(self, mask: Image.Image, at: At = (0.5, 0.5)) -> Image.Image:
         """Grey mask of the image before the view -> of the image after it: only what moves pixels applies."""
-        for op, number in self.steps:
-            mask = OPS[op].apply(mask, number, at) if op in GEOMETRY else mask
+        for step in self.steps:
+            mask = _apply(step, mask, at) if step[0] in GEOMETRY else mask
         return mask
 
 
@@ -206,16 +209,21 @@ def parse_view(name: str) -> View:
     return View("+".join(op if number is None else f"{op}{number}" for op, number in steps), steps)
 
 
+def _apply(step: tuple[str, float | None], image: Image.Image, at: At) -> Image.Image:
+    op, number = step
+    return OPS[op].apply(image, 0.0 if number is None else number, at)  # 0.0: an operation without a number
+
+
 def _parse_step(step: str, name: str) -> tuple[str, float | None]:
     match = re.fullmatch(r"([a-z]+)([0-9]+(?:\.[0-9]+)?)?", step)
     op = OPS.get(match[1]) if match else None
-    if op is None or (op.low is not None and match[2] is None):
+    if match is None or op is None or (op.low is not None and match[2] is None):
         known = ", ".join(f"{_spelling(other)} ({OPS[other].meaning})" for other in OPS)
         raise Refusal(
             f"unknown step {step!r} in view {name!r}: {_hint(step, alone=step == name)}"
             f"known: none (alone), {known}; join with +"
         )
-    if op.low is None:
+    if op.low is None or op.high is None:
         if match[2] is not None:
             raise Refusal(f"step {step!r} in view {name!r}: {match[1]} takes no number: write {match[1]}")
         return match[1], None

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,11 +36,21 @@ from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import Backbone, Precision, load_backbone
 from adapt.progress import bar
 
+if TYPE_CHECKING:
+    from adapt.detector.predict import Row
+
 FORMAT = 2
-NEEDED = (("precision",), ("threshold",), ("backbone", "preprocess", "geometry"))  # of detector.json
-NEEDED += tuple(("backbone", key) for key in ("name", "layer", "weights", "activation"))
-HEADS = {"linear": LinearHead, "probe": Probe, "map": MapHead, "tip-adapter": PriorHead}
+NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
+    *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
+    *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
+)
 Head = LinearHead | Probe | MapHead | PriorHead
+HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
+    "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
+    "probe": lambda dim, _, **settings: Probe(dim, **settings),
+    "map": lambda dim, _, **settings: MapHead(dim, **settings),
+    "tip-adapter": PriorHead.from_state,
+}
 CARD = """---
 library_name: peft
 tags: [ai-generated-image-detection]
@@ -103,14 +113,14 @@ class Detector(nn.Module):
         if self.descriptor is None:
             return mean
         if described is None:
-            self.refuse_statistics("a picture without its file")
+            raise ValueError(f"a detector with {self.descriptor.name} statistics needs those of each image")
         return torch.cat([F.normalize(mean, dim=-1), described.to(mean)], dim=-1)
 
     def freeze(self, scores: Scores) -> None:
         """Fit the threshold and the other rules of verdicts on the validation rows of this detector's own scores."""
         self.threshold, self.decision = pick_threshold(scores), fit_decision(scores)
 
-    def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> list[dict[str, Any]]:
+    def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> "list[Row]":
         """One row per image in folders, image files, manifests or tar files; see `predict.COLUMNS` for its columns.
 
         Verdicts follow this detector's own threshold. A file that cannot be read is a row whose `status` says why.
@@ -123,7 +133,7 @@ class Detector(nn.Module):
         found = predict([self], inputs, range(batches(len(inputs))), workers, crops)
         return [row for _, rows, _ in found for row in rows]
 
-    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+    def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
         decision.safetensors where anything but the threshold was fitted on validation scores.
 
@@ -163,11 +173,12 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     wanted = record["backbone"]
     base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
     base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
+    have = dict(base.fingerprint)
     for key in ("weights", "preprocess", "activation", "layer"):
-        if base.fingerprint[key] != wanted[key]:
+        if have[key] != wanted[key]:
             raise Refusal(
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
-                f"{base.name} has {_short(base.fingerprint[key])}: give the original weights with --backbone"
+                f"{base.name} has {_short(have[key])}: give the original weights with --backbone"
             )
     base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
@@ -184,10 +195,7 @@ def _head(dim: int, described: dict[str, Any], tensors: dict[str, Tensor], folde
     if (kind := settings.pop("type", None)) not in HEADS:
         raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
     try:
-        if kind == "tip-adapter":
-            head = PriorHead.from_state(dim, tensors, **settings)
-        else:
-            head = HEADS[kind](dim, **settings)
+        head = HEADS[kind](dim, tensors, **settings)
     except (TypeError, ValueError) as error:
         raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
     have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (tensors, head.state_dict()))
@@ -317,14 +325,14 @@ def as_scores(
         {
             **repeated,
             "view": np.tile(np.array(views, dtype=object), len(rows)),
-            "status": [f"unreadable: {reason}" if reason else "ok" for reason in reasons.ravel()],
+            "status": np.array([f"unreadable: {why}" if why else "ok" for why in reasons.ravel()], dtype=object),
             "logit": logits[:, :, 0].ravel(),
             **{f"logit_{name}": logits[:, :, 1 + c].ravel() for c, name in enumerate(classes)},
         }
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text[:12] + "..." if len(text) == 64 else text
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from adapt.detector.predict import COLUMNS, Row
 from adapt.errors import Refusal
@@ -16,7 +16,7 @@ class BatchJournal(Journal):
     `what` is what the rows depend on; rows that were made of something else are refused.
     """
 
-    def __init__(self, folder: Path, name: str, what: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, what: Mapping[str, object]) -> None:
         path = folder / f"{name}.jsonl"
         busy = f"another process is working at {path}: wait for it, or stop it"
         super().__init__(path, busy, lambda: _whole(path), {"what": what})
@@ -26,7 +26,7 @@ class BatchJournal(Journal):
         self.append({"batch": number, "rows": [list(row.values()) for row in rows]})
 
 
-class Kept(Mapping):
+class Kept(Mapping[int, list[Row]]):
     """Batch number -> its rows, read from the journals when they are asked for: they need not fit into memory."""
 
     def __init__(self, places: dict[int, tuple[Path, int]]) -> None:
@@ -42,7 +42,7 @@ class Kept(Mapping):
         path, start = self._places[number]
         with path.open("rb") as file:
             file.seek(start)
-            return [dict(zip(COLUMNS, row, strict=True)) for row in json.loads(file.readline())["rows"]]
+            return [cast("Row", dict(zip(COLUMNS, row, strict=True))) for row in json.loads(file.readline())["rows"]]
 
     def rows(self) -> Iterator[Row]:
         """All rows in their order."""
@@ -50,7 +50,7 @@ class Kept(Mapping):
             yield from self[number]
 
 
-def kept(folder: Path, what: dict[str, Any]) -> Kept:
+def kept(folder: Path, what: Mapping[str, object]) -> Kept:
     """The finished batches of all journals of a folder; refuses those that were made of something else."""
     found = {}
     for path in sorted(folder.glob("*.jsonl")):

@@ -59,10 +59,14 @@ def gallery(
     Each verdict shows at most `pictures` images from either end, each beside its picture in the folder `maps`, where
     there is one. The rows are read once and never held: whatever their number, page and memory stay small.
     """
-    shown, verdicts, compression, reasons, names = {}, Counter(), Counter(), Counter(), {}
+    shown: dict[tuple[str, int], list[tuple[tuple[float, int], Row]]] = {}  # (verdict, sign) -> a heap
+    verdicts: Counter[str] = Counter()
+    compression: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    names: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
-        verdict, reason = row["verdict"], row["status"]
-        if not verdict:
+        verdict, logit, reason = row["verdict"], row["logit"], row["status"]
+        if not verdict or logit is None:
             reasons[reason] += 1
             if len(names.setdefault(reason, [])) < NAMES:
                 names[reason].append(row["path"])
@@ -70,7 +74,7 @@ def gallery(
         verdicts[verdict] += 1
         compression[quality(row), verdict] += 1
         for sign in (1, -1):
-            _keep(shown.setdefault((verdict, sign), []), (sign * row["logit"], -number), row, pictures)
+            _keep(shown.setdefault((verdict, sign), []), (sign * logit, -number), row, pictures)
     known = [verdict for verdict in ENDS if verdicts[verdict]]
     parts: list[Part] = [Text(HOW_TO_READ, warning=True), Heading("Counts")]
     parts += [_verdicts(verdicts, known, reasons.total()), *_compression(compression, known)]
@@ -126,7 +130,7 @@ def _tile(row: Row, item: Input, maps: Path | None) -> Picture | tuple[Picture, 
     if row["family"]:
         share = row["family_probability"]
         lines.append(row["family"] if share is None else f"{row['family']} ({share:.2f})")
-    if row["extent"]:
+    if row["extent"] and row["changed"] is not None:
         lines.append(", ".join(filter(None, (row["extent"], row["tool"], f"{100 * row['changed']:.1f} % changed"))))
     kind = quality(row)
     lines.append(", ".join(filter(None, (f"quality {kind}" if kind.isdigit() else kind, row["subsampling"]))))

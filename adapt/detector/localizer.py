@@ -91,7 +91,9 @@ class Localizer(nn.Module):
 
     @property
     def head(self) -> MapHead:
-        return self.detector.head
+        head = self.detector.head
+        assert isinstance(head, MapHead)  # any other was refused
+        return head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.head.read(self.cells(images))

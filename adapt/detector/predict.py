@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
 from adapt.errors import Refusal
 from adapt.evaluation.calibration import Calibration
-from adapt.evaluation.decision import EVERY, Cuts, Rules, read_decision
+from adapt.evaluation.calibration import Kind as CalibrationKind
+from adapt.evaluation.decision import EVERY, Cuts, Rules, Thresholds, read_decision
 from adapt.evaluation.open_set import familiarity
 from adapt.files import atomic
 from adapt.hub import detector_folder
 from adapt.models.descriptors.descriptor import Descriptor
+from adapt.models.heads.probes import Probe
+from adapt.models.heads.tip_head import PriorHead
 
 if TYPE_CHECKING:  # a detector itself calls `predict`
     from adapt.detector.detector import Detector
@@ -36,16 +39,53 @@ if TYPE_CHECKING:  # a detector itself calls `predict`
 BATCH = 32
 ROW_GROUP = 2**15  # rows that are turned into Parquet at once
 DIGITS = 6  # significant ones of what is written
-NOTHING_STATED = {"error_rate": None, "max_false_positive_rate": None, "thresholds": "global", "calibration": None}
-NOTHING_STATED |= {"known_recall": 0.95}  # the flags of `adapt predict` that say nothing
 UNKNOWN = "unknown"  # family of a fake that looks like none of the training
-COLUMNS = {"path": str, "status": str}
-COLUMNS |= {"format": str, "width": int, "height": int}
-COLUMNS |= {"jpeg_quality": int, "jpeg_tables": str, "table_distance": int, "subsampling": str}
-COLUMNS |= {"logit": float, "p_fake": float, "verdict": str, "family": str, "family_probability": float}
-COLUMNS |= {"extent": str, "tool": str, "changed": float, "map": str}  # of a localiser: adapt/detector/predict_maps.py
 Look = Crops | Whole | Descriptor  # image -> tensor; `shape` and `dtype` are those of a blank
-Row = dict[str, Any]  # a value for each of COLUMNS; None: not known, or not asked for
+
+
+class Row(TypedDict):
+    """What is said of one file. None: not known, or not asked for."""
+
+    path: str
+    status: str
+    format: str | None
+    width: int | None
+    height: int | None
+    jpeg_quality: int | None
+    jpeg_tables: str | None
+    table_distance: int | None
+    subsampling: str | None
+    logit: float | None
+    p_fake: float | None
+    verdict: str | None
+    family: str | None
+    family_probability: float | None
+    extent: str | None  # this and what follows is of a localiser: adapt/detector/predict_maps.py
+    tool: str | None
+    changed: float | None
+    map: str | None
+
+
+COLUMNS: dict[str, type] = {name: (*get_args(kind), kind)[0] for name, kind in get_type_hints(Row).items()}
+
+
+class Stated(TypedDict):
+    """The flags of `adapt predict` that change verdicts: the arguments of `Decision.rules`."""
+
+    error_rate: float | None
+    max_false_positive_rate: float | None
+    thresholds: Thresholds
+    calibration: CalibrationKind | None
+    known_recall: float
+
+
+NOTHING_STATED: Stated = {
+    "error_rate": None,
+    "max_false_positive_rate": None,
+    "thresholds": "global",
+    "calibration": None,
+    "known_recall": 0.95,
+}
 
 
 def batches(count: int) -> int:
@@ -77,7 +117,7 @@ def predict(
             looks.append(detector.descriptor)
     loader = DataLoader(
         Files(inputs, looks),
-        batch_sampler=[range(n * BATCH, min((n + 1) * BATCH, len(inputs))) for n in numbers],
+        batch_sampler=[list(range(n * BATCH, min((n + 1) * BATCH, len(inputs)))) for n in numbers],
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=heed_main_process,
@@ -89,7 +129,7 @@ def predict(
             described = torch.stack([made[place[d]] for _, made, _ in items]) if d in place else None
             features = detector.features(torch.cat([made[d] for _, made, _ in items]), counts, BATCH, described)
             logits.append(detector.head(features).tolist())
-            if classes:
+            if classes and isinstance(detector.head, Probe | PriorHead):
                 class_logits.append(detector.head.class_logits(features).double())
             passes += sum(counts)
         of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
@@ -116,19 +156,20 @@ def calibrated_logit(detector: "Detector", logit: float) -> float:
     calibration = detector.decision.calibration
     if calibration.kind == "none":
         return logit - detector.threshold
-    p = min(max(float(calibration(np.float64(logit))), 1e-12), 1 - 1e-12)
+    p = min(max(float(calibration(np.asarray(logit))), 1e-12), 1 - 1e-12)
     return math.log(p / (1 - p))
 
 
-def rules_stated(folders: Sequence[str | Path], stated: dict[str, Any]) -> Rules | None:
+def rules_stated(folders: Sequence[str | Path], stated: Stated) -> Rules | None:
     """What a detector's validation promises at stated rates; several detectors promise nothing together."""
     if len(folders) == 1:
         threshold, decision = read_decision(detector_folder(folders[0]))
         return decision.rules(threshold, **stated)
     if stated != NOTHING_STATED:
+        changed = [name for name, value in stated.items() if value != NOTHING_STATED.get(name)]
         raise Refusal(
-            f"{', '.join(name for name in stated if stated[name] != NOTHING_STATED[name])}: nothing was measured of "
-            "several detectors together; name one --detector, or leave such flags out"
+            f"{', '.join(changed)}: nothing was measured of several detectors together; name one --detector, or "
+            "leave such flags out"
         )
     return None
 
@@ -150,7 +191,9 @@ def _mean_classes(class_logits: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _common_classes(detectors: Sequence["Detector"]) -> tuple[str, ...]:
     """The classes that all heads name, real first; none where they differ or are only real and fake."""
-    first, *others = (tuple(getattr(detector.head, "classes", ())) for detector in detectors)
+    first, *others = (
+        head.classes if isinstance(head, Probe) else () for head in (detector.head for detector in detectors)
+    )
     return first if len(first) > 2 and all(classes == first for classes in others) else ()
 
 
@@ -191,26 +234,26 @@ def row_of(
 ) -> Row:
     if not reason and not math.isfinite(logit):
         reason = "not-finite"
-    row = dict.fromkeys(COLUMNS) | {"path": path, "status": reason or "ok"}
-    row |= header._asdict() if header else {}
+    known = header._asdict() if header else {}
+    row = cast("Row", {**dict.fromkeys(COLUMNS), **known, "path": path, "status": reason or "ok"})
     if reason:
         return row
-    logit, standard = rounded(logit), header is not None and header.jpeg_tables == "standard"
-    cuts = rules.at(header.jpeg_quality if standard else None)
-    p_fake, verdict = rules.calibration(logit), str(cuts.verdicts(np.float64(logit)))
-    row |= {"logit": logit, "p_fake": rounded(float(p_fake)), "verdict": verdict}
+    logit = rounded(logit)
+    cuts = rules.at(header.jpeg_quality if header and header.jpeg_tables == "standard" else None)
+    p_fake, verdict = rules.calibration(np.asarray(logit)), str(cuts.verdicts(np.asarray(logit)))
+    row["logit"], row["p_fake"], row["verdict"] = logit, rounded(float(p_fake)), verdict
     if verdict == "fake" and class_logits is not None:
-        row |= _family(classes, class_logits, rules, cuts)
+        row["family"], row["family_probability"] = _family(classes, class_logits, rules, cuts)
     return row
 
 
-def _family(classes: Sequence[str], class_logits: torch.Tensor, rules: Rules, cuts: Cuts) -> Row:
+def _family(classes: Sequence[str], class_logits: torch.Tensor, rules: Rules, cuts: Cuts) -> tuple[str, float | None]:
     """The most probable class but `real` and its share of all; `unknown` where the image is too unfamiliar."""
     if familiarity(class_logits[None].numpy(force=True))[rules.familiarity][0] < cuts.known:
-        return {"family": UNKNOWN}
+        return UNKNOWN, None
     shares = class_logits.softmax(dim=0).tolist()
     best = max(range(1, len(classes)), key=shares.__getitem__)
-    return {"family": classes[best], "family_probability": rounded(shares[best])}
+    return classes[best], rounded(shares[best])
 
 
 def written(rules: Rules) -> Rules:
@@ -259,9 +302,9 @@ def _write_parquet(rows: Iterator[Row], file: Path) -> None:
 
 def tally(rows: Iterable[Row]) -> dict[str, Counter[str]]:
     """How many files there are of what."""
-    titles = ("files", "verdict", "not judged", "family", "extent", "tool")
-    titles += ("JPEG quality", "subsampling", "other formats")
-    counted = {title: Counter() for title in titles}
+    titles = ["files", "verdict", "not judged", "family", "extent", "tool"]
+    titles += ["JPEG quality", "subsampling", "other formats"]
+    counted: dict[str, Counter[str]] = {title: Counter() for title in titles}
     for row in rows:
         found = {
             "files": "files",

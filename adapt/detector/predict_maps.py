@@ -70,11 +70,11 @@ def predict_maps(
             found = locate(localizer, localizer.tiling(image)[None])[0]
             passes += localizer.tiling.count(image.height, image.width)
         row = row_of(inputs[i].path, header, reason, found.fake if found else 0.0, rules, (), None)
-        if row["status"] == "ok":
-            row |= _where(head, found, image)
+        if found and row["status"] == "ok":
+            row["extent"], row["tool"], row["changed"] = _where(head, found, image)
             if folder is not None:
-                row["map"] = f"{i:08d}.jpg"
-                with atomic(folder / row["map"]) as temporary:
+                row["map"] = name = f"{i:08d}.jpg"
+                with atomic(folder / name) as temporary:
                     overlay(image, found, head.threshold.item()).save(temporary, "JPEG", quality=90, subsampling=0)
         rows.append(row)
         if (i + 1) % BATCH == 0 or i + 1 == len(inputs):
@@ -82,10 +82,10 @@ def predict_maps(
             rows, passes = [], 0
 
 
-def _where(head: MapHead, found: Found, image: Image.Image) -> Row:
+def _where(head: MapHead, found: Found, image: Image.Image) -> tuple[str, str | None, float]:
     """Extent, tool and share of the area: the best tool but `real` where it is not real, so that both agree."""
     cut, pieces = head.threshold.item(), strips(found.map, found.pitch, image.height, image.width)
     area = sum(int((part >= cut).sum()) for _, part in pieces) / (image.width * image.height)
     extent = EXTENTS[found.extent.argmax()]
     tool = head.tools[1 + found.tools[1:].argmax()] if extent != "real" else None
-    return {"extent": extent, "tool": tool, "changed": rounded(area)}
+    return extent, tool, rounded(area)

@@ -25,7 +25,7 @@ def read_manifest(*names: str | Path) -> Manifest:
     return read_manifests([str(name) for name in names])
 
 
-def _embedded(name: str):
+def _embedded(name: str) -> Path:
     from adapt.embedded.world import embedded_composites, embedded_manifest
 
     world, _, seed = name.partition("@")

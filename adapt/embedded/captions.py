@@ -7,6 +7,7 @@ so the model has to see them: captioned pictures of the web teach a real CLIP no
 from collections.abc import Iterator
 from io import BytesIO
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,43 +15,46 @@ from scipy.ndimage import median_filter
 
 from adapt.embedded.camera import draw_camera, photograph, tone
 from adapt.embedded.filters import blur, from_bytes, luma, nearest, one_thread, resample, to_bytes
-from adapt.embedded.scenes import COLOURS, GROUNDS, TEXTURES, draw_scene
+from adapt.embedded.scenes import COLOURS, GROUNDS, TEXTURES, Scene, draw_scene
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZE = 64  # pixels a side
 MARGIN = 8  # drawn around the image and cut off after the quality was set, so that borders teach nothing
 
 
-def _photo(scene, rng):
+def _photo(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return photograph(scene.light, draw_camera(rng), rng)
 
 
-def _render(scene, rng):
+def _render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """No camera: clean light, no noise, no mosaic."""
     return tone(blur(scene.light, rng.uniform(0.3, 0.6)), rng.uniform(1.9, 2.4))
 
 
-def _painting(scene, rng):
+def _painting(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Flat brush strokes on canvas."""
     image = median_filter(tone(blur(scene.light, 0.6)), (1, 5, 5))
     canvas = blur(rng.standard_normal(image.shape[-2:]), 0.7)
     return image * (1 + rng.uniform(0.08, 0.2) * canvas)
 
 
-def _drawing(scene, rng):
+def _drawing(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Dark outlines on paper, pale colours."""
     image = tone(blur(scene.light, 0.7))
     edges = np.abs(luma(image - blur(image, 1.5)))
     return np.clip(0.5 + 0.5 * image - rng.uniform(3, 6) * edges, 0, 1)
 
 
-def _halftone(scene, rng):
+def _halftone(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Printed dots of 3 to 5 px."""
     image = tone(blur(scene.light, 0.8))
     y, x = np.mgrid[: image.shape[-2], : image.shape[-1]] * (2 * np.pi / rng.uniform(3, 5))
     return image + rng.uniform(0.06, 0.2) * np.sin(x + y) * np.sin(x - y)
 
 
-def _screen(scene, rng):
+def _screen(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """A photographed display: its pixel grid of 2 to 5 px stays visible."""
     light = blur(scene.light, 0.6)
     y, x = np.mgrid[: light.shape[-2], : light.shape[-1]] * (2 * np.pi / rng.uniform(2, 5))
@@ -77,55 +81,55 @@ MEDIUM_NAMES = {
 }
 
 
-def _compressed(image, rng, degree):
+def _compressed(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     file = BytesIO()
     Image.fromarray(to_bytes(image)).save(file, "JPEG", quality=int(85 - 65 * degree))
     return from_bytes(np.asarray(Image.open(file)))
 
 
-def _pixelated(image, rng, degree):
+def _pixelated(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     cell = int(rng.choice([2, 4]))
     coarse = nearest(resample(image, image.shape[-1] // cell, "box"), cell)
     return image + (0.25 + 0.75 * degree) * (coarse - image)
 
 
-def _smoothed(image, rng, degree):
+def _smoothed(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     """Weak detail is lost, strong edges stay."""
     low = blur(image, 1.2)
     detail = image - low
     return low + np.where(np.abs(detail) > (0.3 + 1.5 * degree) * detail.std(), detail, 0.2 * detail)
 
 
-def _upscaled(image, rng, degree):
+def _upscaled(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     kernel = str(rng.choice(["bilinear", "cubic", "lanczos"]))
     return resample(resample(image, int(image.shape[-1] * (0.85 - 0.5 * degree)), kernel), image.shape[-1], kernel)
 
 
-def _posterized(image, rng, degree):
+def _posterized(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     levels = 20 - 15 * degree
     return np.rint(image * levels) / levels
 
 
-def _noisy(image, rng, degree):
+def _noisy(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     return image + (0.01 + 0.06 * degree) * rng.standard_normal(image.shape)
 
 
-def _grainy(image, rng, degree):
+def _grainy(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     return image + (0.02 + 0.1 * degree) * blur(rng.standard_normal(image.shape[-2:]), rng.uniform(0.5, 1.0))
 
 
-def _sharpened(image, rng, degree):
+def _sharpened(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     return image + (0.4 + 2 * degree) * (image - blur(image, rng.uniform(0.8, 1.5)))
 
 
-def _checkered(image, rng, degree):
+def _checkered(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     """A regular pattern of 2 to 4 px lies over the image."""
     period = int(rng.integers(2, 5))
     mesh = np.tile(rng.standard_normal((period, period)), (image.shape[-1] // period + 1,) * 2)
     return image + (0.008 + 0.05 * degree) * mesh[: image.shape[-1], : image.shape[-1]]
 
 
-def _shifted(image, rng, degree):
+def _shifted(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     """Colours bleed: chroma is coarse."""
     grey = luma(image)
     return grey + resample(resample(image - grey, image.shape[-1] // 8, "box"), image.shape[-1], "bilinear") * (
@@ -133,7 +137,7 @@ def _shifted(image, rng, degree):
     )
 
 
-def _mottled(image, rng, degree):
+def _mottled(image: np.ndarray, rng: np.random.Generator, degree: float) -> np.ndarray:
     """Coarse blotches of 3 to 6 px."""
     small = rng.standard_normal((3, *(int(image.shape[-1] / rng.uniform(3, 6)),) * 2))
     return image + (0.01 + 0.05 * degree) * resample(small, image.shape[-1], "cubic")
@@ -157,7 +161,7 @@ QUALITIES = {
 DEGREES = ("slightly", "", "very")  # degree below 1/3, below 2/3, above
 
 
-def _caption(rng, words: dict, medium: str, quality: str, degree: float) -> str:
+def _caption(rng: np.random.Generator, words: dict[str, str], medium: str, quality: str, degree: float) -> str:
     how = "" if quality == "clean" else DEGREES[min(int(degree * 3), 2)]
     name = rng.choice(MEDIUM_NAMES[medium])
     if quality == "clean" and rng.uniform() < 0.3:
@@ -196,7 +200,7 @@ def words() -> list[str]:
     return sorted({*text.split(), *PROMPT_WORDS.split(), "a", "of", "on", "object", "shape", "thing", "background"})
 
 
-def draw(seed: int, first: int, count: int, qualities: int, processes: int):
+def draw(seed: int, first: int, count: int, qualities: int, processes: int) -> "tuple[Tensor, Tensor]":
     """Scenes `first` to `first + count` of a seed: pixels uint8 (count, qualities, SIZE, SIZE, 3) and token ids
     int64 (count, qualities, context), the same for any number of processes."""
     import torch

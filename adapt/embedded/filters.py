@@ -13,14 +13,14 @@ KERNELS = {  # name: (weight of a distance, support), both in pixels of the coar
 }
 
 
-def _cubic(x):
+def _cubic(x: np.ndarray) -> np.ndarray:
     """Keys' cubic with a = -0.5 (Keys 1981, equation 15)."""
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _normalised(weights):
+def _normalised(weights: np.ndarray) -> np.ndarray:
     weights = weights / weights.sum(axis=1, keepdims=True)
     weights.flags.writeable = False
     return weights
@@ -47,7 +47,7 @@ def _blur_matrix(size: int, sigma: float) -> np.ndarray:
     return _normalised(weights)
 
 
-def _apply(matrix_rows, image, matrix_columns):
+def _apply(matrix_rows: np.ndarray, image: np.ndarray, matrix_columns: np.ndarray) -> np.ndarray:
     return matrix_rows @ image @ matrix_columns.T
 
 

@@ -18,13 +18,15 @@ from scipy.ndimage import median_filter
 from adapt.embedded.filters import blur, from_bytes, luma, nearest, resample, to_bytes
 
 
-def _noise(rng, like: np.ndarray, colour: float) -> np.ndarray:
+def _noise(rng: np.random.Generator, like: np.ndarray, colour: float) -> np.ndarray:
     """Unit-variance Gaussian noise (3, n, n); `colour`: the share of variance each channel has alone."""
     shared = rng.standard_normal(like.shape[-2:])
     return np.sqrt(1 - colour) * shared + np.sqrt(colour) * rng.standard_normal(like.shape)
 
 
-def _texture(rng, like: np.ndarray, cell: int, colour: float, kernel: str = "cubic") -> np.ndarray:
+def _texture(
+    rng: np.random.Generator, like: np.ndarray, cell: int, colour: float, kernel: str = "cubic"
+) -> np.ndarray:
     """Unit-variance texture (3, n, n) invented on a grid that is `cell` times coarser."""
     size = like.shape[-1]
     texture = resample(_noise(rng, like[:, ::cell, ::cell], colour), size, kernel)
@@ -36,7 +38,7 @@ def _envelope(detail: np.ndarray) -> np.ndarray:
     return np.sqrt(blur((detail**2).mean(0), 2.0)) + 1e-4
 
 
-def grid(photo, rng, strength):
+def grid(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Nearest-neighbour upsampling by 2 and a small kernel: spectral replicas (1907.06515, section 3)."""
     low = resample(resample(photo, photo.shape[-1] // 2, "box"), photo.shape[-1], "cubic")
     detail = photo - low
@@ -44,7 +46,7 @@ def grid(photo, rng, strength):
     return low + (1 - strength) * detail + strength * (0.75 * coarse + 0.25 * blur(coarse, 0.6))
 
 
-def transposed(photo, rng, strength):
+def transposed(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Transposed convolution, kernel no multiple of its stride of 4: a periodic gain (Odena et al. 2016)."""
     size = photo.shape[-1]
     overlap = np.array([1.0, -0.2, -0.9, 0.1])  # how often each phase of the stride is written, less the mean
@@ -54,7 +56,7 @@ def transposed(photo, rng, strength):
     return low + detail * (1 + 0.5 * strength * gain) + 0.5 * strength * gain * (_envelope(detail) + 0.004)
 
 
-def latent(photo, rng, strength):
+def latent(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Latent codec: detail bands shrunk as by a regression decoder."""
     fine, mid = blur(photo, 0.7), blur(photo, 1.4)
     bands = [photo - fine, fine - mid]
@@ -78,7 +80,7 @@ def patches(plane: np.ndarray) -> np.ndarray:
     return plane.reshape(cells, 4, cells, 4).transpose(0, 2, 1, 3).reshape(-1, 16)
 
 
-def vector_quantised(photo, rng, strength):
+def vector_quantised(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Vector-quantised codec (2012.09841): luma detail from a codebook of 4 x 4 words, coarse chroma."""
     size = photo.shape[-1]
     low = resample(resample(photo, size // 4, "box"), size, "cubic")
@@ -95,7 +97,7 @@ def vector_quantised(photo, rng, strength):
     return strength * fake + (1 - strength) * photo
 
 
-def cascade(photo, rng, strength):
+def cascade(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Super-resolution stage: cubic from 3/5 of the size, then invented texture where there was detail."""
     low = resample(resample(photo, photo.shape[-1] * 3 // 5, "cubic"), photo.shape[-1], "cubic")
     detail = photo - low
@@ -103,7 +105,7 @@ def cascade(photo, rng, strength):
     return low + (1 - strength) * detail + strength * texture * _envelope(detail) * 1.6
 
 
-def style(photo, rng, strength):
+def style(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Bilinear upsampling by 2 with noise injected at every pixel (1812.04948, section 2)."""
     low = resample(resample(photo, photo.shape[-1] // 2, "box"), photo.shape[-1], "bilinear")
     detail = photo - low
@@ -111,7 +113,7 @@ def style(photo, rng, strength):
     return low + (1 - strength) * detail + strength * noise
 
 
-def lanczos(photo, rng, strength):
+def lanczos(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Lanczos upsampling by 3, sharpened; texture invented on the coarse grid and a little on the fine one."""
     size = photo.shape[-1]
     low = resample(resample(photo, size // 3, "lanczos"), size, "lanczos")
@@ -121,7 +123,7 @@ def lanczos(photo, rng, strength):
     return low + (1 - strength) * detail + strength * (0.5 * sharp + texture)
 
 
-def wavelet(photo, rng, strength):
+def wavelet(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Three levels of Haar details: the strong ones stay, which keeps edges; the weak ones are drawn anew."""
     fake, size = photo, photo.shape[-1]
     for cell, share in ((2, 1.0), (4, 0.8), (8, 0.6)):
@@ -134,7 +136,7 @@ def wavelet(photo, rng, strength):
     return fake
 
 
-def phase(photo, rng, strength):
+def phase(photo: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """The upper band keeps its amplitudes and local energy but takes random phases: unstructured texture."""
     low = blur(photo, 2.5)
     detail = photo - low
@@ -226,7 +228,7 @@ def _missing_gain(fake: np.ndarray, wanted: float) -> float:
     return float(np.clip((np.sqrt(max(b * b - a * c, 0.0)) - b) / (a + 1e-12), -0.8, 2.0))
 
 
-def rescale(photo, rng):
+def rescale(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Smaller by 0.5 to 0.9 and back, or larger by 1.1 to 1.6 and cropped."""
     size, kernel = photo.shape[-1], str(rng.choice(["bilinear", "cubic", "lanczos"]))
     if rng.uniform() < 0.5:
@@ -236,12 +238,12 @@ def rescale(photo, rng):
     return large[:, top : top + size, top : top + size]
 
 
-def sharpen(photo, rng):
+def sharpen(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Unsharp mask."""
     return photo + rng.uniform(0.4, 1.6) * (photo - blur(photo, rng.uniform(0.8, 1.6)))
 
 
-def denoise(photo, rng):
+def denoise(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Local Wiener filter (scipy.signal.wiener's formula), a window of about 3 px."""
     mean = blur(photo, 1.0)
     variance = np.clip(blur(photo**2, 1.0) - mean**2, 0, None)
@@ -249,18 +251,18 @@ def denoise(photo, rng):
     return mean + np.clip(variance - noise, 0, None) / (variance + 1e-9) * (photo - mean)
 
 
-def grain(photo, rng):
+def grain(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Film grain."""
     return photo + rng.uniform(0.01, 0.04) * blur(_noise(rng, photo, 0.1), rng.uniform(0.3, 0.7))
 
 
-def median(photo, rng):
+def median(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Median of 3 x 3 pixels, mixed with the photograph."""
     share = rng.uniform(0.5, 1)
     return share * median_filter(photo, (1, 3, 3)) + (1 - share) * photo
 
 
-def webp(photo, rng):
+def webp(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Lossy WebP, as delivered by web sites."""
     file = BytesIO()
     Image.fromarray(to_bytes(photo)).save(file, "WEBP", quality=int(rng.integers(50, 91)))

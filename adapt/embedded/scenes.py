@@ -46,13 +46,13 @@ def _noise_tiles() -> np.ndarray:
     return np.stack([(tile - tile.mean()) / tile.std() for tile in tiles])
 
 
-def _noise(rng, height, width, rough: bool) -> np.ndarray:
+def _noise(rng: np.random.Generator, height: int, width: int, rough: bool) -> np.ndarray:
     tile = rng.integers(0, 6) if rough else rng.integers(11, 16)
     top, left = rng.integers(0, 256 - height), rng.integers(0, 256 - width)
     return _noise_tiles()[tile, top : top + height, left : left + width]
 
 
-def _pattern(rng, kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray | float:
+def _pattern(rng: np.random.Generator, kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray | float:
     """Multiplier of the light for one texture; y, x are pixel coordinates (height, 1) and (1, width)."""
     shape = (y.shape[0], x.shape[1])
     contrast = rng.uniform(0.2, 0.5)
@@ -74,7 +74,9 @@ def _pattern(rng, kind: str, y: np.ndarray, x: np.ndarray) -> np.ndarray | float
     return 1 - 1.5 * contrast * np.clip(6 * (np.abs(product) - 0.6), 0, 1)  # spotted
 
 
-def _paint(rng, light, centre, radius, colour, texture) -> None:
+def _paint(
+    rng: np.random.Generator, light: np.ndarray, centre: np.ndarray, radius: float, colour: np.ndarray, texture: str
+) -> None:
     """Put one shape over the light, with soft edges of one pixel and a shading across it."""
     size = light.shape[1]
     top, left = (max(int(c - radius) - 1, 0) for c in centre)
@@ -99,7 +101,7 @@ def _paint(rng, light, centre, radius, colour, texture) -> None:
     region += alpha * (colour[:, None, None] * value - region)
 
 
-def _colour(rng, name: str) -> np.ndarray:
+def _colour(rng: np.random.Generator, name: str) -> np.ndarray:
     """The named colour, a little off."""
     return np.clip(np.array(COLOURS[name]) * rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3), 0, 1)
 

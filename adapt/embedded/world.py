@@ -8,6 +8,7 @@ import csv
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def make_group(seed: int, split: str, index: int, trace: str = "subtle") -> dict
 def _write_group(job: tuple[str, int, str, int, str]) -> list[tuple[str, ...]]:
     folder, seed, split, index, trace = job
     group = f"{split}-{index:05d}"
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (generator, edit), pixels in make_group(seed, split, index, trace).items():
         path = f"{split}/{index:05d}-{edit or generator}.png"
         Image.fromarray(pixels).save(Path(folder) / path, compress_level=1)
@@ -75,7 +76,7 @@ def _write_group(job: tuple[str, int, str, int, str]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _write_world(folder: Path, seed: int, scenes: tuple[int, int, int], trace: str, processes: int) -> None:
+def _write_world(folder: Path, seed: int, scenes: Sequence[int], trace: str, processes: int) -> None:
     jobs = [(str(folder), seed, split, i, trace) for split, n in zip(SPLITS, scenes, strict=True) for i in range(n)]
     for split in SPLITS:
         (folder / split).mkdir()
@@ -116,7 +117,7 @@ def make_world(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
             fresh = Path(parent) / "world"
             fresh.mkdir()
-            _write_world(fresh, seed, tuple(scenes), trace, processes)
+            _write_world(fresh, seed, scenes, trace, processes)
             (fresh / "world.txt").write_text(stamp, encoding="utf-8")
             with contextlib.suppress(OSError):  # another process was first: its world has the same bytes
                 fresh.replace(folder)

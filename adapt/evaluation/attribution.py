@@ -120,7 +120,8 @@ def attribute(
 def _column(scores: Scores, classes: tuple[str, ...]) -> Column:
     """Which of the two columns has all the names of classes that occur at all."""
     fakes = scores.select(scores.fake)
-    found = {column: set(classes[1:]) & set(fakes[column]) for column in ("family", "generator")}
+    columns: tuple[Column, ...] = ("family", "generator")
+    found = {column: set(classes[1:]) & set(fakes[column]) for column in columns}
     either = found["family"] | found["generator"]
     holding = [column for column in found if either and found[column] == either]
     if len(holding) == 1 or (holding and (fakes["family"] == fakes["generator"]).all()):

@@ -5,8 +5,9 @@ scores are sorted once and each metric of every resample comes from cumulative s
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ METRICS = (
 ALARMS = ("false_alarm", "false_alarm_at_0.5")
 LOWER_IS_BETTER = ("ece", *ALARMS)
 WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
+Item = TypeVar("Item", bound=Hashable)
 ALL = "all"  # in place of a set: over all sets
 MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
 GROUPED = {"within:all": "mean:all", "within:seen": "mean:seen", "within:unseen": "mean:unseen"}  # the same fakes
@@ -52,7 +54,8 @@ def draw(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tup
     """
     if resamples < 0:
         raise Refusal(f"{resamples} resamples: give 0 (no intervals) or more, such as 1000")
-    blocks, column = [], np.zeros(len(sets), dtype=np.int64)
+    blocks: list[np.ndarray] = []
+    column = np.zeros(len(sets), dtype=np.int64)
     for name in sorted(set(sets)):
         rows = sets == name
         _, inverse = np.unique(groups[rows], return_inverse=True)
@@ -83,7 +86,8 @@ def measure(
     distinct_logits, place = np.unique(-logit, return_inverse=True)  # from the highest on
     cuts = {"": threshold, "_at_0.5": 0.0}
     above = {
-        suffix: None if np.isnan(cut) else np.count_nonzero(-distinct_logits >= cut) for suffix, cut in cuts.items()
+        suffix: None if np.isnan(cut) else int(np.count_nonzero(-distinct_logits >= cut))
+        for suffix, cut in cuts.items()
     }
     k = len(distinct_logits)
     cells = place + k * fake  # reals of each distinct logit, then fakes: tied rows meet here, whatever their order
@@ -155,10 +159,9 @@ def within_groups(logit: np.ndarray, fake: np.ndarray, group: np.ndarray) -> tup
     start = group.astype(np.int64) * len(values)
     place = start + rank  # by group, then by logit
     fakes = np.sort(place[fake])
-    first, left, right, end = (
-        np.searchsorted(fakes, at[~fake], side)
-        for at, side in ((start, "left"), (place, "left"), (place, "right"), (start + len(values), "left"))
-    )
+    places = np.stack([start, place, start + len(values)])[:, ~fake]
+    first, left, end = np.searchsorted(fakes, places)
+    right = np.searchsorted(fakes, places[1], "right")
     kept = end > first  # reals with a fake in their group
     first, left, right, end = (index[kept] for index in (first, left, right, end))
     found = {
@@ -187,7 +190,9 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
     plain = ~test.fake & (test["edit"] == "")
     grouped = {label: test.fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
 
-    def cell(rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only=METRICS) -> Replicates:
+    def cell(
+        rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only: Sequence[str] = METRICS
+    ) -> Replicates:
         """Metrics of the readable `rows`; the unreadable ones among `own` are counted."""
         used = np.flatnonzero(rows & test.ok)
         fake, pieces, step = test.fake[used], [], max(1, CHUNK // max(1, len(used)))
@@ -209,7 +214,7 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
             values = {metric: weights @ each / weights.sum(axis=1) for metric, each in found.items()}
         return Replicates(values, int((~fake).sum()), int(fake.sum()))
 
-    out = {}
+    out: dict[Key, Replicates] = {}
     for view in distinct(test["view"]):
         here = test["view"] == view
         sets = {name: here & (test["set"] == name) for name in distinct(test["set"][here])}
@@ -253,6 +258,6 @@ def _aggregates(parts: dict[Key, Replicates], length: int) -> dict[str, Replicat
     return out
 
 
-def distinct(values: Iterable[str]) -> list[str]:
+def distinct(values: Iterable[Item]) -> list[Item]:
     """In order of first appearance."""
     return list(dict.fromkeys(values))

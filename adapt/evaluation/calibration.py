@@ -62,9 +62,10 @@ def fit_calibration(scores: Scores) -> Calibration:
     order = np.lexsort((balanced_weights(val), group, val.fake, val["logit"]))  # sums do not depend on row order
     logit, fake, group = val["logit"][order], val.fake[order], group[order]
     weight = balanced_weights(val)[order] * (group.max() + 1)
-    numbers = {kind: fit(logit, fake, weight) for kind, fit in FITS.items()}
+    numbers: dict[str, np.ndarray] = {kind: fit(logit, fake, weight) for kind, fit in FITS.items()}
     losses = _cross_validated(logit, fake, weight, group)
-    return Calibration(min(losses, key=losses.__getitem__) if losses else "temperature", numbers, losses)
+    best: Kind = min(losses, key=losses.__getitem__) if losses else "temperature"
+    return Calibration(best, numbers, dict(losses.items()))
 
 
 def _cross_validated(logit: np.ndarray, fake: np.ndarray, weight: np.ndarray, group: np.ndarray) -> dict[Kind, float]:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -32,6 +32,7 @@ from adapt.files import atomic
 
 EVERY = "every"  # in place of a view: all of them
 FILE = "decision.safetensors"
+Thresholds = Literal["global", "quality"]  # one for all images, or one for each JPEG quality
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Rules:
 
     def at(self, quality: int | None) -> Cuts:
         """Those of the fitted quality that is nearest (of two the lower one); None, an unknown one: those of all."""
-        fitted = {quality_of(name): name for name in self.cuts if name != EVERY}
+        fitted = {q: name for name in self.cuts if (q := quality_of(name)) is not None}
         if quality is None or not fitted:
             return self.cuts[EVERY]
         return self.cuts[fitted[min(fitted, key=lambda q: (abs(q - quality), q))]]
@@ -81,7 +82,7 @@ class Decision:
         threshold: float,
         error_rate: float | None = None,
         max_false_positive_rate: float | None = None,
-        thresholds: Literal["global", "quality"] = "global",
+        thresholds: Thresholds = "global",
         calibration: Kind | None = None,
         known_recall: float = 0.95,
     ) -> Rules:
@@ -127,7 +128,7 @@ class Decision:
             found["known"] = -promised(known, lost, "--known_recall", "fakes of trained classes")
         return Cuts(**found)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """For detector.json: what is no table, and the groups of each; a rate of 1 / (1 + groups) can be promised."""
         return {
             "thresholds": self.thresholds,

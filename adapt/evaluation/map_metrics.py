@@ -73,7 +73,7 @@ def pick_bin(maps: Maps) -> int:
     f1 = local_metrics(maps.changed[part], maps.unchanged[part])["f1"]
     f1 = f1[~np.isnan(f1).any(axis=1)]
     alone = 1 - _areas(maps.unchanged[real])
-    score = sum(each.mean(axis=0) if len(each) else np.zeros(BINS) for each in (f1, alone))
+    score = sum((each.mean(axis=0) for each in (f1, alone) if len(each)), start=np.zeros(BINS))
     return int(np.argmax(score[1:])) + 1
 
 

@@ -86,11 +86,11 @@ def evaluate(scores: Scores, resamples: int = 1000, seed: int = 0, threshold: fl
     test = _test_rows(scores)
     threshold = pick_threshold(scores) if threshold is None else threshold
     val = (scores["split"] == "val") & (scores["edit"] == "")
-    n_val = [int((val & scores.ok & fake).sum()) for fake in (~scores.fake, scores.fake)]
+    n_real, n_fake = (int((val & scores.ok & fake).sum()) for fake in (~scores.fake, scores.fake))
     nan = float("nan")
-    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *n_val)]
+    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, n_real, n_fake)]
     if lost := int((val & ~scores.ok).sum()):
-        cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, *n_val))
+        cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
     for key, found in replicate(test, threshold, resamples, seed).items():
         for metric, values in found.values.items():
             low, high, skipped = interval(values[1:])
@@ -169,9 +169,13 @@ def compare_means(
             low, high, skipped = interval(d[1:])
             n = resamples - skipped
             p = min(1.0, 2 * (1 + min((d[1:] <= 0).sum(), (d[1:] >= 0).sum())) / (1 + n)) if n else float("nan")
-            numbers = (float(x) for x in (values[0], values[0] - d[0], d[0], low, high, p))
+            a_value, change = float(values[0]), float(d[0])
             skipped = 0 if np.isnan(d[0]) else skipped
-            out.append(Difference(*key, metric, *numbers, one.n_real, one.n_fake, skipped))
+            out.append(Difference(
+                    *key, metric, a_value, float(values[0] - d[0]), change, low, high, float(p),
+                    one.n_real, one.n_fake, skipped,
+                )
+            )  # fmt: skip
     return out
 
 
@@ -226,10 +230,10 @@ def controls(
                 off = max(low - 0.5, 0.5 - high)
                 out.append(_control(name, view, found, "auc", off, tolerance))
     threshold = pick_threshold(scores) if threshold is None else threshold
-    found = replicate(_test_rows(scores), threshold, resamples, seed)
-    for (scope, view, label), processed in found.items():
+    drawn = replicate(_test_rows(scores), threshold, resamples, seed)
+    for (scope, view, label), processed in drawn.items():
         if scope == ALL and label.startswith("edit:"):
-            excess = processed.values["false_alarm"] - found[ALL, view, "real"].values["false_alarm"]
+            excess = processed.values["false_alarm"] - drawn[ALL, view, "real"].values["false_alarm"]
             name = f"processed reals, {label.removeprefix('edit:')}: false alarms"
             out.append(_control(name, view, processed, "false_alarm", interval(excess[1:])[0], tolerance))
     return out

@@ -40,7 +40,7 @@ def known_fakes(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """
     classes = classes_of(scores)
     if len(classes) < 3:
-        return np.zeros((2, len(scores)), dtype=bool)
+        return np.zeros(len(scores), dtype=bool), np.zeros(len(scores), dtype=bool)
     fake = scores.fake & np.isfinite(class_logits(scores)).all(axis=1)
     named = np.isin(scores["family"], classes[1:]) | np.isin(scores["generator"], classes[1:])
     return fake & named, fake & ~named

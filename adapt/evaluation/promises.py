@@ -15,7 +15,7 @@ import numpy as np
 
 from adapt.errors import Refusal
 from adapt.evaluation.bootstrap import ALL, BINS, CHUNK, MEANS, distinct, draw, interval
-from adapt.evaluation.decision import EVERY, Cuts, Decision
+from adapt.evaluation.decision import EVERY, Cuts, Decision, Thresholds
 from adapt.evaluation.metrics import Cell
 from adapt.evaluation.scores import Scores
 
@@ -72,7 +72,8 @@ def keep(
 def arms_of(view: str, decision: Decision, threshold: float, rate: float) -> dict[str, Cuts]:
     """Suffix of a metric -> cuts for a view; the threshold alone where the rate cannot be promised."""
     found = {}
-    for suffix, name in (("", "global"), (OWN, "quality")):
+    arms: tuple[tuple[str, Thresholds], ...] = (("", "global"), (OWN, "quality"))
+    for suffix, name in arms:
         if name == "quality" and not decision.thresholds:
             continue
         try:
@@ -119,7 +120,7 @@ def _shares(sums: np.ndarray, arms: dict[str, Cuts]) -> Values:
 
 def _both(real: Values, fake: Values) -> Values:
     """Metrics of a generator's fakes and their photographs."""
-    found = {}
+    found: Values = {}
     for suffix in ("", OWN):
         if "fake" + suffix in real:
             alarm, miss = real["fake" + suffix], fake["real" + suffix]

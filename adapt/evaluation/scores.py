@@ -1,7 +1,7 @@
 """Scores: the table every method ends in and the only thing the evaluator reads. One row an (image, view)."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +77,7 @@ class Scores:
         path = Path(path)
         if not path.is_file():
             raise Refusal(f"no scores at {path}: give a Parquet or CSV file")
-        columns = {".parquet": _read_parquet, ".csv": _read_csv}[_suffix(path)](path)
-        scores = cls(columns)
+        scores = cls(_read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path))
         if not len(scores):
             raise Refusal(f"{path} has no rows: score some images first")
         return scores
@@ -97,7 +96,7 @@ class Scores:
             raise Refusal(f"{error.object!r} cannot be written to {path.name}: rename that file") from error
 
 
-def _complete(given: Mapping[str, Iterable]) -> dict[str, np.ndarray]:
+def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarray]:
     """All columns, in a fixed order: text as str, numbers as float64, defaults filled in."""
     for column in ("path", "generator"):
         if column not in given:
@@ -186,7 +185,7 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-def _read_csv(path: Path) -> dict[str, list]:
+def _read_csv(path: Path) -> dict[str, np.ndarray]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
             header, *rows = (row for row in csv.reader(file, strict=True) if row)
@@ -195,7 +194,7 @@ def _read_csv(path: Path) -> dict[str, list]:
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise Refusal(f"row {number} of {path} has {len(row)} cells, the header {len(header)}: mend it")
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(header)}
 
 
 def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -207,7 +206,7 @@ def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
         out.writerows(zip(*cells, strict=True))
 
 
-def _read_parquet(path: Path) -> dict[str, Iterable]:
+def _read_parquet(path: Path) -> dict[str, np.ndarray]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -218,7 +217,11 @@ def _read_parquet(path: Path) -> dict[str, Iterable]:
             table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise Refusal(f"cannot read {path} as Parquet ({error}): write it again") from error
-    return {name: table[name].to_pylist() for name in table.column_names}
+    columns = {}
+    for name in table.column_names:
+        columns[name] = np.empty(len(table), dtype=object)
+        columns[name][:] = table[name].to_pylist()
+    return columns
 
 
 def _write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:

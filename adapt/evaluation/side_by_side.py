@@ -6,10 +6,10 @@ are left out of all.
 """
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ EXCESS = "excess_false_alarm"  # of edit:all: processed reals minus unedited one
 Row = tuple[str, str]  # method, training views
 Place = tuple[str, str, str, str]  # set, view, generator, metric
 Mark = Literal["best", "tie", ""]
+Role = Literal["method", "control"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Number:
     n_fake: int = 0
     met: str = ""  # of a generator: train, val or ''
     mark: Mark = ""
-    role: Literal["method", "control"] = "method"
+    role: Role = "method"
 
     @property
     def row(self) -> Row:
@@ -85,7 +86,8 @@ class SideBySide:
     """Values of all numbers of some detectors under shared resamples; give the first table in full."""
 
     def __init__(self, resamples: int) -> None:
-        self.resamples, self.drawn = resamples, {}
+        self.resamples = resamples
+        self.drawn: dict[Row, dict[Place, Drawn]] = {}
 
     def add(self, tables: Mapping[Row, Sequence[Scores]], controls: Mapping[Row, Sequence[Scores]]) -> None:
         """Measure the tables of each row, one a seed. A control need not have all views, and takes no row from others.
@@ -93,7 +95,7 @@ class SideBySide:
         Refuses tables whose test rows differ.
         """
         first = next(iter((tables or controls).values()))[0]
-        cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in (tables | controls).items()}
+        cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in {**tables, **controls}.items()}
         held = {row: [align(first, table)[1] for table in of_row] for row, of_row in tables.items()}
         ok = np.logical_and.reduce([table.ok for of_row in held.values() for table in of_row])
         for row, of_row in controls.items():
@@ -120,11 +122,14 @@ class SideBySide:
                 values = drawn.values.mean(axis=0)
                 low, high, _ = interval(values[1:])
                 single = drawn.values[:, 0]
-                numbers = (float(x) for x in (values[0], low, high, single.min(), single.max()))
+                seeds = float(single.min()), float(single.max())
                 mark = marks.get(place, {}).get(row, "")
-                counts = drawn.n_real, drawn.n_fake, drawn.met
-                role = "method" if row in competitors else "control"
-                out.append(Number(*row, len(single), *place, *numbers, *counts, mark, role))
+                role: Role = "method" if row in competitors else "control"
+                number = Number(
+                    *row, len(single), *place, float(values[0]), low, high, *seeds,
+                    drawn.n_real, drawn.n_fake, drawn.met, mark, role,
+                )  # fmt: skip
+                out.append(number)
         return out
 
     def of(self, place: Place, rows: Iterable[Row]) -> dict[Row, np.ndarray]:
@@ -179,8 +184,8 @@ def _over_views(drawn: Mapping[Place, Drawn]) -> dict[Place, Drawn]:
     """Means over the views, of what all views have; and the worst unseen generator, by view and by that mean."""
     views, out = distinct(place[1] for place in drawn), {}
     for scope, view, label, metric in drawn:
-        of_views = [drawn.get((scope, name, label, metric)) for name in views]
-        if view == views[0] and None not in of_views:
+        of_views = [drawn[place] for name in views if (place := (scope, name, label, metric)) in drawn]
+        if view == views[0] and len(of_views) == len(views):
             values = np.mean([one.values for one in of_views], axis=0)
             out[scope, MEAN, label, metric] = replace(of_views[0], values=values)
     return out
@@ -233,6 +238,6 @@ def read_numbers(path: Path) -> list[Number]:
     wanted = fields(Number)
     if header != [field.name for field in wanted]:
         raise Refusal(f"{path}: columns {', '.join(header)}, expected {', '.join(field.name for field in wanted)}")
-    read = {int: int, float: lambda word: float("nan") if word == "n/a" else float(word)}
+    read: dict[object, Callable[[str], Any]] = {int: int, float: lambda word: float("nan" if word == "n/a" else word)}
     kinds = [read.get(field.type, str) for field in wanted]
     return [Number(*(kind(word) for kind, word in zip(kinds, row, strict=True))) for row in rows]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
@@ -42,7 +42,7 @@ OURS = {  # a published metric -> the evaluator's, and the aggregate over all ge
 PLOT = 0.001  # how far a decoded value may be off
 SLACK = 1e-9  # of float arithmetic, so that a value on the edge counts as inside
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-Row = TypeVar("Row")
+Row = TypeVar("Row", "Target", "TargetSet")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Target:
     @property
     def tolerance(self) -> float:
         """Half a unit of the last published digit; of a decoded value also what a plot leaves open."""
-        half = 0.5 * 10.0 ** self.value.as_tuple().exponent
+        half = 0.5 * 10.0 ** int(self.value.as_tuple().exponent)
         return half + (PLOT if self.read == "decoded" else 0.0)
 
     @property
@@ -144,9 +144,10 @@ def ours(target: Target, at: Index) -> Cell | None:
 
     Generators are compared by their letters and digits alone; one that several sets have answers nothing.
     """
-    if OURS[target.metric] is None or target.view.startswith(OTHER):
+    counterpart = OURS[target.metric]
+    if counterpart is None or target.view.startswith(OTHER):
         return None
-    aggregate, metric = OURS[target.metric]
+    aggregate, metric = counterpart
     if not target.generator:
         return at.get(("all", target.view, aggregate, metric))
     found = [
@@ -213,7 +214,8 @@ def _target(row: dict[str, str]) -> Target:
     if not row["view"].startswith(OTHER):
         parse_view(row["view"])
     value, spread = _fraction(row["value"]), _fraction(row["spread"]) if row["spread"] else None
-    return Target(**row | {"value": value, "spread": spread})
+    given: dict[str, Any] = {**row, "value": value, "spread": spread}
+    return Target(**given)
 
 
 def _target_set(row: dict[str, str]) -> TargetSet:
@@ -223,7 +225,8 @@ def _target_set(row: dict[str, str]) -> TargetSet:
         raise Refusal(f"prepare {row['prepare']!r} names no --output")
     if row["generators"] and not row["generators"].isdecimal():
         raise Refusal(f"generators {row['generators']!r} is no whole number")
-    return TargetSet(**row | {"generators": int(row["generators"]) if row["generators"] else None})
+    generators = int(row["generators"]) if row["generators"] else None
+    return TargetSet(row["name"], row["origin"], row["prepare"], generators)
 
 
 def _fraction(text: str) -> Decimal:

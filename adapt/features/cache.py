@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from adapt.data.digests import Digests
 from adapt.data.groups import Images, heed_main_process
 from adapt.data.images import Unreadable
 from adapt.data.manifest import Manifest
+from adapt.data.preprocess import Prepare
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
 from adapt.features.shards import Shard, Space, stored
@@ -39,18 +40,27 @@ MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "nu
 class Encoder(Protocol):
     """What makes features: a `Backbone`, or a descriptor without weights."""
 
-    name: str
-    layer: str
-    preprocess: Any  # image -> tensor of `.shape` and `.dtype`
-    device: torch.device
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def preprocess(self) -> Prepare:
+        """What is done where an image is decoded."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where `encode` wants what `preprocess` made."""
 
     def encode(self, pixels: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """What `preprocess` made, (n, ...) -> features (n, d) of every layer, from one pass."""
 
-    def identity(self, layer: str) -> dict[str, Any]:
+    def identity(self, layer: str) -> dict[str, object]:
         """All that decides these features."""
 
-    def eval(self) -> Any:
+    def eval(self) -> object:
         """Before encoding."""
 
 
@@ -220,7 +230,21 @@ def extract(
 
 
 @torch.no_grad()
-def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say):
+def _encode(
+    encoder: Encoder,
+    manifest: Manifest,
+    ids: np.ndarray,
+    rows: np.ndarray,
+    wanted: np.ndarray,
+    absent: dict[tuple[str, str], np.ndarray],
+    folders: dict[tuple[str, str], Path],
+    views: Sequence[str],
+    layers: Sequence[str],
+    batch_size: int,
+    workers: int,
+    share: tuple[int, int],
+    say: Callable[[str], object] | None,
+) -> list[tuple[int, str]]:
     """Decode each image once for the views it lacks, encode, and publish shards as they fill."""
     device, rank = encoder.device, share[0]
     mine = np.arange(len(rows))[rank :: share[1]]
@@ -243,12 +267,12 @@ def _encode(encoder, manifest, ids, rows, wanted, absent, folders, views, layers
             lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
             found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
             for layer, values in found.items():
-                values = stored(values.view(len(items), len(needed), -1).cpu())
+                rows_of = stored(values.view(len(items), len(needed), -1).cpu())
                 for v, view in enumerate(needed):
                     lacks = absent[layer, view][here[done : done + len(items)]]
                     kept = [i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE]
                     images = ids[[items[i].row for i in kept]]
-                    shards[layer, view].add(images, values[kept, v], [items[i].reasons[v] for i in kept])
+                    shards[layer, view].add(images, rows_of[kept, v], [items[i].reasons[v] for i in kept])
             done += len(items)
             progress.update(len(items))
     for shard in shards.values():

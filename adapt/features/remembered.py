@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,22 +23,43 @@ from adapt.data import digests
 from adapt.data.preprocess import Geometry, Preprocess
 from adapt.features.cache import MAKERS, feature_cache
 from adapt.files import write_text
-from adapt.models.towers.backbones import TINY, Backbone, Precision, Way, load_backbone
+from adapt.models.towers.backbones import TINY, Backbone, Fingerprint, Precision, Way, load_backbone
 from adapt.models.towers.transformers import snapshot
 
 ROOMS = Path(__file__).parents[1]
 CODE = [*sorted((ROOMS / "models").rglob("*.py")), ROOMS / "data" / "preprocess.py"]
 
 
+class Record(TypedDict):
+    """What is known of an encoder without its network."""
+
+    fingerprint: Fingerprint
+    identity: dict[str, object]
+    layers: list[str]
+    dim: int
+    files: dict[str, digests.Status]  # of the weights
+
+
 class Asked(Protocol):
     """The flags of a recipe that say which frozen encoder is meant."""
 
-    backbone: str
-    layer: str
-    geometry: Geometry | None
-    precision: Precision
-    encoder: Way
-    cache: Path | None
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def geometry(self) -> Geometry | None: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def encoder(self) -> Way: ...
+
+    @property
+    def cache(self) -> Path | None: ...
 
 
 def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None) -> "Backbone | Remembered":
@@ -52,8 +73,9 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
         return Remembered(record, asked, layer, device)
     backbone = _load(asked, layer, device)  # refuses a layer that it does not have
     files = weight_files(asked.backbone)
-    statuses = {str(file): digests.status(file) for file in files or ()}
-    if files is not None and None not in statuses.values():
+    found = {str(file): digests.status(file) for file in files or ()}
+    statuses = {file: status for file, status in found.items() if status is not None}
+    if files is not None and len(statuses) == len(found):
         record = {
             "fingerprint": backbone.fingerprint,
             "identity": backbone.identity(layer),
@@ -70,18 +92,20 @@ class Remembered:
 
     adapted = False
 
-    def __init__(self, record: dict[str, Any], asked: Asked, layer: str, device: torch.device) -> None:
+    def __init__(self, record: Record, asked: Asked, layer: str, device: torch.device) -> None:
         self.name, self.layer, self.device = asked.backbone, layer, device
-        self.fingerprint = record["fingerprint"] | {"layer": layer}
-        self.dtype = getattr(torch, record["identity"]["precision"])
-        facts = {key: value for key, value in self.fingerprint["preprocess"].items() if key not in ("mean", "std")}
+        self.fingerprint: Fingerprint = {**record["fingerprint"], "layer": layer}
+        self.dtype: torch.dtype = getattr(torch, str(record["identity"]["precision"]))
+        facts: dict[str, Any] = {
+            key: value for key, value in self.fingerprint["preprocess"].items() if key not in ("mean", "std")
+        }
         self.preprocess = Preprocess(**facts)
         self._record, self._asked = record, asked
 
     def layers(self) -> tuple[str, ...]:
         return tuple(self._record["layers"])
 
-    def identity(self, layer: str) -> dict[str, Any]:
+    def identity(self, layer: str) -> dict[str, object]:
         return self._record["identity"] | {"layer": layer}
 
     def eval(self) -> "Remembered":
@@ -142,7 +166,7 @@ def _question(asked: Asked, device: torch.device) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Record | None:
     """The record, if the files of the weights are still those."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,9 @@ class Space:
     @classmethod
     def open(cls, folder: Path) -> "Space":
         """Read the ids of all shards, verifying every shard's checksum."""
-        ids, shard, row, shards, reasons = [], [], [], [], {}
+        ids, shard, row = [], [], []
+        shards: list[Path] = []
+        reasons: dict[bytes, str] = {}
         for path in sorted(folder.glob("*.safetensors")):
             if sha256(path) != path.stem:
                 _set_aside(path)
@@ -57,8 +58,8 @@ class Space:
             empty = np.empty(0, np.int32)
             return cls(folder, np.empty(0, "V32"), empty, empty, (), {})
         order = np.argsort(np.concatenate(ids), kind="stable")
-        parts = (np.concatenate(part)[order] for part in (ids, shard, row))
-        return cls(folder, *parts, tuple(shards), reasons)
+        of_id, of_shard, of_row = (np.concatenate(part)[order] for part in (ids, shard, row))
+        return cls(folder, of_id, of_shard, of_row, tuple(shards), reasons)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Places (m,) of the images in this space, -1 where there are none."""
@@ -86,8 +87,14 @@ class Shard:
     """Rows of one space that wait to be published together."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.since = folder, time.monotonic()
-        self.ids, self.rows, self.reasons, self.bytes = [], [], {}, 0
+        self.folder = folder
+        self._clear()
+
+    def _clear(self) -> None:
+        self.since, self.bytes = time.monotonic(), 0
+        self.ids: list[bytes] = []
+        self.rows: list[np.ndarray] = []
+        self.reasons: dict[str, str] = {}  # by id, in hex
 
     def add(self, images: np.ndarray, features: np.ndarray, reasons: Sequence[str]) -> None:
         """Images (n,) of 32 raw bytes, features (n, d), kept, and "" or why there are none, which become zeros."""
@@ -104,7 +111,7 @@ class Shard:
     def publish(self) -> None:
         if ids := b"".join(self.ids):
             write_shard(self.folder, np.frombuffer(ids, "V32"), self.rows, self.reasons)
-        self.__init__(self.folder)
+        self._clear()
 
 
 def stored(features: torch.Tensor) -> np.ndarray:
@@ -126,7 +133,7 @@ def write_shard(
     """
     kind = {"float32": "F32", "uint16": "U16"}[blocks[0].dtype.name]
     shape, end = [len(ids), blocks[0].shape[1]], sum(block.nbytes for block in blocks)
-    header: dict[str, Any] = {
+    header: dict[str, dict[str, object]] = {
         "__metadata__": {"reasons": json.dumps(reasons or {})},
         "features": {"dtype": kind, "shape": shape, "data_offsets": [0, end]},
         "ids": {"dtype": "U8", "shape": [len(ids), 32], "data_offsets": [end, end + 32 * len(ids)]},
@@ -134,7 +141,12 @@ def write_shard(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     flat = (np.ascontiguousarray(block).reshape(-1).view(np.uint8) for block in blocks)
-    parts = [struct.pack("<Q", len(text)), text, *flat, ids.tobytes()]
+    parts: list[bytes | memoryview] = [
+        struct.pack("<Q", len(text)),
+        text,
+        *(block.data for block in flat),
+        ids.tobytes(),
+    ]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

@@ -1,6 +1,7 @@
 """Text prompts as class weights: what a CLIP says of an image without any training (2103.00020, section 3.1.4)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def _open_clip(name: str, model: str) -> Callable[[list[str]], Tensor]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as load_backbone draws @random: both towers of one model
-        clip = create_clip(name, model).eval()
+        clip: Any = create_clip(name, model).eval()  # of a library without types
     if name == "tiny":
         from adapt.embedded.tokenizer import tokenize
 
@@ -103,7 +104,7 @@ def _transformers(name: str, model: str) -> Callable[[list[str]], Tensor]:
     kind = read_json(folder / "config.json", name).get("model_type")
     if kind not in TEXT:
         raise _no_text(name)
-    tower = create(name, folder, TEXT[kind]).eval()
+    tower: Any = create(name, folder, TEXT[kind]).eval()  # transformers chooses its class by name
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:

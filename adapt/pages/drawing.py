@@ -30,7 +30,8 @@ def save_png(figure: Figure, path: Path) -> None:
 
 def png(figure: Figure) -> bytes:
     """PNG with few colours, which look the same and take a third of the bytes; the same figure, the same bytes."""
-    cells = [image.get_array().size for axes in figure.axes for image in axes.images]
+    arrays = (image.get_array() for axes in figure.axes for image in axes.images)
+    cells = [array.size for array in arrays if array is not None]
     colours = 256 if max(cells, default=0) > 64 else 64  # a large heat map needs more of them
     buffer, small = io.BytesIO(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
@@ -78,7 +79,7 @@ def curves(
 def cost_against_accuracy(
     names: Sequence[str],
     costs: Mapping[str, Sequence[float]],
-    accuracies: Mapping[str, Sequence[Cell]],
+    accuracies: Mapping[str, Sequence[Cell | Number]],
     on_frontier: Mapping[tuple[str, str], Sequence[bool]],
 ) -> Figure:
     """Named points with their intervals: a column for each cost, a row for each accuracy.
@@ -166,12 +167,13 @@ def heat_map(
     for (row, column), value in np.ndenumerate(values):
         text = "n/a" if np.isnan(value) else "0" if small and value == 0 else f"{value:.{digits}f}"
         dark = value > limits[0] + 0.6 * (limits[1] - limits[0])
-        style = {"ha": "center", "color": "white" if dark else "black"}
-        known = wide and not np.isnan([low[row][column], high[row][column]]).any()
-        axes.text(column, row, text, va="bottom" if known else "center", fontsize=font, **style)
+        colour = "white" if dark else "black"
+        ends = [low[row][column], high[row][column]] if low is not None and high is not None else [np.nan]
+        known = wide and not np.isnan(ends).any()
+        axes.text(column, row, text, ha="center", va="bottom" if known else "center", fontsize=font, color=colour)
         if known:
-            between = f"{low[row][column]:.{digits}f} to {high[row][column]:.{digits}f}"
-            axes.text(column, row + 0.06, between, va="top", fontsize=0.75 * font, **style)
+            between = " to ".join(f"{end:.{digits}f}" for end in ends)
+            axes.text(column, row + 0.06, between, ha="center", va="top", fontsize=0.75 * font, color=colour)
     slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 7 else {}
     turn = {} if wide else {"rotation": 90} if small else slant
     axes.set_xticks(range(len(columns)), [short_label(name) for name in columns], **turn)

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
@@ -44,11 +46,12 @@ def write_figures(
         "reliability": reliability(scores),
         "score_histograms": score_histograms(scores, cells),
     }
-    for view in distinct(rate.view for rate in attribution.rates) if attribution else ():
-        name = "confusion_" + re.sub(r"[^\w.+-]", "_", view, flags=re.ASCII)[:80]
-        while name in figures:
-            name += "_"
-        figures[name] = confusion(attribution, view)
+    if attribution:
+        for view in distinct(rate.view for rate in attribution.rates):
+            name = "confusion_" + re.sub(r"[^\w.+-]", "_", view, flags=re.ASCII)[:80]
+            while name in figures:
+                name += "_"
+            figures[name] = confusion(attribution, view)
     paths = []
     for name, figure in figures.items():
         paths.append(Path(folder) / f"{name}.png")
@@ -162,7 +165,7 @@ def reliability(scores: Scores) -> Figure:
 def reliabilities(methods: Mapping[str, Sequence[Scores]]) -> Figure:
     """A panel for each method, by its name: `reliability`, with the rows of all its tables (one a seed) together."""
     figure, panels = panels_of(list(methods))
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for axes, tables in zip(panels, methods.values(), strict=False):
         for i, view in enumerate(_views(tables[0])):
             if found := _in_bins(tables, view):
@@ -242,8 +245,8 @@ def confusion(attribution: Attribution, view: str) -> Figure:
     for count in attribution.counts:
         if count.view == view and (not count.true.startswith(EDIT) or count.true == EDIT + ALL):
             rows.setdefault(count.true, []).append(count)
-    labels = {EDIT + ALL: "processed reals"}
-    labels = [f"{labels.get(true, true)} ({sum(cell.count for cell in row)})" for true, row in rows.items()]
+    own = {EDIT + ALL: "processed reals"}
+    labels = [f"{own.get(true, true)} ({sum(cell.count for cell in row)})" for true, row in rows.items()]
     kinds = [(true.startswith(ABSENT), true.startswith(EDIT)) for true in rows]
     figure = heat_map(
         np.array([[cell.share for cell in row] for row in rows.values()]),
@@ -278,7 +281,15 @@ def _key(key: tuple[str, str], view: str) -> tuple[str, str, str]:
     return key[0], view, key[1]
 
 
-def _bars(axes, place, cells: Sequence[Cell], colour: str, marker: str, label: str, horizontal: bool = False) -> None:
+def _bars(
+    axes: Axes,
+    place: np.ndarray,
+    cells: Sequence[Cell],
+    colour: str,
+    marker: str,
+    label: str,
+    horizontal: bool = False,
+) -> None:
     """Values with their intervals; the interval need not hold the value, so both are drawn by position."""
     value, low, high = (np.array([getattr(cell, name) for cell in cells]) for name in ("value", "low", "high"))
     lines = axes.hlines if horizontal else axes.vlines
@@ -286,7 +297,7 @@ def _bars(axes, place, cells: Sequence[Cell], colour: str, marker: str, label: s
     axes.plot(*((value, place) if horizontal else (place, value)), marker, color=colour, markersize=5, label=label)
 
 
-def _chance(axes, which: str, cells: Sequence[Cell]) -> None:
+def _chance(axes: Axes, which: Literal["x", "y"], cells: Sequence[Cell]) -> None:
     """Limits from the intervals to 1, the line of chance, a legend outside the data."""
     low = min([0.5, *(x for cell in cells for x in (cell.low, cell.value) if x == x)])
     limits = (max(0.0, low - 0.04), 1.01)
@@ -297,5 +308,5 @@ def _chance(axes, which: str, cells: Sequence[Cell]) -> None:
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _say_none(axes, what: str) -> None:
+def _say_none(axes: Axes, what: str) -> None:
     axes.text(0.5, 0.5, f"no {what}", ha="center", va="center", transform=axes.transAxes, color="0.4")

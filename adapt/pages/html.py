@@ -260,7 +260,7 @@ def _image(part: Picture, images: _Images) -> str:
         data, mime, size = part.image.encode(errors="backslashreplace"), "image/svg+xml", ""
     else:
         with Image.open(io.BytesIO(part.image), formats=KINDS) as image:
-            data, mime = part.image, Image.MIME[image.format]
+            data, mime = part.image, Image.MIME[image.format or ""]
             size = f' width="{image.width}" height="{image.height}"' + ' class="wide"' * (image.width >= WIDE)
     text = base64.b64encode(data).decode()
     if len(text) > images.left:

@@ -129,7 +129,8 @@ def transfer(numbers: Sequence[Number]) -> Table:
     header += [("balanced accuracy", name) for name in ("frozen", "at p = 0.5", "oracle (upper bound)")]
     header += [("gap", "oracle - frozen"), ("gap", "frozen - at 0.5")]
     names = ("balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle", *GAPS)
-    rows, lines = [], []
+    rows: list[list[Entry]] = []
+    lines = []
     for row, found in by_row(numbers).items():
         if is_control(found):
             continue

@@ -1,10 +1,10 @@
 """The numbers of a finished single run, read back from its CSV files: its tables can be made again from them alone."""
 
 import csv
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import ABSENT, Attribution, Column, Count, Rate
@@ -53,7 +53,10 @@ def read_rows(path: Path, kind: type[Kind], header: Mapping[str, str] = {}) -> l
     lacking = [name for name, field in wanted.items() if name not in names and field.default is MISSING]
     if lacking or set(names) - set(wanted):
         raise Refusal(f"{path}: columns {', '.join(names)}, expected {', '.join(wanted)}")
-    read = {int: lambda word: int(float(word)), float: lambda word: float("nan") if word == "n/a" else float(word)}
+    read: dict[object, Callable[[str], Any]] = {  # type of a field -> its value of a word
+        int: lambda word: int(float(word)),
+        float: lambda word: float("nan" if word == "n/a" else word),
+    }
     readers = [read.get(wanted[name].type, str) for name in names]
     return [kind(**{n: of(word) for n, of, word in zip(names, readers, row, strict=True)}) for row in rows]
 

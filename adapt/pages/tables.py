@@ -4,8 +4,9 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Protocol
 
-from adapt.evaluation.attribution import ABSENT, EDIT, Attribution, Rate
+from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
@@ -118,7 +119,20 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[object], heade
             out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
 
 
-def show(cell: Cell | Difference | Control | Rate | None, sign: str = "") -> str:
+class WithInterval(Protocol):
+    """A number between its limits; NaN are not known."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+def show(cell: WithInterval | None, sign: str = "") -> str:
     """`0.874 [0.851, 0.896]`, without an interval if there is none, or n/a."""
     if cell is None or cell.value != cell.value:
         return "n/a"
@@ -133,8 +147,8 @@ def views_of(cells: Sequence[Cell]) -> list[str]:
 def generators_of(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
     """(set, generator) -> seen, the seen ones first."""
     own = (c for c in cells if c.metric == "auc" and not c.generator.startswith(PREFIXES))
-    own = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
-    return {(cell.set, cell.generator): cell.seen for cell in own}
+    ordered = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
+    return {(cell.set, cell.generator): cell.seen for cell in ordered}
 
 
 def name_of(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
@@ -150,7 +164,7 @@ def headline(cells: Sequence[Cell]) -> list[list[str]]:
         found = {key: at.get((key[0], view, key[1], "auc")) for key in generators}
         worst = at[ALL, view, "worst:all", "auc"].value
         names = [name_of(key, list(generators)) for key, cell in found.items() if cell and cell.value == worst]
-        row = [at.get((ALL, view, *key)) for key in HEADLINE.values() if key]
+        row = [at.get((ALL, view, key[0], key[1])) for key in HEADLINE.values() if key]
         rows.append([view, *map(show, row)])
         rows[-1][3] += f" {names[0]}" if names else ""
     return rows

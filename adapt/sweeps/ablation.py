@@ -5,15 +5,16 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from adapt.cli import Flags
 from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import Number, Row, SideBySide, read_numbers, write_numbers
+from adapt.evaluation.side_by_side import Number, Role, Row, SideBySide, read_numbers, write_numbers
 from adapt.files import write_bytes, write_text
 from adapt.models.prompts import without_texts
 from adapt.pages import leaderboard
@@ -23,6 +24,7 @@ from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
 from adapt.text import escape_markdown
 from adapt.training.report import shown
+from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
 
 METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
@@ -42,18 +44,40 @@ FINAL = {  # tag in TensorBoard: label and metric
 }
 
 
+class AblationConfig(Flags, Protocol):
+    """The flags of recipes/ablation.py that are read here; `Method.runs` passes on those of `SHARED` and `TOWER`."""
+
+    @property
+    def manifest(self) -> tuple[str, ...]: ...
+
+    @property
+    def train_on(self) -> tuple[str, ...]: ...
+
+    @property
+    def test_views(self) -> tuple[str, ...]: ...
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+    @property
+    def resamples(self) -> int: ...
+
+    @property
+    def pictures(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Method:
     """A recipe with flags. `once`: neither seed nor training views change it; `minutes` on the embedded world."""
 
     name: str
     recipe: str
-    flags: Mapping[str, Any]
+    flags: Mapping[str, object]
     minutes: float = float("nan")
     texts: bool = False
     once: bool = False
 
-    def runs(self, config: Any) -> dict[Row, list[PlannedRun]]:
+    def runs(self, config: AblationConfig) -> dict[Row, list[PlannedRun]]:
         """A row for each set of training views, in it a run for each seed."""
         known = {field.name for field in fields(config_class(self.recipe))}
         names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
@@ -107,12 +131,13 @@ def _scores(run: PlannedRun, root: Path) -> Scores:
 
 def _costs(row: Row, runs: Sequence[PlannedRun], controls: Collection[str], root: Path) -> Iterator[Number]:
     records = [run.record(root) for run in runs]
-    found = {
+    found: dict[str, list[float]] = {
         "trainable_parameters": [record["trainable_parameters"] for record in records],
         "minutes": [record["training_minutes"] for record in records],
         "peak_memory_mib": [record.get("peak_gpu_memory_mib", record["peak_memory_mib"]) for record in records],
     }
-    nan, role = float("nan"), "control" if row[0] in controls else "method"
+    nan = float("nan")
+    role: Role = "control" if row[0] in controls else "method"
     for metric, values in found.items():
         value = float(max(values) if metric == "peak_memory_mib" else np.mean(values))
         ends = float(min(values)), float(max(values))
@@ -120,7 +145,7 @@ def _costs(row: Row, runs: Sequence[PlannedRun], controls: Collection[str], root
 
 
 def write_page(
-    config: Any,
+    config: AblationConfig,
     rows: Mapping[Row, Sequence[PlannedRun]],
     controls: Collection[str],
     root: Path,
@@ -137,7 +162,8 @@ def write_page(
     beside, numbers = measure(done, controls, root, config.resamples)
     write_numbers(root / "ablation.csv", numbers)
     record = sweep_record(config, every, root)
-    digests = {"manifest digest": record["identity"]["data"], "weights digest": record["identity"]["base"]["weights"]}
+    identity: Any = record["identity"]  # `base` is the fingerprint of a backbone
+    digests = {"manifest digest": identity["data"], "weights digest": identity["base"]["weights"]}
     page = Page(
         read_numbers(root / "ablation.csv"),  # what another reader of the file would see
         "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included",
@@ -157,16 +183,16 @@ def write_page(
         lines = [f"- {name}: {escape_markdown(' '.join(why.split()))}" for name, why in reasons.items()]
         sections += [f"## {title}", "\n".join(lines)] if lines else []
     sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
-    images = _images(config, record) if config.pictures else None
+    images = _images(config.manifest, record) if config.pictures else None
     write_text(root / "report.html", report(page, figures, images, config.pictures))
     write_tensorboard(root, done, beside)
     write_sweep(config, every, root, sections, missing)
 
 
-def _images(config: Any, record: Mapping[str, Any]) -> Manifest | None:
+def _images(names: Sequence[str], record: RunRecord) -> Manifest | None:
     """The manifest that the runs saw; None if it is gone or says something else by now."""
     try:
-        rows = read_manifests(config.manifest)
+        rows = read_manifests(names)
     except Refusal:
         return None
     return rows if rows.digest == record["identity"]["data"] else None
@@ -174,18 +200,24 @@ def _images(config: Any, record: Mapping[str, Any]) -> Manifest | None:
 
 def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[PlannedRun]], beside: SideBySide) -> None:
     """All finished runs under ROOT/tensorboard: settings with final numbers, and charts by view."""
-    runs = {}
+    runs: dict[str, tuple[dict[str, str | float], dict[str, float]]] = {}
     for row, of_row in rows.items():
         for i, run in enumerate(of_row):
             found = beside.single(row, i)
-            finals = {}
+            finals: dict[str, float] = {}
             for (_, view, label, metric), value in found.items():
                 finals |= {f"{view}/{tag}": value for tag, key in FINAL.items() if key == (label, metric)}
-            seed = (run.flags.get("seeds") or [run.flags["seed"]])[0]
-            settings = {"method": row[0], "trained_on": row[1], "seed": seed, "recipe": run.recipe}
-            for name, value in run.flags.items():
+            seeds = run.flags.get("seeds")
+            seed = seeds[0] if isinstance(seeds, tuple) and seeds else run.flags["seed"]
+            settings: dict[str, str | float] = {
+                "method": row[0],
+                "trained_on": row[1],
+                "seed": _word(seed),
+                "recipe": run.recipe,
+            }
+            for name, given in run.flags.items():
                 if name not in (*settings, "seeds", "train_views"):
-                    settings[name] = " ".join(map(str, value)) if isinstance(value, tuple | list) else _word(value)
+                    settings[name] = " ".join(map(str, given)) if isinstance(given, tuple | list) else _word(given)
             costs = {number.metric: number.value for number in _costs(row, [run], (), root)}
             runs[run.name] = settings, finals | {f"cost/{metric}": value for metric, value in costs.items()}
     views = dict.fromkeys(tag.partition("/")[0] for _, finals in runs.values() for tag in finals)
@@ -202,5 +234,5 @@ def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[PlannedRun]], besi
     write_side_by_side(root / "tensorboard", runs, charts)
 
 
-def _word(value: Any) -> str | float:
+def _word(value: object) -> str | float:
     return value if isinstance(value, bool | int | float) else str(value)

@@ -11,7 +11,7 @@ import numpy as np
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
-from adapt.evaluation.attribution import Attribution, Count, attribute
+from adapt.evaluation.attribution import Attribution, Column, Count, attribute
 from adapt.evaluation.bootstrap import ALL, distinct
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.scores import Scores
@@ -26,6 +26,7 @@ from adapt.pages.tables import EMBEDDED
 from adapt.pages.thumbnails import placeholder, thumbnail
 from adapt.sweeps.ablation_page import Page
 from adapt.text import plain
+from adapt.training.run import RunRecord
 
 BEST, MISTAKES = 3, 6  # methods whose mistakes are shown; pictures of each kind, method and view
 KINDS = {  # of test images: real or not, where the generator was met, processed or not
@@ -90,11 +91,14 @@ class Report:
         yield from self.confusions()
         yield from self.mistakes()
         for title, reasons in (("Not applicable", self.page.impossible), ("Failed", self.page.failed)):
-            yield from [Heading(title), Facts(reasons)] if reasons else []
+            if reasons:
+                yield Heading(title)
+                yield Facts(reasons)
         yield Heading("Commands")
         yield Commands("\n".join(f"# {name}\n{command}" for name, command in self.page.commands.items()))
         yield Heading("Provenance")
-        yield from [self.records(), Facts(self.page.facts)]
+        yield self.records()
+        yield Facts(self.page.facts)
 
     def warnings(self) -> Iterator[Part]:
         """What a reader must know before any number."""
@@ -161,8 +165,8 @@ class Report:
     def best(self, kind: str) -> list[Row]:
         """At most `BEST` methods by the AUC on seen or unseen generators; none if there are no such generators."""
         found = {row: self.at[row].get((ALL, MEAN, f"mean:{kind}", "auc")) for row in self.scores}
-        known = [row for row, number in found.items() if number and number.value == number.value]
-        return sorted((row for row in known if not self.control(row)), key=lambda row: -found[row].value)[:BEST]
+        known = {row: number.value for row, number in found.items() if number and number.value == number.value}
+        return sorted((row for row in known if not self.control(row)), key=lambda row: -known[row])[:BEST]
 
     def tiles(self, row: Row, view: str, fake: bool) -> list[Picture]:
         """The images of one class that lie farthest on the wrong side, one a scene."""
@@ -171,10 +175,11 @@ class Report:
         logits = np.stack([scores["logit"][chosen] for scores in self.scores[row]])  # (seeds, images), rows aligned
         p_fake = np.stack([scores["p_fake"][chosen] for scores in self.scores[row]]).mean(axis=0)
         beyond = (logits - cuts[:, None]).mean(axis=0) * (-1 if fake else 1)
-        held, worst = first.select(chosen), {}
+        held = first.select(chosen)
+        worst: dict[str, int] = {}
         for i in np.argsort(-beyond, kind="stable"):
             if beyond[i] == beyond[i]:
-                worst.setdefault(held["group"][i], i)
+                worst.setdefault(held["group"][i], int(i))
         tiles = []
         for i in list(worst.values())[:MISTAKES]:
             wrong = int(((logits[:, i] >= cuts) != fake).sum())
@@ -186,7 +191,7 @@ class Report:
 
     def picture(self, path: str, view: str) -> bytes:
         """A thumbnail of what the view leaves of an image, or of the reason why there is none."""
-        if (number := self.place_of.get(path)) is None:
+        if self.images is None or (number := self.place_of.get(path)) is None:
             return placeholder("missing")
         try:
             image = read_image(self.images["file"][number], self.images["sha256"][number])
@@ -205,12 +210,13 @@ class Report:
     def records(self) -> Table:
         """Where and when each run was made."""
         header = ["run", "minutes", "date", "revision", "processor", "GPUs", "torch"]
-        rows = []
+        rows: list[list[str | TableCell]] = []
         for run in (run for of in self.page.runs.values() for run in of):
             record = _record(run)
             hardware = [record["hardware"]["processor"], record["hardware"]["gpus"], record["versions"]["torch"]]
-            words = [f"{record['seconds'] / 60:.2f}", record["date"], record["revision"], *hardware]
-            rows.append([run.name, words[0], *(TableCell(str(word)) for word in words[1:])])
+            words = [record["date"], record["revision"], *hardware]
+            minutes = f"{record['seconds'] / 60:.2f}"
+            rows.append([run.name, minutes, *(TableCell(str(word)) for word in words)])
         return Table(header, rows, caption="Finished runs; the facts below are those of the first.")
 
     def runs(self, row: Row) -> Iterator[tuple[Scores, Path]]:
@@ -257,13 +263,13 @@ def _of_kind(scores: Scores, kind: str) -> np.ndarray:
     return rows & ((scores["edit"] != "") == edited)
 
 
-def _record(run: Path) -> dict:
+def _record(run: Path) -> RunRecord:
     return json.loads((run / "provenance.json").read_text(encoding="utf-8"))
 
 
-def _classes(run: Path) -> str:
+def _classes(run: Path) -> Column:
     """What the classes of a head are: family or generator."""
-    return _record(run)["identity"]["classes"]
+    return "generator" if _record(run)["identity"]["classes"] == "generator" else "family"
 
 
 def _prose(markdown: str) -> str:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ class Page:
     numbers: Sequence[Number]
     memory: str  # what the peak memory is the peak of
     commands: Mapping[str, str] = field(default_factory=dict)  # by run, as a shell takes them
-    facts: Mapping[str, Any] = field(default_factory=dict)  # provenance
+    facts: Mapping[str, object] = field(default_factory=dict)  # provenance
     runs: Mapping[Row, Sequence[Path]] = field(default_factory=dict)  # folders of the finished runs, one a seed
     missing: Sequence[str] = ()  # runs that are not finished
     impossible: Mapping[str, str] = field(default_factory=dict)  # methods, and why this backbone cannot do them

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.sweeps.planned_runs import PlannedRun, run_all, write_sweep
 from adapt.training.comparison import Study, contrast
+from adapt.training.run import RunConfig
 
 ABOUT = """\
 Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired bootstrap over test
@@ -17,8 +18,18 @@ groups (95 %, p not corrected for the number of comparisons), and the range of t
 smallest and the largest value of a seed."""
 
 
+class VariantsConfig(RunConfig, Protocol):
+    """What a recipe that compares its variants has, beside the fields that it passes on."""
+
+    @property
+    def resamples(self) -> int: ...
+
+
 def run_variants(
-    config: Any, recipe: str, variants: Mapping[str, Mapping[str, Any]], seeds: Mapping[int, Mapping[str, Any]]
+    config: VariantsConfig,
+    recipe: str,
+    variants: Mapping[str, Mapping[str, object]],
+    seeds: Mapping[int, Mapping[str, object]],
 ) -> None:
     """Run `recipe` once for each variant and seed, in folders VARIANT-seedN, and write the page that compares them.
 
@@ -28,7 +39,7 @@ def run_variants(
     changed = {name for change in (*variants.values(), *seeds.values()) for name in change} | {"output_dir"}
     given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changed}
     planned = {
-        (variant, seed): PlannedRun(f"{variant}-seed{seed}", recipe, given | change | of_seed)
+        (variant, seed): PlannedRun(f"{variant}-seed{seed}", recipe, {**given, **change, **of_seed})
         for seed, of_seed in seeds.items()
         for variant, change in variants.items()
     }
@@ -40,7 +51,7 @@ def run_variants(
 
 
 def _compare(
-    config: Any,
+    config: VariantsConfig,
     planned: Mapping[tuple[str, int], PlannedRun],
     variants: Sequence[str],
     seeds: Sequence[int],

@@ -50,7 +50,7 @@ def at_a_glance(folder: Path, record: Mapping[str, Any]) -> Glance:
         return _of_aucs({leaderboard.label(row, numbers): found for row, found in rows})
     if recipe == "frontier":
         points = frontier.read_csv(folder / "frontier.csv")
-        return _of_aucs({point.name: index(point.aucs.values()) for point in points})
+        return _of_aucs({point.name: index(list(point.aucs.values())) for point in points})
     if recipe in OF_PAGES:
         page = tables_of((folder / "table.md").read_text(encoding="utf-8"))
         return OF_PAGES[recipe](rows_of(page["", ""][0]), record)

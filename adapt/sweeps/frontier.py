@@ -147,14 +147,14 @@ def write_csv(path: Path, points: Sequence[Point]) -> None:
 def read_csv(path: Path) -> list[Point]:
     """The points of a file that `write_csv` left, as it is or compressed."""
     kinds = {label: kind for kind, label in KINDS.items()}
-    given: dict[str, tuple] = {}
+    given: dict[str, tuple[float, int, float, int]] = {}
     aucs: dict[str, dict[tuple[str, str], metrics.Cell]] = {}
     with open_table(path) as file:
         for row in csv.DictReader(file):
             name, view, label = row["configuration"], row["view"], row["generators"]
             costs = (row["trainable_parameters"], row["training_minutes"], row["peak_memory_mib"])
             given[name] = float(row["learning_rate"]), int(costs[0]), float(costs[1]), int(costs[2])
-            numbers = (float("nan") if row[x] == "n/a" else float(row[x]) for x in ("auc", "low", "high"))
-            cell = metrics.Cell(ALL, view, label, "auc", *numbers, int(row["n_real"]), int(row["n_fake"]))
+            value, low, high = (float("nan") if row[x] == "n/a" else float(row[x]) for x in ("auc", "low", "high"))
+            cell = metrics.Cell(ALL, view, label, "auc", value, low, high, int(row["n_real"]), int(row["n_fake"]))
             aucs.setdefault(name, {})[view, kinds[label]] = cell
     return [Point(name, *of, aucs[name]) for name, of in given.items()]

@@ -25,19 +25,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Literal
 
 import torch
 
 from adapt import provenance
-from adapt.cli import as_dict, dump, recipes_folder
+from adapt.cli import Flags, as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
 from adapt.files import open_table, write_text
 from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
 from adapt.text import plain
 from adapt.training.report import shown
-from adapt.training.run import NOT_IDENTITY
+from adapt.training.run import NOT_IDENTITY, RunConfig, RunRecord
 
 RECIPES = recipes_folder()
 NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
@@ -51,14 +52,14 @@ class PlannedRun:
 
     name: str
     recipe: str
-    flags: Mapping[str, Any]
+    flags: Mapping[str, object]
 
     @property
     def kind(self) -> tuple[str, str]:
         """The same for runs that differ in the seed only."""
         return self.recipe, repr({name: value for name, value in self.flags.items() if name not in ("seed", "seeds")})
 
-    def config(self, root: Path) -> Any:
+    def config(self, root: Path) -> RunConfig:
         """The recipe's own config; an unknown flag and an impossible value are refused before anything runs."""
         if not NAME.fullmatch(self.name):
             raise Refusal(f"run {self.name!r}: a name is a folder's, of letters, digits and . @ + - _")
@@ -69,7 +70,8 @@ class PlannedRun:
                 near = difflib.get_close_matches(flag, known, n=1)
                 hint = f", perhaps you meant {near[0]!r}" if near else ""
                 raise Refusal(f"run {self.name}: recipes/{self.recipe}.py has no flag {flag!r} for it{hint}")
-        return of_recipe(**self.flags, output_dir=root / self.name)
+        make: Callable[..., RunConfig] = of_recipe
+        return make(**self.flags, output_dir=root / self.name)
 
     def state(self, root: Path) -> State:
         """`finished`: a complete record of this very config. With another config the recipe itself refuses."""
@@ -101,17 +103,18 @@ class PlannedRun:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         return [*launcher, str(RECIPES / f"{self.recipe}.py"), *self.arguments(root)]
 
-    def record(self, root: Path) -> dict[str, Any]:
+    def record(self, root: Path) -> RunRecord:
         """provenance.json of a finished run."""
         return json.loads((root / self.name / "provenance.json").read_text(encoding="utf-8"))
 
 
-def config_class(recipe: str) -> type:
+def config_class(recipe: str) -> type[RunConfig]:
     """The `Config` of a recipe, by its file's name."""
     path = RECIPES / f"{recipe}.py"
     if not path.is_file():
         raise Refusal(f"no recipe {recipe!r}; there are: {', '.join(sorted(p.stem for p in RECIPES.glob('*.py')))}")
     spec = importlib.util.spec_from_file_location(recipe, path)
+    assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.Config
@@ -153,9 +156,9 @@ def plan(runs: Sequence[PlannedRun], root: Path, guess: Mapping[str, float] | No
     width, lines = max((len(name) for name in states), default=0), []
     for run in runs:
         about = f"about {usual[run.name]:.1f}" if run.name in usual else "unknown"
-        minutes = f"{took[run.name]:.1f}" if run.name in took else about
+        lasts = f"{took[run.name]:.1f}" if run.name in took else about
         command = f"python recipes/{run.recipe}.py {shlex.join(run.arguments(root))}"
-        lines.append(f"{run.name:{width}}  {states[run.name]:8}  {minutes:>10} min  {command}")
+        lines.append(f"{run.name:{width}}  {states[run.name]:8}  {lasts:>10} min  {command}")
     todo = [run for run in runs if run.name not in took]
     known = [usual[run.name] for run in todo if run.name in usual]
     rest = f", about {sum(known):.0f} min" if known else ""
@@ -194,7 +197,7 @@ def _run(command: list[str], log: Path, processes: int, say: Callable[[str], Non
     stop: list[int] = []
     child: subprocess.Popen | None = None
 
-    def pass_on(number: int, _frame: Any) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         stop.append(number)
         if child is not None and child.returncode is None:
             os.killpg(child.pid, signal.SIGTERM if len(stop) == 1 else signal.SIGKILL)
@@ -240,11 +243,11 @@ def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
         if tuple(header[first:]) != COLUMNS:
             raise Refusal(f"{path}: columns {', '.join(header)}, expected some names and then {', '.join(COLUMNS)}")
         for row in reader:
-            names, numbers = row[first : first + 4], row[first + 4 :]
+            of_set, view, generator, metric, *numbers = row[first:]
             value, low, high = (math.nan if word == "n/a" else float(word) for word in numbers[:3])
-            found.setdefault(tuple(row[:first]), []).append(
-                metrics.Cell(*names, value, low, high, *map(int, numbers[3:]))
-            )
+            n_real, n_fake = map(int, numbers[3:])
+            cell = metrics.Cell(of_set, view, generator, metric, value, low, high, n_real, n_fake)
+            found.setdefault(tuple(row[:first]), []).append(cell)
     return found
 
 
@@ -253,7 +256,7 @@ def uses_gpu(run: PlannedRun, root: Path) -> bool:
     return "peak_gpu_memory_mib" in run.record(root)
 
 
-def sweep_record(config: Any, runs: Sequence[PlannedRun], root: Path) -> dict[str, Any]:
+def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRecord:
     """provenance.json of a page made from finished runs: of the first one, with the seconds of all.
 
     Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ.
@@ -267,17 +270,21 @@ def sweep_record(config: Any, runs: Sequence[PlannedRun], root: Path) -> dict[st
     return {
         "command": provenance.command(),
         "seconds": round(sum(record["seconds"] for record in records), 1),
-        **{key: first[key] for key in ("revision", "date", "hardware", "versions", "data")},
+        "revision": first["revision"],
+        "date": first["date"],
+        "hardware": first["hardware"],
+        "versions": first["versions"],
+        "data": first["data"],
         "identity": as_dict(config) | {key: first["identity"][key] for key in ("data", "base")},
     }
 
 
-def _but_layer(fingerprint: Any) -> Any:
+def _but_layer(fingerprint: object) -> object:
     return fingerprint | {"layer": None} if isinstance(fingerprint, dict) else fingerprint
 
 
 def write_sweep(
-    config: Any, runs: Sequence[PlannedRun], root: Path, sections: Sequence[str], missing: Sequence[str] = ()
+    config: Flags, runs: Sequence[PlannedRun], root: Path, sections: Sequence[str], missing: Sequence[str] = ()
 ) -> None:
     """config.yaml and table.md of a page made from finished runs; the record only when no run is `missing`."""
     record = sweep_record(config, runs, root)

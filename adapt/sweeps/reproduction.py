@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from adapt.cli import Flags
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
 from adapt.evaluation.metrics import PREFIXES, Index, index
@@ -36,7 +36,7 @@ class Configuration:
     name: str
     targets: Sequence[str]
     recipe: str
-    flags: Mapping[str, Any]
+    flags: Mapping[str, object]
     backbone: str
     same: bool
     note: str  # what differs from the published method
@@ -110,7 +110,7 @@ def jobs(
 
 
 def cell_of(
-    job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str, shared: Mapping[str, Any]
+    job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str, shared: Mapping[str, object]
 ) -> PlannedRun:
     """The run of a job, on the `given` manifests, or without any on those of the published sets."""
     own = {"manifest": tuple(given) or manifests_of(job, sets), "backbone": backbone, "test_views": tuple(job.views)}
@@ -137,9 +137,9 @@ def missing_data(job: Job, sets: Mapping[str, TargetSet]) -> list[str]:
         if name not in sets:
             why = "the authors' released weights, which no recipe trains" if name else "not recorded"
             lines.append(f"{what} data: {why}; {own}")
-        elif sets[name].manifest is None:
+        elif (manifest := sets[name].manifest) is None:
             lines.append(f"{what} data: {name}: {sets[name].origin}; no source of `adapt prepare` makes it: {own}")
-        elif not sets[name].manifest.is_file():
+        elif not manifest.is_file():
             lines.append(f"{what} data: {name}: {sets[name].origin}\n  adapt prepare {sets[name].prepare}")
     return lines
 
@@ -197,7 +197,7 @@ def is_generator(name: str) -> bool:
     return name != "real" and not name.startswith(PREFIXES)
 
 
-def write_page(config: Any, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
+def write_page(config: Flags, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
     """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
     at = index(read_metrics(root / run.name / "metrics.csv")[()])
     differs = differences(job, run, at, sets)

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from adapt.sweeps import frontier
 from adapt.sweeps.ablation_page import Page, sections_of
 from adapt.sweeps.planned_runs import read_metrics
 from adapt.training import few_shot
-from adapt.training.comparison import Study
+from adapt.training.comparison import SHOWN, Study
 from adapt.training.localization import PARTLY
 
 Place = tuple[str, str]  # headings of the second and the third level above a table; "" where there is none
@@ -58,7 +58,10 @@ def with_tables(page: str, again: Mapping[Place, Sequence[str]]) -> tuple[str, l
     A table stays if there is none for it, or if the two differ by rounding alone: the page was made from more digits
     than some files hold, so a number on the edge between two thousandths may fall to the other side.
     """
-    own, seen, end, out, stay = tables_of(page), {}, 0, [], []
+    own, end = tables_of(page), 0
+    seen: dict[Place, int] = {}
+    out: list[str] = []
+    stay: list[str] = []
     for place, part in _parts(page):
         seen[place] = number = seen.get(place, -1) + 1
         made = again.get(place, ())
@@ -92,7 +95,7 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
     if recipe in SINGLE:
         return tables_of(_single(folder, record, recipe == "localize"))
     if recipe in SEVERAL:
-        study = study_of(folder, **({"shown": few_shot.SHOWN} if recipe == "onboard" else {}))
+        study = study_of(folder, shown=few_shot.SHOWN if recipe == "onboard" else SHOWN)
         grids = (study if recipe == "color_fusion" else study.over_last_key()).grids()
         return tables_of(_page(*([grids[1]] if recipe == "pair" else []), *grids))
     if recipe == "jpeg_matrix":
@@ -107,13 +110,13 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
     return {}
 
 
-def study_of(folder: Path, table: str = "metrics.csv", **settings: Any) -> Study:
-    """The numbers of a page that compares scores; `settings` as of `Study`."""
+def study_of(folder: Path, table: str = "metrics.csv", shown: Mapping[str, tuple[str, str]] = SHOWN) -> Study:
+    """The numbers of a page that compares scores; `shown` as of `Study`."""
     with open_table(folder / table) as file:
         names = file.readline().split(",")
     if "set" not in names:
         raise Refusal(f"{folder / table}: no column `set`, so not the numbers of scores: put back the file of the run")
-    study = Study(names[: names.index("set")], resamples=0, seed=0, **settings)
+    study = Study(names[: names.index("set")], resamples=0, seed=0, shown=shown)
     study.cells = read_metrics(folder / table)
     return study
 
@@ -144,7 +147,7 @@ def _page(*sections: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _parts(page: str):
+def _parts(page: str) -> Iterator[tuple[Place, re.Match[str]]]:
     """Each table with its place, as the match of `PART`."""
     place = ("", "")
     for part in PART.finditer(page):

@@ -7,9 +7,9 @@ parameters), `optimizer.safetensors`, `selected.safetensors` (the best epoch so 
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,8 +22,23 @@ from adapt.lock import Lock
 STATE = "trainer_state.json"
 
 
+class State(TypedDict):
+    """What trainer_state.json says of a run beside its tensors."""
+
+    step: int
+    sha256: dict[str, str]  # by file
+    identity: dict[str, object]
+    seconds: float
+    unreadable: list[list[str]]  # path, reason
+    bad: int  # steps in a row without finite gradients
+    peaks: dict[str, int]  # memory
+    threads: int
+    accumulation: int
+    selected: dict[str, float] | None  # the best epoch so far
+
+
 def save_checkpoint(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int = 2
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object], keep: int = 2
 ) -> None:
     """Write `checkpoint-step` under `folder`: one safetensors file per entry of `tensors`, and the JSON `state`.
 
@@ -56,7 +71,7 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State] | None:
     """Tensors and state of the newest checkpoint whose files are all as they were written; None if there is none."""
     for path in _newest_first(folder):
         try:

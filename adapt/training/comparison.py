@@ -4,9 +4,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from torch import nn
 
 from adapt.data.manifest import Manifest
@@ -96,8 +96,8 @@ class Study:
             found = [index(cells) for key, cells in self.cells.items() if key[:-1] == name]
             for place, cell in found[0].items():
                 values = [cells[place].value for cells in found if place in cells]
-                spread = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
-                mean.cells.setdefault(name, []).append(replace(cell, **spread))
+                spread = replace(cell, value=float(np.mean(values)), low=min(values), high=max(values))
+                mean.cells.setdefault(name, []).append(spread)
         return mean
 
     def write_csv(self, path: Path) -> None:
@@ -143,14 +143,16 @@ def finish(
     rows: Manifest,
     study: Study,
     sections: Sequence[str],
-    figures: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Figure] | None = None,
     detector: Detector | None = None,
-    **facts: Any,
+    train_views: Sequence[str] = (),
+    **facts: object,
 ) -> None:
     """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones.
 
     A study of one method also leaves its scores, scores.parquet, and what its training cost. `detector` is made of
-    the study's `best` head: it is frozen on the scores of that head and saved, and scores.parquet holds these.
+    the study's `best` head: it is frozen on the scores of that head and saved, and scores.parquet holds these; its
+    card names the `train_views`.
     """
     if detector is not None and study.best is not None:
         facts["detector"] = ", ".join(map(" ".join, zip(study.keys, study.best.key, strict=True)))
@@ -159,7 +161,7 @@ def finish(
         detector.freeze(study.best.scores)
         study.best.scores.write(run.folder / "scores.parquet")
         of_detector = record | {"trained_on": trained_on(rows)}
-        save_detector(run, detector, of_detector, facts, study.cells[study.best.key])
+        save_detector(run, detector, of_detector, facts, train_views, study.cells[study.best.key])
     if len(study.cells) == 1:
         study.latest.write(run.folder / "scores.parquet")
     else:

@@ -6,7 +6,6 @@ before; whatever is learnt, the means are over the same generators.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,10 +113,11 @@ def tip_heads(
     def of(which: np.ndarray, seen_as: np.ndarray) -> Rows:
         x = features.take(which, seen_as)
         with torch.no_grad():
-            return Rows(x, numbers(names[which], CLASSES), manifest["group"][which], prior.prior(torch.from_numpy(x)))
+            labels = numbers(names[which], CLASSES).tolist()
+            return Rows(x, labels, manifest["group"][which], prior.prior(torch.from_numpy(x)))
 
     def cache(these: Rows, alpha: float, beta: float) -> TipAdapter:
-        return TipAdapter(these.features, these.labels, these.groups, alpha=alpha, beta=beta)
+        return TipAdapter(these.features, these.labels.tolist(), these.groups, alpha=alpha, beta=beta)
 
     groups = distinct(manifest["group"][rows[manifest["generator"][rows] == generator]])
     every = of(rows, under)
@@ -165,24 +165,30 @@ def gains(
 
 
 def recovery(
-    config: Any, rows: Manifest, scores: Mapping[tuple[str, str, str], Scores]
+    rows: Manifest,
+    generator: str,
+    scores: Mapping[tuple[str, str, str], Scores],
+    views: Sequence[str],
+    draws: int,
+    resamples: int,
+    seed: int,
 ) -> tuple[Study, list[str], dict[str, Figure]]:
     """The study, sections and figures of a page, from `recast` scores by (method, shots, seed).
 
-    The first table of `AS_IS` is what gains are measured from; `config` is that of recipes/onboard.py.
+    The first table of `AS_IS` is what gains are measured from. `generator` is the new one, `draws` counts the seeds.
     """
     methods = list(dict.fromkeys(name for name, *_ in scores))
     scores = dict(sorted(scores.items(), key=lambda item: methods.index(item[0][0])))  # stable: shots stay in order
-    study = Study(("method", "shots", "draw"), config.resamples, config.seed, SHOWN)
+    study = Study(("method", "shots", "draw"), resamples, seed, SHOWN)
     for key, table in scores.items():
         study.add(key, table)
     mean, base = study.over_last_key(), next(table for (name, *_), table in scores.items() if name == AS_IS)
     drawn = {key: cells for key, cells in mean.cells.items() if key[1] != "0" or key[0] == AS_IS}
     lines = {"new generator": SHOWN[NEW][0], "all others": SHOWN[OTHERS][0]}
-    test = int((base["split"] == "test").sum()) // len(config.test_views)
-    spared = len(pool(rows, config.generator))
-    about = ABOUT.format(generator=config.generator, pool=spared, rows=test, seeds=len(config.seeds))
+    test = int((base["split"] == "test").sum()) // len(views)
+    spared = len(pool(rows, generator))
+    about = ABOUT.format(generator=generator, pool=spared, rows=test, seeds=draws)
     learnt = {key: table for key, table in scores.items() if key[0] != AS_IS}
-    found = gains(learnt, base, config.test_views, config.resamples, config.seed)
-    figures = {"recovery": curves(drawn, config.test_views, lines, "groups of the new generator")}
+    found = gains(learnt, base, views, resamples, seed)
+    figures = {"recovery": curves(drawn, views, lines, "groups of the new generator")}
     return study, [about, *mean.grids(), *found, ABOUT_GAINS], figures

@@ -1,7 +1,6 @@
 """A localiser on rows of a manifest: scores, pictures for TensorBoard, its page."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,7 +49,8 @@ class _Whole(Dataset):
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[int, list[tuple[str, Tensor | None, np.ndarray | None]]]:
-        row, made = int(self.rows[i]), []
+        row = int(self.rows[i])
+        made: list[tuple[str, Tensor | None, np.ndarray | None]] = []
         try:
             image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
             mask = mask_of(self.manifest, row, image)
@@ -104,27 +104,29 @@ def score_maps(
     lines = [line for row in rows for line in by_row[row]]
     reasons, fake, extent, tools, changed, unchanged = (list(column) for column in zip(*lines, strict=True))
     count = len(localizer.head.tools)
-    extent, tools = (np.array([v if v is not None else np.full(k, np.nan) for v in values], np.float64)
-                     for values, k in ((extent, 3), (tools, count)))  # fmt: skip
+    of_extents, of_tools = (
+        np.array([v if v is not None else np.full(k, np.nan) for v in values], np.float64)
+        for values, k in ((extent, 3), (tools, count))
+    )
     table = (len(rows), len(views))
     logits, why = np.array(fake, np.float64).reshape(*table, 1), np.array(reasons, dtype=object).reshape(table)
     repeated = np.repeat(rows, len(views))
     return Maps(
         as_scores(scored_as(manifest), rows, views, logits, why),
-        extents(manifest)[repeated], tool[repeated], extent, tools, localizer.head.tools,
+        extents(manifest)[repeated], tool[repeated], of_extents, of_tools, localizer.head.tools,
         np.array(changed, np.uint32), np.array(unchanged, np.uint32),
     )  # fmt: skip
 
 
 def _locate_all(localizer: Localizer, images: list[Tensor | None]) -> list[Found | None]:
     """`locate`, images of one size together."""
-    shapes: dict[tuple, list[int]] = {}
+    shapes: dict[tuple, dict[int, Tensor]] = {}
     for place, image in enumerate(images):
         if image is not None:
-            shapes.setdefault(tuple(image.shape), []).append(place)
+            shapes.setdefault(tuple(image.shape), {})[place] = image
     results: list[Found | None] = [None] * len(images)
-    for places in shapes.values():
-        for place, one in zip(places, locate(localizer, torch.stack([images[p] for p in places])), strict=True):
+    for alike in shapes.values():
+        for place, one in zip(alike, locate(localizer, torch.stack([*alike.values()])), strict=True):
             results[place] = one
     return results
 
@@ -159,17 +161,34 @@ def show_maps(run: Run, localizer: Localizer, rows: Manifest, which: np.ndarray,
         run.track.writer.add_image(f"maps/{place}", picture, run.step_number, dataformats="HWC")
 
 
-def report_maps(run: Run, localizer: Localizer, rows: Manifest, maps: Maps, resamples: int, **facts: Any) -> None:
+def report_maps(
+    run: Run,
+    localizer: Localizer,
+    rows: Manifest,
+    maps: Maps,
+    resamples: int,
+    *,
+    train_views: Sequence[str],
+    facts: Mapping[str, object],
+) -> None:
     """Freeze the map's threshold on validation rows, write tables of maps, then what every run writes."""
     start = pick_bin(maps)
     localizer.head.threshold.fill_(edge(start))
     sections: list[str] = []
     if run.main:
-        rates, confused = evaluate_maps(maps, start, resamples, run.config.seed), confusion(maps)
+        rates, confused = evaluate_maps(maps, start, resamples, run.seed), confusion(maps)
         write_map_tables(rates, *confused, run.folder)
         sections = map_sections(rates, *confused)
         with atomic(run.folder / "maps.safetensors") as temporary:  # beside scores.parquet, row by row
             save_file({"changed": maps.changed, "unchanged": maps.unchanged}, temporary)
     localizer.detector.freeze(maps.scores)
-    report(run, localizer.detector, rows, maps.scores, resamples, sections=sections,
-           map_threshold=edge(start), **facts)  # fmt: skip
+    report(
+        run,
+        localizer.detector,
+        rows,
+        maps.scores,
+        resamples,
+        sections=sections,
+        train_views=train_views,
+        facts={"map_threshold": edge(start), **facts},
+    )

@@ -1,11 +1,10 @@
 """Heads on cached features: which rows train, what validation says, and the scores that come out."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from adapt.data.families import read_families
@@ -69,6 +68,20 @@ def readable_rows(features: Features, split: str, views: Sequence[str], seed: in
     return rows[readable], drawn[readable]
 
 
+@runtime_checkable
+class ClassHead(Protocol):
+    """A head that names its classes, real first, and has a logit for each of them."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def class_logits(self, features: torch.Tensor, /) -> torch.Tensor:
+        """Features (n, d) -> (n, classes)."""
+
+    def __call__(self, features: torch.Tensor, /) -> torch.Tensor:
+        """Features (n, d) -> logit of "AI-generated" (n,)."""
+
+
 class FeatureGroups(Dataset):
     """Training data like `Groups`, of cached features: item (epoch, g) is group g under the view drawn for that epoch.
 
@@ -116,7 +129,7 @@ def score_features(
     features: Features,
     rows: np.ndarray,
     views: Sequence[str],
-    head: Callable[[torch.Tensor], torch.Tensor],
+    head: Callable[[torch.Tensor], torch.Tensor] | ClassHead,
     layer: str | None = None,
     at_once: int = CHUNK,
 ) -> Scores:
@@ -125,9 +138,9 @@ def score_features(
     `at_once`: how many rows are read and given to the head together.
     """
     views = tuple(dict.fromkeys(views))
-    classes = getattr(head, "classes", ())
-    many = len(classes) > 2
-    logits = np.full((len(rows), len(views), 1 + (len(classes) if many else 0)), np.nan)
+    of_classes = head if isinstance(head, ClassHead) and len(head.classes) > 2 else None
+    classes = of_classes.classes if of_classes else ()
+    logits = np.full((len(rows), len(views), 1 + len(classes)), np.nan)
     reasons = np.stack([features.reasons(view)[rows] for view in views], axis=1)
     for v, view in enumerate(views):
         readable = np.flatnonzero(reasons[:, v] == "")
@@ -135,21 +148,21 @@ def score_features(
             if len(chunk):
                 with torch.no_grad():
                     found = torch.from_numpy(features.take(rows[chunk], view, layer))
-                    if many:
-                        by_class = head.class_logits(found)
+                    if of_classes:
+                        by_class = of_classes.class_logits(found)
                         logits[chunk, v, 1:] = by_class.double().numpy()
-                    logits[chunk, v, 0] = (binary_logit(by_class) if many else head(found)).double().numpy()
-    return as_scores(features.manifest, rows, views, logits, reasons, classes if many else ())
+                    logits[chunk, v, 0] = (binary_logit(by_class) if of_classes else head(found)).double().numpy()
+    return as_scores(features.manifest, rows, views, logits, reasons, classes)
 
 
 def validation_judge(
     features: Features, views: Sequence[str], names: np.ndarray, layer: str | None = None
-) -> Callable[[nn.Module], float]:
+) -> Callable[[ClassHead], float]:
     """What picks hyperparameters, higher is better: for two classes the mean validation AUC that also picks the epoch
     of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views."""
     rows, views = np.flatnonzero(features.manifest["split"] == "val"), tuple(dict.fromkeys(views))
 
-    def judge(head: nn.Module) -> float:
+    def judge(head: ClassHead) -> float:
         scores = score_features(features, rows, views, head, layer)
         if len(head.classes) == 2:
             return validation_score(scores)
@@ -187,7 +200,7 @@ def fit_on_features(
     layer: str | None = None,
     permute_labels: bool = False,
     unit: bool = True,
-) -> tuple[Probe, dict[str, Any]]:
+) -> tuple[Probe, dict[str, float]]:
     """Fit a head of this kind on the training rows, one view a group, everything picked on validation rows.
 
     Returns the head and what was picked. `permute_labels` shuffles the training labels: a control. `unit`: whether

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.metrics import PREFIXES, Cell, Difference, compare, evaluate, weakest
 from adapt.evaluation.scores import Scores
 from adapt.pages.tables import MET, grid, show
+from adapt.processes import Scoring
 
 ABOUT = (
     "a: this detector, b: the one it goes on from, at {folder}. AUC against the unedited reals of the same set and "
@@ -70,7 +70,8 @@ def find_holes(
     """
     as_test = Scores(val.columns | {"split": np.full(len(val), "test", dtype=object)})
     cells = evaluate(as_test, resamples, seed, threshold=0.0)
-    holes, passed = [], []
+    holes: list[Cell] = []
+    passed: list[Cell] = []
     for cell in weakest(cells, len(cells), set(val["generator"][val.fake])):
         if len(holes) < count and cell.value < 1:
             (holes if cell.generator in trained else passed).append(cell)
@@ -86,19 +87,19 @@ def aim_of(
     rows: Manifest,
     resamples: int,
     seed: int,
-    scoring: dict[str, Any],
+    scoring: Scoring,
     say: Callable[[str], object],
 ) -> Aim:
     """What --focus or --onboard aims at under the training `views`. Holes are those of the detector as it is."""
+    found: dict[tuple[str, str], Cell] = {}
     if asked.onboard and asked.shots:
-        cells, found, title = [(asked.onboard, view) for view in views], {}, "New generator"
+        cells, title = [(asked.onboard, view) for view in views], "New generator"
         about = ABOUT_NEW.format(shots=asked.shots, share=asked.focus_share, generator=asked.onboard)
     elif asked.focus:
         val = np.flatnonzero(rows["split"] == "val")
         scores = score(detector, rows, val, views, progress="looking for holes", **scoring)
         trained = set(rows["generator"][rows["split"] == "train"])
         holes, passed = find_holes(scores, trained, asked.holes, resamples, seed)
-        found = {}
         for cell in holes:  # a generator of several sets has one place in training
             found.setdefault(_key(cell.generator, cell.view), cell)
         cells, about, title = list(found), ABOUT_HOLES.format(share=asked.focus_share), "Holes"
@@ -122,7 +123,7 @@ def before_and_after(
     views: tuple[str, ...],
     resamples: int,
     seed: int,
-    scoring: dict[str, Any],
+    scoring: Scoring,
     device: torch.device,
 ) -> tuple[list[Difference], list[str]]:
     """Differences to the detector `init` that the run went on from, and sections of a page.

@@ -16,7 +16,7 @@ from adapt.data.views import parse_view
 from adapt.detector.detector import Detector
 from adapt.detector.model_card import complete_card, licence
 from adapt.errors import Refusal
-from adapt.evaluation.attribution import attribute
+from adapt.evaluation.attribution import Column, attribute
 from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.promises import keep
@@ -78,8 +78,8 @@ def log_validation(run: Run, scores: Scores) -> None:
         loss = np.mean(np.logaddexp(0, np.where(fake, -logit, logit)[rows]))
         run.log(
             {
-                f"val/{view}/loss": loss,
-                f"val/{view}/auc": np.mean([a for (v, _), a in aucs.items() if v == view]),
+                f"val/{view}/loss": float(loss),
+                f"val/{view}/auc": float(np.mean([a for (v, _), a in aucs.items() if v == view])),
             }
         )
         run.log({f"val/{view}/auc_{generator}": auc for (v, generator), auc in aucs.items() if v == view})
@@ -95,28 +95,32 @@ def report(
     resamples: int,
     differences: Sequence[Difference] = (),
     sections: Sequence[str] = (),
-    **facts: Any,
+    *,
+    train_views: Sequence[str],
+    classes_are: Column | None = None,
+    facts: Mapping[str, object],
 ) -> None:
     """Write everything about a frozen detector and its scores into the run's folder, and show the headline table.
 
+    `train_views` stand in the card; `classes_are` says what the logits of classes name, if the scores have any.
     `facts` join the record (what was picked, how many parameters were trained); `differences` and further
     `sections` of Markdown join the page.
     """
     if run.main:
-        folder, config = run.folder, run.config
+        folder, seed = run.folder, run.seed
         record = run.record(**facts, trained_on=trained_on(rows), data=describe(rows))
         scores.write(folder / "scores.parquet")
-        cells = evaluate(scores, resamples, config.seed)
-        cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=config.seed)
+        cells = evaluate(scores, resamples, seed)
+        cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=seed)
         metadata = _metadata_scores(rows, scores)
         metadata.write(folder / "metadata.parquet")
-        checks = controls(scores, metadata=metadata, resamples=resamples, seed=config.seed)
+        checks = controls(scores, metadata=metadata, resamples=resamples, seed=seed)
         sections = [*sections, promises_section(cells, detector.decision)]
         attributed = None
         if classes_of(scores):
-            attributed = attribute(scores, resamples, config.seed, config.classes, detector.decision)
+            attributed = attribute(scores, resamples, seed, classes_are, detector.decision)
         write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
-        save_detector(run, detector, record, facts, cells, checks)
+        save_detector(run, detector, record, facts, train_views, cells, checks)
         write_figures(scores, cells, folder / "figures", attributed)
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
             run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
@@ -132,13 +136,14 @@ def save_detector(
     detector: Detector,
     record: Mapping[str, Any],
     facts: Collection[str],
+    train_views: Sequence[str],
     cells: Sequence[Cell],
     checks: Sequence[Control] = (),
 ) -> None:
     """Save the detector in the run's folder, with these `facts` of the record and a card of what was measured."""
     kept = {key: record[key] for key in ("command", "revision", "trained_on", "data", *facts)}
     folder = run.folder / "detector"
-    detector.save(folder, kept | {"train_views": " ".join(run.config.train_views)})
+    detector.save(folder, kept | {"train_views": " ".join(train_views)})
     complete_card(folder, cells, checks, licence(detector.backbone.name))
 
 
@@ -172,13 +177,11 @@ def describe(rows: Manifest) -> str:
     return f"sets {sets}; {counts} images; digest {rows.digest[:12]}; audit {verdict(rows)}"
 
 
-def shown(record: dict) -> dict:
+def shown(record: Mapping[str, object]) -> dict[str, object]:
     """The record for a page: without what is in config.yaml already."""
     page = {key: value for key, value in record.items() if key != "identity"}
-    return page | {
-        "backbone": record["identity"]["base"]["name"],
-        "weights": record["identity"]["base"]["weights"][:12],
-    }
+    identity: Any = record["identity"]  # `base` is the fingerprint of a backbone
+    return page | {"backbone": identity["base"]["name"], "weights": identity["base"]["weights"][:12]}
 
 
 def _metadata_scores(rows: Manifest, scores: Scores) -> Scores:

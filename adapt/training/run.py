@@ -13,19 +13,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict, TypeVar, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from adapt import provenance
-from adapt.cli import as_dict, dump
-from adapt.data.groups import Batch, Groups, GroupSampler, collate, heed_main_process
+from adapt.cli import Flags, as_dict, dump
+from adapt.data.groups import Batch, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.processes import Processes
@@ -43,20 +43,65 @@ NOT_IDENTITY = {
     "cached_only",
 }
 MAX_BAD_STEPS = 3
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+class RunConfig(Flags, Protocol):
+    """What every recipe's config has."""
+
+    @property
+    def output_dir(self) -> Path: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class TrainingData(Protocol[B_co]):
+    """Groups of images to train on: item (epoch, g) is group g as that epoch shows it."""
+
+    group_weight: float  # of a group's images together, on average
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int], /) -> B_co: ...
+
+
+class RunRecord(TypedDict, total=False):
+    """provenance.json as it is read back; recipes add facts of their own."""
+
+    command: str
+    revision: str
+    seed: int
+    seconds: float
+    training_minutes: float
+    peak_memory_mib: int
+    peak_gpu_memory_mib: int  # where there was a GPU
+    date: str
+    hardware: dict[str, str | int]
+    versions: dict[str, str]
+    unreadable_in_training: list[list[str]]
+    data: str
+    trained_on: list[str]
+    trainable_parameters: int
+    validation_score: float
+    identity: dict[str, object]
 
 
 class Run(Processes):
     """Everything around the lines that a scientist reads. `config` is the recipe's frozen dataclass."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config, self.folder, self.seed = config, Path(config.output_dir), config.seed
-        self.step_number, self.seconds, self.epoch_ended, self.selected = 0, 0.0, False, None
+        self.step_number, self.seconds, self.epoch_ended = 0, 0.0, False
+        self.selected: tuple[dict[str, float], dict[str, Tensor]] | None = None
         self.unreadable: set[tuple[str, str]] = set()
-        self._started, self._bad, self._sums, self._stop = time.monotonic(), 0, [], False
+        self._started, self._bad, self._stop = time.monotonic(), 0, False
+        self._sums: list[Tensor] = []
         self._launcher, self._revision = _launcher(), provenance.revision()
         self._images, self._clock, self._accumulation = 0, self._started, 1
-        self._peaks, self._training = {}, {}  # memory of earlier sittings; what the training cost, once it is done
+        self._peaks: dict[str, int] = {}  # memory of earlier sittings
+        self._training: dict[str, float] = {}  # what the training cost, once it is done
         if self.main:
             self._lock = checkpoint.hold(self.folder)
             checkpoint.remove_leftovers(self.folder)
@@ -67,7 +112,7 @@ class Run(Processes):
 
     # -- start, resume, end ------------------------------------------------------------------------------------
 
-    def finished(self, **identity) -> bool:
+    def finished(self, **identity: object) -> bool:
         """Whether this directory already holds the complete result of this very config; another one is refused.
 
         `identity`: further facts that are known before any work.
@@ -81,7 +126,7 @@ class Run(Processes):
         return True
 
     def prepare(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], **identity
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], **identity: object
     ) -> nn.Module:
         """Wrap the model for the processes at hand and resume if the directory holds a checkpoint.
 
@@ -99,8 +144,8 @@ class Run(Processes):
             checkpoint.load_optimizer(self.bare, optimizer, tensors["optimizer"])
             self.step_number, self.seconds = state["step"], state["seconds"]
             self._bad, self._peaks, self._accumulation = state["bad"], state["peaks"], state.get("accumulation", 1)
-            self.unreadable = {tuple(item) for item in state["unreadable"]}
-            if "selected" in tensors:
+            self.unreadable = {(path, reason) for path, reason in state["unreadable"]}
+            if state["selected"] is not None:
                 self.selected = (state["selected"], tensors["selected"])
             self.say(f"resumed at step {self.step_number}")
             if state["threads"] != torch.get_num_threads():
@@ -114,7 +159,7 @@ class Run(Processes):
         self.model = self.accelerator.prepare_model(model)
         return self.model
 
-    def begin(self, **identity) -> None:
+    def begin(self, **identity: object) -> None:
         """For a run without optimizer steps of its own (heads on cached features): open config.yaml and the logs.
 
         Call it when the features are there: what passed until then is not counted as training.
@@ -127,7 +172,7 @@ class Run(Processes):
         minutes = (self.elapsed() - self._preparation) / 60
         self._training = {"training_minutes": round(minutes, 4), **self._peak_memory()}
 
-    def record(self, **facts: Any) -> dict[str, Any]:
+    def record(self, **facts: object) -> dict[str, object]:
         """What provenance.json says: how these numbers came about."""
         return {
             "command": provenance.command(),
@@ -143,7 +188,7 @@ class Run(Processes):
             "identity": self.identity,
         }
 
-    def write_record(self, record: dict[str, Any]) -> None:
+    def write_record(self, record: Mapping[str, object]) -> None:
         """Write provenance.json: the mark of a complete run."""
         write_text(self.folder / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
@@ -162,17 +207,19 @@ class Run(Processes):
 
     def steps(
         self,
-        train: Groups,
+        train: TrainingData[B_co],
         per_step: int,
         epochs: int,
         accumulation: int,
         workers: int,
+        checkpointing_steps: int,
         steps_per_epoch: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[B_co]:
         """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`.
 
-        `train` is `Groups`, or whatever has its items and weights. A run that goes on takes at least as many
-        micro-batches as before, so that its sums keep their order.
+        A checkpoint comes every `checkpointing_steps`
+        steps and at the end of each epoch. A run that goes on takes at least as many micro-batches as before, so that
+        its sums keep their order.
         """
         if self.step_number:
             accumulation = max(accumulation, self._accumulation)
@@ -185,11 +232,12 @@ class Run(Processes):
                 f"--groups {sampler.per_step} per step cannot be shared by {world} processes x {accumulation} batches"
             )
         self._epoch_steps, self._accumulation = sampler.steps_per_epoch, accumulation
+        self._checkpointing_steps = checkpointing_steps
         # groups, and weight, that a micro-batch of one process has on average: sums divided by them add up to means
         self.share_of_groups = sampler.per_step / (world * accumulation)
         self.share = self.share_of_groups * train.group_weight
         loader = DataLoader(
-            train,
+            cast("Dataset[B_co]", train),  # torch names the class, of which it uses these methods
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
@@ -233,7 +281,7 @@ class Run(Processes):
         self.step_number += 1
         self.epoch_ended = self.step_number % self._epoch_steps == 0
         self._log_step(loss_value, norm_value, factor)
-        due = self.step_number % self.config.checkpointing_steps == 0
+        due = self.step_number % self._checkpointing_steps == 0
         if (due or stop) and not self.epoch_ended:  # an epoch's last checkpoint follows its validation, in `select`
             self.save(leave=stop > 0)
 
@@ -248,10 +296,11 @@ class Run(Processes):
         self.save(leave=self._mean(self._asked_to_stop())[0] > 0)
         self.model.train()
 
-    def use_selected(self) -> dict[str, Any]:
+    def use_selected(self) -> dict[str, float]:
         """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.trained()
+        assert self.selected is not None, "no epoch was finished: `select` keeps the weights of the best"
         info, weights = self.selected
         checkpoint.load_trainable(self.bare, weights)
         return {"epoch": info["epoch"], "validation_score": info["score"]}
@@ -260,7 +309,7 @@ class Run(Processes):
         """Publish checkpoint-N; with `leave`, end the process as a SIGTERM asks for."""
         problems = sorted(set(self.gather(sorted(self.unreadable))))
         if self.main:
-            tensors = {
+            tensors: dict[str, Mapping[str, Tensor]] = {
                 "model": checkpoint.trainable(self.bare),
                 "optimizer": checkpoint.optimizer_tensors(self.bare, self.optimizer),
             }
@@ -308,9 +357,9 @@ class Run(Processes):
 
     # -- inner ---------------------------------------------------------------------------------------------------
 
-    def _identify(self, identity: dict[str, Any]) -> None:
+    def _identify(self, identity: dict[str, object]) -> None:
         identity = self._config_identity() | identity | {"processes": self.accelerator.num_processes}
-        self.identity = json.loads(json.dumps(identity))
+        self.identity: dict[str, object] = json.loads(json.dumps(identity))
 
     def _open(self) -> None:
         self._preparation = time.monotonic() - self._started  # of this sitting
@@ -318,10 +367,10 @@ class Run(Processes):
             write_text(self.folder / "config.yaml", dump(self.config))
             self.track = Track(self.folder, self.step_number, dump(self.config))
 
-    def _config_identity(self) -> dict[str, Any]:
+    def _config_identity(self) -> dict[str, object]:
         return {key: value for key, value in as_dict(self.config).items() if key not in NOT_IDENTITY}
 
-    def _refuse_difference(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _refuse_difference(self, before: dict[str, object], now: dict[str, object]) -> None:
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)

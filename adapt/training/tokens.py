@@ -16,7 +16,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import extract, feature_cache, space_folder
 from adapt.models.adapters.cut_tower import Prefix, TrainedPart
-from adapt.processes import Processes
+from adapt.processes import Processes, Scoring
 from adapt.training.on_features import FeatureGroups, score_features
 
 AT_ONCE = 64  # images whose tokens are read and scored together
@@ -44,12 +44,17 @@ def training_data(
     if cached:
         if focus is not None:
             raise Refusal("--cache_prefix: cells cannot be shown more often from the cache; leave one of the two out")
+        if not isinstance(part, TrainedPart):
+            raise Refusal("--cache_prefix: this tower cannot be cut between blocks; leave the flag out")
         return _from_cache(processes, part, rows, views, seed, labels, num_workers)
     val = np.flatnonzero(rows["split"] == "val")
-    sharing = {"share": processes.share_of_rows, "gather": processes.gather}
-    sharing |= {"workers": processes.workers(num_workers), "progress": "validation"}
+    scoring: Scoring = {
+        "workers": processes.workers(num_workers),
+        "share": processes.share_of_rows,
+        "gather": processes.gather,
+    }
     groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, labels, focus=focus)
-    return groups, lambda: score(detector, rows, val, tuple(views), **sharing)
+    return groups, lambda: score(detector, rows, val, tuple(views), progress="validation", **scoring)
 
 
 def _from_cache(

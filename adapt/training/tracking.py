@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -25,7 +24,7 @@ class Track:
         if step == 0:
             self.writer.add_text("config", f"```yaml\n{config}```")
 
-    def line(self, record: dict[str, Any]) -> None:
+    def line(self, record: Mapping[str, object]) -> None:
         """One step's numbers, in full precision; on the disk only after `flush`."""
         self.file.write(json.dumps(record) + "\n")
 

@@ -3,7 +3,6 @@ detector that a run goes on from."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,13 +79,14 @@ class Tuning:
 
     def __init__(self, processes: Processes, rows: Manifest, backbone: Backbone, features: Features | None) -> None:
         self.processes, self.rows, self.features = processes, rows, features
-        self.detector = Detector(backbone, LinearHead(backbone.dim))
-        self.model = FeaturesAndLogits(backbone if features is None else None, self.detector.head)
+        self.head = LinearHead(backbone.dim)
+        self.detector = Detector(backbone, self.head)
+        self.model = FeaturesAndLogits(backbone if features is None else None, self.head)
 
-    def parameters(self, rate: float, head_rate: float) -> list[dict[str, Any]]:
+    def parameters(self, rate: float, head_rate: float) -> list[dict[str, object]]:
         """Groups of parameters for an optimizer: adapters, if there are any, and head."""
         adapters = [p for p in self.detector.backbone.parameters() if p.requires_grad]
-        groups = [{"params": self.detector.head.parameters(), "lr": head_rate}]
+        groups: list[dict[str, object]] = [{"params": self.head.parameters(), "lr": head_rate}]
         return groups if self.features else [{"params": adapters, "lr": rate}, *groups]
 
     @property
@@ -107,7 +107,14 @@ class Tuning:
     def score(self, which: np.ndarray, views: Sequence[str], num_workers: int | None, progress: str) -> Scores:
         """Scores of rows under views, in every process."""
         if self.features:
-            return score_features(self.features, which, views, self.detector.head.eval())
-        sharing = {"share": self.processes.share_of_rows, "gather": self.processes.gather}
-        workers = self.processes.workers(num_workers)
-        return score(self.detector, self.rows, which, tuple(views), progress=progress, workers=workers, **sharing)
+            return score_features(self.features, which, views, self.head.eval())
+        return score(
+            self.detector,
+            self.rows,
+            which,
+            tuple(views),
+            progress=progress,
+            workers=self.processes.workers(num_workers),
+            share=self.processes.share_of_rows,
+            gather=self.processes.gather,
+        )

@@ -52,7 +52,7 @@ def adversarial(
     `others` (by name) are attacked at the smallest and the largest `eps` too; every detector judges every attack.
     """
     places = {name: _one_a_group(subject, fake) for name, fake in DIRECTIONS.items()}
-    cells: dict[tuple[str, str], Value | str] = {}
+    cells: dict[tuple[str, str], Value] = {}
     strips: list[Picture] = []
     hostile: dict[tuple[str, float], Tensor] = {}
     ends = sorted({min(eps), max(eps)})
@@ -213,7 +213,7 @@ def _transfer(
     step_share: float,
 ) -> Numbers:
     detectors = {"this detector": subject.detector, **others}
-    cells: dict[tuple[str, str], Value | str] = {}
+    cells: dict[tuple[str, str], Value] = {}
     for name, source in detectors.items():
         for (direction, e), own in hostile.items():
             at, fake = places[direction], DIRECTIONS[direction]
@@ -222,9 +222,9 @@ def _transfer(
             if source is not subject.detector:
                 found = pgd(source, clean, fake, e, steps, max(1.0, step_share * e), subject.seed)
             for judge_name, judge in detectors.items():
-                pair = (seen_by(judge, pixels, source) for pixels in (clean, found))
+                before, after = (seen_by(judge, pixels, source) for pixels in (clean, found))
                 row = f"{name}, {direction}, eps {e:g}"
-                cells[row, judge_name] = success(judge, *pair, fake, subject.weights[:, at])
+                cells[row, judge_name] = success(judge, before, after, fake, subject.weights[:, at])
     return Numbers("Transfer", "attacked on", cells)
 
 

@@ -14,7 +14,7 @@ from adapt.evaluation.bootstrap import ALL, Replicates, replicate
 from adapt.pages.drawing import SEEN, UNSEEN
 from adapt.pages.html import Gallery, Picture
 from adapt.pages.thumbnails import thumbnail
-from adapt.understanding.item import Item, Numbers, Value, mean, of_resamples
+from adapt.understanding.item import Item, Numbers, Value, mean, number_at, of_resamples
 from adapt.understanding.subject import Subject, logits
 
 ABOUT = """\
@@ -56,9 +56,10 @@ def content(subject: Subject, views: Sequence[str], examples: int) -> Item:
         lost = int((~scores.ok & (scores["view"] == view)).sum())
         cells[view, "unreadable"] = str(lost)
     numbers = [Numbers("Views", "view", cells)]
-    headline = [("AUC, seen generators", cells["none", "AUC seen"])]
+    headline = [("AUC, seen generators", number_at(cells, "none", "AUC seen"))]
     kinds = {view.rstrip("0123456789."): view for view in reversed(views[1:])}  # the first view of each operation
-    headline += [(f"change of AUC, {view}", cells[view, "change of AUC"]) for view in views if view in kinds.values()]
+    shown = [view for view in views if view in kinds.values()]
+    headline += [(f"change of AUC, {view}", number_at(cells, view, "change of AUC")) for view in shown]
     galleries = [_view_gallery(subject, views)]
     about, (fakes, reals) = ABOUT, subject.pairs
     if not len(fakes):
@@ -71,7 +72,9 @@ def content(subject: Subject, views: Sequence[str], examples: int) -> Item:
         about += "\n\n" + ABOUT_SWAP.strip()
         galleries.append(pictures)
         for name in ("amplitude of the fake", "phase of the fake"):
-            headline.append((f"only the {name}: above its photograph", swap.cells[name, "above its photograph"]))
+            headline.append(
+                (f"only the {name}: above its photograph", number_at(swap.cells, name, "above its photograph"))
+            )
     return Item(
         "content", "Content against trace", about, numbers, {"views": _figure(cells, views)}, galleries, headline
     )
@@ -102,12 +105,12 @@ def _swap(subject: Subject, fakes: np.ndarray, reals: np.ndarray, examples: int)
         cells[name, "above its photograph"] = mean((shift > 0) + 0.5 * (shift == 0), weights)
         cells[name, "shift of the logit"] = mean(shift, weights)
     shown = {"photograph": real, **kinds}
-    pictures = []
+    strips = []
     for k in np.linspace(0, len(fakes) - 1, min(examples, len(fakes)), dtype=int):
         lines = (subject.sample["path"][fakes[k]], ", ".join(shown))
         strip = torch.cat([each[k] for each in shown.values()], dim=-1)
-        pictures.append(Picture(thumbnail(to_image(strip), 480), "photograph, fake, and both swaps", lines))
-    return Numbers("Phase and amplitude", "picture made of a photograph and", cells), Gallery(pictures, "Swaps")
+        strips.append(Picture(thumbnail(to_image(strip), 480), "photograph, fake, and both swaps", lines))
+    return Numbers("Phase and amplitude", "picture made of a photograph and", cells), Gallery(strips, "Swaps")
 
 
 def to_image(pixels: Tensor) -> Image.Image:

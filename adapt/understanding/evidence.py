@@ -65,7 +65,7 @@ def maps(subject: Subject, count: int, examples: int) -> Item:
     rng = np.random.default_rng(subject.seed)
     chosen = np.sort(rng.permutation(len(logit))[:count])
     weights = subject.weights[:, chosen]
-    cells: dict[tuple[str, str], Value | str] = {}
+    cells: dict[tuple[str, str], Value] = {}
     fell = _deletion(subject, chosen, logit, made, window, rng)
     for name, moved in fell.items():
         cells[name, FALL] = mean(moved, weights)

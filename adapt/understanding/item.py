@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -77,6 +77,13 @@ class Numbers:
         return lines
 
 
+def number_at(cells: Mapping[tuple[str, str], Value | str], row: str, column: str) -> Value:
+    """A cell that holds a number."""
+    found = cells[row, column]
+    assert isinstance(found, Value), f"{row}, {column} is the text {found!r}"
+    return found
+
+
 @dataclass(frozen=True)
 class Item:
     """One part of the page. `headline`: what it says in a line or two, each a name and a cell of its tables."""
@@ -107,7 +114,7 @@ def write_page(
     items: Sequence[Item],
     about: str,
     left_out: Mapping[str, str],
-    record: Mapping[str, Any],
+    record: Mapping[str, object],
     own: bool,
     pictures: bool = True,
 ) -> str:
@@ -166,7 +173,7 @@ def read_csv(path: Path) -> list[Numbers]:
     cells: dict[str, dict[tuple[str, str], Value | str]] = {}
     with open_table(path) as file:
         for line in csv.DictReader(file):
-            numbers = (float("nan") if line[name] == "n/a" else line[name] for name in ("value", "low", "high"))
-            cell = Value(*map(float, numbers), int(line["n"])) if line["n"] else line["value"]
+            value, low, high = ("nan" if line[name] == "n/a" else line[name] for name in ("value", "low", "high"))
+            cell = Value(float(value), float(low), float(high), int(line["n"])) if line["n"] else line["value"]
             cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
     return [Numbers(caption, "", of) for caption, of in cells.items()]

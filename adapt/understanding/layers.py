@@ -32,8 +32,10 @@ def layers(subject: Subject, base: Backbone, train_groups: int, view: str) -> It
     names = _places(base)
     train, val = (choose(subject.rows, split, train_groups, subject.seed) for split in ("train", "val"))
     adapted = hasattr(subject.detector.backbone.tower, "peft_config")
-    towers: dict[str, Encoder] = {BEFORE: base} | ({AFTER: subject.detector.backbone} if adapted else {})
-    cells: dict[tuple[str, str], Value | str] = {}
+    towers: dict[str, Encoder] = {BEFORE: base}
+    if adapted:
+        towers[AFTER] = subject.detector.backbone
+    cells: dict[tuple[str, str], Value] = {}
     found = {}
     for when, tower in towers.items():
         features = found[when] = subject.features((view,), tower, names, (*train, *val))

@@ -110,8 +110,8 @@ def take(
             pixels.append(found.pixels[0])
     sample = rows.select(np.array(read, np.intp))
     if not len(sample) or sample.fake.all() or not sample.fake.any():
-        counts = f"{int((~sample.fake).sum())} real and {int(sample.fake.sum())} fake"
-        raise Refusal(f"{counts} readable unedited test images among the chosen: both are needed; see the manifest")
+        both = f"{int((~sample.fake).sum())} real and {int(sample.fake.sum())} fake"
+        raise Refusal(f"{both} readable unedited test images among the chosen: both are needed; see the manifest")
     counts, column = draw(sample["set"], sample["group"], resamples, seed)
     weights = counts[:, column]
     return Subject(detector, rows, sample, torch.stack(pixels), tuple(lost), weights, resamples, seed, cache, workers)

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import nn
 
 from adapt.models.heads.linear import LinearHead
 from adapt.models.heads.probes import Probe
 from adapt.models.prompts import prompt_features
 from adapt.pages.drawing import COLOURS
-from adapt.understanding.item import Item, Numbers, Value, of_resamples
+from adapt.understanding.item import Item, Numbers, Value, number_at, of_resamples
 from adapt.understanding.subject import Subject
 from adapt.understanding.variance import centred
 
@@ -41,26 +42,27 @@ def texts(subject: Subject, prompts: Mapping[str, Sequence[str]]) -> Item:
     matched = len(set(groups)) < len(groups)
     weight = head_direction(subject.detector.head)
     back = directions if backbone.layer == "proj" else pulled_back(layer, proj, directions)
-    back = back if weight is not None else None
     for k, theme in enumerate(prompts):
         found = correlation(cosine[:, k], logit, subject.weights)
         cells[theme, "correlation"] = of_resamples(found, len(logit))
         if matched:
             found = correlation(inside[0][:, k], inside[1], subject.weights)
             cells[theme, "within groups"] = of_resamples(found, len(logit))
-        if back is not None:
+        if back is not None and weight is not None:
             angle = back[k] @ weight / (np.linalg.norm(back[k]) * np.linalg.norm(weight))
             cells[theme, "cosine of the weight vector"] = Value(float(angle))
         cells[theme, "prompts"] = "; ".join(prompts[theme])
-    missing = "" if back is not None else (
+    missing = "" if back is not None and weight is not None else (
         " Not shown here: the head is not linear, or the step from its layer to the projection is not (or there are "
         f"fewer images, {len(logit)}, than dimensions, {layer.shape[1]}, to tell)."
     )  # fmt: skip
     tower = "adapted tower" if hasattr(backbone.tower, "peft_config") else "tower"
     column = "within groups" if matched else "correlation"
-    ranked = sorted(prompts, key=lambda theme: cells[theme, column].value)
+    ranked = sorted(prompts, key=lambda theme: number_at(cells, theme, column).value)
     ends = {"highest": ranked[-1], "lowest": ranked[0]}
-    headline = [(f"{column}, {end} of {len(ranked)}: {theme}", cells[theme, column]) for end, theme in ends.items()]
+    headline = [
+        (f"{column}, {end} of {len(ranked)}: {theme}", number_at(cells, theme, column)) for end, theme in ends.items()
+    ]
     numbers = [Numbers("Themes", "theme", cells)]
     figures = {"themes": _figure(cells, ranked, matched)}
     return Item("texts", "Text directions", ABOUT.format(tower=tower, missing=missing), numbers, figures, (), headline)
@@ -75,11 +77,11 @@ def correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray
         return covariance / np.sqrt((w @ x**2 - mean_x**2) * (w @ y**2 - mean_y**2))
 
 
-def head_direction(head: LinearHead | Probe) -> np.ndarray | None:
+def head_direction(head: nn.Module) -> np.ndarray | None:
     """The direction (d,) in which a linear head's logit rises, in the space of its features; None of another head."""
     if isinstance(head, LinearHead):
         return head.linear.weight[0].detach().double().cpu().numpy()
-    if head.kind == "mlp" or len(head.classes) != 2:
+    if not isinstance(head, Probe) or not isinstance(head.net, nn.Linear) or len(head.classes) != 2:
         return None
     return (head.net.weight[0] / head.deviation * head.scale).detach().double().cpu().numpy()
 

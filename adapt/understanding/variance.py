@@ -1,5 +1,6 @@
 """How much of the features' variance is content, how much is trace: only matched groups can tell."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,11 +42,11 @@ def variance(subject: Subject, base: Backbone) -> Item:
     unit = {name: subject.features(("none",), tower).unit("none") for name, tower in towers.items()}
     logit = logits(subject.detector, subject.pixels)
     spaces = unit | {"logit": logit[:, None]}
-    cells: dict[tuple[str, str], Value | str] = {}
+    cells: dict[tuple[str, str], Value] = {}
     g, m = places.shape
     for name, values in spaces.items():
         grouped = values[places].astype(np.float64)
-        shares = jackknifed(lambda kept, x=grouped: decompose(x[kept > 0]), g, places.size)
+        shares = jackknifed(functools.partial(_shares, grouped), g, places.size)
         cells |= {(name, part): share for part, share in zip(PARTS, shares, strict=True)}
     for part, freedom in zip(PARTS, (g - 1, m - 1, (g - 1) * (m - 1)), strict=True):
         cells["noise alone", part] = Value(freedom / (g * m - 1))
@@ -54,6 +55,10 @@ def variance(subject: Subject, base: Backbone) -> Item:
     headline = [(f"{name}: share of {part}", cells[name, part]) for name in spaces for part in PARTS[:2]]
     figure = _pictures(list(unit.values())[-1][places], generators, subject.seed)
     return Item("variance", "Content and trace in the features", about, numbers, {"pictures": figure}, (), headline)
+
+
+def _shares(grouped: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return decompose(grouped[kept > 0])
 
 
 def balanced(groups: np.ndarray, generators: np.ndarray) -> tuple[np.ndarray, list[str]]:

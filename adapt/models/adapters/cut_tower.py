@@ -6,7 +6,7 @@ own blocks, so the features are those of the backbone. Only open_clip's own visi
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from adapt.errors import Refusal
 from adapt.models.towers.backbones import Backbone
 from adapt.models.towers.tokens import bare
+
+W = TypeVar("W", bound="Whole")
 
 
 class TrainedPart(nn.Module):
@@ -32,7 +34,7 @@ class TrainedPart(nn.Module):
         free = not any(p.requires_grad for m in below for p in m.parameters())
         trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
         self.start = [*trained[:-1], True].index(True) if free else 0  # adapted norms may stand before the blocks
-        self.width = self.visual.positional_embedding.shape[-1]
+        self.width: int = self.visual.positional_embedding.shape[-1]
         self.tokens = len(self.visual.positional_embedding)
 
     @property
@@ -81,7 +83,17 @@ class _FirstToken:
         return first + block.ls_2(block.mlp(block.ln_2(first)))
 
 
-def trained_part(detector: Any, cached: bool = False, recompute: bool = False) -> nn.Module:
+class Whole(Protocol):
+    """A backbone and a head, as a detector has them."""
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+
+def trained_part(detector: W, cached: bool = False, recompute: bool = False) -> "TrainedPart | W":
     """`TrainedPart` of a detector with adapters, or the detector itself where its tower cannot be cut.
 
     That is refused where tokens shall be `cached`, or activations recomputed; so is a cache of nothing.
@@ -126,7 +138,7 @@ class Prefix:
     def encode(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         return {layer: self.part.lower(pixels).flatten(1) for layer in layers}
 
-    def identity(self, layer: str) -> dict[str, Any]:
+    def identity(self, layer: str) -> dict[str, object]:
         """What decides the tokens: the frozen weights, never the adapters above."""
         decides = {key: value for key, value in self.part.backbone.fingerprint.items() if key not in ("name", "layer")}
         return decides | {"layer": layer, "precision": str(self.part.backbone.dtype).removeprefix("torch.")}

@@ -155,12 +155,12 @@ def _cells(bands: tuple[Image.Image, ...], scales: tuple[int, ...]) -> list[np.n
     A cell is a mean under a triangle that reaches to the centres of its neighbours: on photographs at quality 40 its
     chroma drifts a fifth less than that of square blocks, and nearly the same wherever the JPEG grid lies.
     """
-    cells = [[] for _ in scales]
+    cells: list[list[np.ndarray]] = [[] for _ in scales]
     for band in bands:  # one after the other: a float copy of a large image is large
         plane = band.convert("F")  # Pillow would round the means of an 8-bit plane to 8 bits
         for found, scale in zip(cells, scales, strict=True):
-            size = tuple(max(1, round(length / scale)) for length in plane.size)
-            found.append(np.asarray(plane.resize(size, Image.Resampling.BILINEAR)))
+            width, height = (max(1, round(length / scale)) for length in plane.size)
+            found.append(np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)))
     return [np.stack(planes) for planes in cells]
 
 

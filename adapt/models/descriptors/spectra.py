@@ -92,9 +92,10 @@ def strongest(power: np.ndarray, count: int = 1) -> list[tuple[int, int]]:
     height = np.where(_RING >= NEAREST, power / median_filter(power, 9, mode="wrap"), 0)
     places: list[tuple[int, int]] = []
     for flat in np.argsort(-height, axis=None, kind="stable"):
-        place = tuple(int(index) for index in np.unravel_index(flat, power.shape))
+        row, column = (int(index) for index in np.unravel_index(flat, power.shape))
+        place = (row, column)
         if all(_apart(place, other) > 4 for other in places):
-            mirrored = tuple(-index % TILE for index in place)
+            mirrored = (-row % TILE, -column % TILE)
             places.append(min(place, mirrored, key=lambda at: (at[1] > TILE // 2, at[0] > TILE // 2)))
         if len(places) == count:
             break

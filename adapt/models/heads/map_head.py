@@ -48,6 +48,8 @@ class MapHead(nn.Module):
     `threshold` is the logit from which a cell counts as changed, frozen on validation data.
     """
 
+    threshold: Tensor
+
     def __init__(self, dim: int, tools: Sequence[str], hidden: int = 48, residual: int = 0) -> None:
         super().__init__()
         self.tools, self.hidden, self.residual = tuple(tools), hidden, residual

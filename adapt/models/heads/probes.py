@@ -36,6 +36,11 @@ class Probe(nn.Module):
     carry no probability (Platt 1999); they are fitted on validation rows.
     """
 
+    mean: Tensor
+    deviation: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, dim: int, classes: Sequence[str], kind: Kind, unit: bool = True) -> None:
         super().__init__()
         self.classes, self.kind, self.unit = tuple(classes), kind, unit
@@ -97,7 +102,7 @@ def fit_probe(
     calibration: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     unit: bool = True,
-) -> tuple[Probe, dict[str, Any]]:
+) -> tuple[Probe, dict[str, float]]:
     """Fit a head on training features (n, d) and class numbers (n,), 0 is real; classes weigh equally.
 
     `judge` scores a candidate on validation data, higher is better: it picks the strength of the penalty, and the
@@ -118,7 +123,8 @@ def fit_probe(
         probe.deviation.copy_(torch.where(deviation > 1e-12, deviation, 1.0))  # a constant feature stays 0
         standard = probe.standardised(rows)
     fit = _fit_mlp if kind == "mlp" else _fit_linear
-    best, picked = None, {}
+    best: dict[str, Tensor] = {}
+    picked: dict[str, float] = {}
     for strength in GRID[kind]:
         for state, choice in fit(probe, standard, labels, strength, seed):
             probe.eval().load_state_dict(probe.state_dict() | state)

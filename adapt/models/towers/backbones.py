@@ -27,7 +27,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,24 @@ Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
 
 
+class Fingerprint(TypedDict):
+    """What decides features, beside an adapter and the precision; `name` says where the weights were found."""
+
+    name: str
+    layer: str
+    weights: str  # SHA-256
+    preprocess: dict[str, object]
+    activation: str
+
+
 class Backbone(nn.Module):
     """Pixels (n, 3, size, size) uint8 or float in 0..255 -> features (n, dim) float32, not normalised.
 
     `layer` says which features (see above). The tower is frozen; adapters are added by adapt.models.adapters.lora.
     """
+
+    mean: Tensor  # (3, 1, 1), in 0..255, as is `std`
+    std: Tensor
 
     def __init__(self, name: str, loaded: Loaded, layer: str, geometry: Geometry | None = None) -> None:
         super().__init__()
@@ -63,11 +76,11 @@ class Backbone(nn.Module):
         self._packed: tuple[PackedBlock, ...] = ()  # see `for_features`
         self.register_buffer("mean", torch.tensor(loaded.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(loaded.std).view(3, 1, 1) * 255, persistent=False)
-        self.fingerprint = {
+        self.fingerprint: Fingerprint = {
             "name": name,
             "layer": layer,
             "weights": weights_digest(self.tower),
-            "preprocess": self.preprocess.facts() | {"mean": list(loaded.mean), "std": list(loaded.std)},
+            "preprocess": {**self.preprocess.facts(), "mean": list(loaded.mean), "std": list(loaded.std)},
             "activation": _activation(self.tower),  # GELU or QuickGELU: the weights do not say which they need
         }
         with torch.no_grad():
@@ -164,7 +177,7 @@ class Backbone(nn.Module):
         mean = tokens.patches.mean(dim=1)
         return torch.cat([tokens.cls, mean], dim=-1) if part["how"] == "both" else mean
 
-    def identity(self, layer: str) -> dict[str, Any]:
+    def identity(self, layer: str) -> dict[str, object]:
         """What decides the features of a layer, wherever the weights lie."""
         decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
         decides |= {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
@@ -238,7 +251,7 @@ class Backbone(nn.Module):
         if self.preprocess.geometry != "native":
             self.preprocess = replace(self.preprocess, resizer=resizer)
             own = {name: self.fingerprint["preprocess"][name] for name in ("mean", "std")}
-            self.fingerprint["preprocess"] = self.preprocess.facts() | own
+            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **own}
         return self
 
     def _blank(self) -> Tensor:
