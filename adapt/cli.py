@@ -68,8 +68,8 @@ def run_one(modules: dict[str, str], main: Callable[[C], object]) -> None:
         sys.exit(2)
     print(sys.modules[main.__module__].__doc__)
     for name, place in modules.items():
-        about = importlib.import_module(place).__doc__ or ""
-        print(f"{name:20} {about.partition(chr(10))[0]}")
+        about = (importlib.import_module(place).__doc__ or "").partition("\n")[0]
+        print(f"{name:20} {about}")
     print("\nSOURCE --help lists its options; --config FILE takes values from a saved config.yaml.")
 
 

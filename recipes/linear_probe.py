@@ -91,7 +91,7 @@ def main(cfg: Config) -> None:
     if cfg.classes != "binary":
         sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
         differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
-    detector = Detector(backbone, head)  # type: ignore[arg-type]  # to save it a remembered encoder is enough
+    detector = Detector(backbone, head)  # type: ignore[arg-type]  # saving needs no network
     trained = sum(value.numel() for value in head.net.parameters())
     detector.freeze(scores)
     report(

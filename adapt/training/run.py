@@ -237,7 +237,7 @@ class Run(Processes):
         self.share_of_groups = sampler.per_step / (world * accumulation)
         self.share = self.share_of_groups * train.group_weight
         loader = DataLoader(
-            cast("Dataset[B_co]", train),  # torch names the class, of which it uses these methods
+            cast("Dataset[B_co]", train),  # DataLoader needs no more than TrainingData has
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=workers,
