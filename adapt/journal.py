@@ -6,9 +6,9 @@ A line is appended whole or not at all. What a kill or a full disk leaves of one
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from adapt.errors import Refusal
 from adapt.files import sync, writing
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
     start: int
     end: int
-    value: dict[str, Any]
+    value: dict[str, object]
 
 
 def entries(
@@ -28,7 +28,7 @@ def entries(
     bad: Literal["end", "skip", "refuse"],
     *,
     remedy: str = "",
-    check: Callable[[dict[str, Any]], object] | None = None,
+    check: Callable[[dict[str, object]], object] | None = None,
     longest: int = -1,
 ) -> Iterator[Entry]:
     """The entries of a journal in their order; none where there is no file.
@@ -64,7 +64,9 @@ class Journal:
     stand, from reading its `entries`; what follows them is cut off. Where nothing stands, `first` is written.
     """
 
-    def __init__(self, path: Path, busy: str, whole: Callable[[], int], first: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Path, busy: str, whole: Callable[[], int], first: dict[str, object] | None = None
+    ) -> None:
         self.path, self._torn = path, False
         with contextlib.ExitStack() as opened:
             opened.enter_context(_lock(path, busy))
@@ -83,7 +85,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, value: dict[str, Any], *, to_disk: bool = True) -> None:
+    def append(self, value: Mapping[str, object], *, to_disk: bool = True) -> None:
         """Add a line: after a kill all of it is there, or nothing; after a power cut only once it is `to_disk`."""
         line = memoryview(json.dumps(value).encode() + b"\n")
         with writing(self.path):
@@ -117,7 +119,7 @@ def _lock(path: Path, busy: str) -> Lock:
     return Lock(path.with_name(f".{path.name}.lock"), busy)
 
 
-def _value(line: bytes, check: Callable[[dict[str, Any]], object] | None) -> dict[str, Any] | None:
+def _value(line: bytes, check: Callable[[dict[str, object]], object] | None) -> dict[str, object] | None:
     """The object of a line; None for a bad line."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None

@@ -114,12 +114,12 @@ def line(folder: Path) -> dict[str, str]:
     from adapt.sweeps.tables_again import record_of
 
     if (folder / "benchmark.json").is_file():
-        record: dict[str, Any] = report.read(folder / "benchmark.json")["facts"]
+        record: Mapping[str, Any] = report.read(folder / "benchmark.json")["facts"]
         hardware = record
         found = Glance(others=report.at_a_glance(report.read_ratios(folder / "benchmark.json")))
     else:
-        record = record_of(folder)
-        hardware, found = record["hardware"], at_a_glance(folder, record)
+        of_run = record_of(folder)
+        record, hardware, found = of_run, of_run["hardware"], at_a_glance(folder, of_run)
     place = f"{folder.parent.name}/{folder.name}"
     title, words = title_and_words(folder)
     notes = f", [notes]({place}/NOTES.md)" if words else ""
@@ -128,8 +128,8 @@ def line(folder: Path) -> dict[str, str]:
         **{f"AUC {seen}, {view}": found.auc(seen, view) for view in VIEWS for seen in SEEN},
         "other numbers": "<br>".join(found.others),
         "test images": found.images,
-        "seeds": seeds(record.get("identity", {})) + (" (brackets: least to greatest)" if found.spread else ""),
-        "made": made(record, hardware),
+        "seeds": _seeds(record.get("identity", {})) + (" (brackets: least to greatest)" if found.spread else ""),
+        "made": _made(record, hardware),
         "command": code(record["command"]),
     }
 
@@ -144,14 +144,14 @@ def title_and_words(folder: Path) -> tuple[str, str]:
     return title.removeprefix("# ").strip(), words.strip()
 
 
-def seeds(identity: Mapping[str, Any]) -> str:
+def _seeds(identity: Mapping[str, Any]) -> str:
     """The training seeds, and how many draws of shots each has."""
     of_run = identity.get("seeds", [identity["seed"]] if "seed" in identity else [])
     draws = identity.get("draws", 1)
     return ", ".join(map(str, of_run)) + (f", {draws} draws" if draws > 1 else "")
 
 
-def made(record: Mapping[str, Any], hardware: Mapping[str, Any]) -> str:
+def _made(record: Mapping[str, Any], hardware: Mapping[str, Any]) -> str:
     """Date, revision, hardware, and minutes, as far as they are known. A benchmark's own numbers are times."""
     words = [record["date"]] if "date" in record else []
     words += [record["revision"], f"{hardware['threads']} of {hardware['cores']} cores of {hardware['processor']}"]

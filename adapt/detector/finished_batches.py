@@ -52,13 +52,13 @@ class Kept(Mapping[int, list[Row]]):
 
 def kept(folder: Path, what: Mapping[str, object]) -> Kept:
     """The finished batches of all journals of a folder; refuses those that were made of something else."""
-    found = {}
+    found: dict[int, tuple[Path, int]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        before = None
+        before: dict[str, object] | None = None
         for start, _, entry in _entries(path):
             if before is None:
-                before = entry.get("what")
-                before = before if isinstance(before, dict) else {}
+                first = entry.get("what")
+                before = first if isinstance(first, dict) else {}
                 continue
             if before != what:
                 changed = ", ".join(name for name in what if before.get(name) != what[name])
@@ -66,7 +66,7 @@ def kept(folder: Path, what: Mapping[str, object]) -> Kept:
                     f"{folder} holds rows of another {changed} (a file came, went or changed, or the detector, "
                     f"--crops or --maps did): choose another --output, or delete {folder} to begin anew"
                 )
-            found[entry["batch"]] = path, start
+            found[cast("int", entry["batch"])] = path, start
     return Kept(found)
 
 

@@ -17,6 +17,7 @@ from adapt.pages.tables import show
 from adapt.sweeps import frontier
 from adapt.sweeps.tables_again import recipe_of, study_of, tables_of
 from adapt.text import escape_markdown
+from adapt.training.run import RunRecord
 
 VIEWS = ("none", "qf40")  # that are shown
 SEEN = ("seen", "unseen")
@@ -41,7 +42,7 @@ class Glance:
         return "<br>".join(lines)
 
 
-def at_a_glance(folder: Path, record: Mapping[str, Any]) -> Glance:
+def at_a_glance(folder: Path, record: RunRecord) -> Glance:
     """The main numbers of a run's folder; `record` is what its provenance.json holds."""
     recipe = recipe_of(record["command"])
     if recipe == "ablation":

@@ -22,6 +22,7 @@ from adapt.sweeps.planned_runs import read_metrics
 from adapt.training import few_shot
 from adapt.training.comparison import SHOWN, Study
 from adapt.training.localization import PARTLY
+from adapt.training.run import RunRecord
 
 Place = tuple[str, str]  # headings of the second and the third level above a table; "" where there is none
 SINGLE = ("lora", "refine", "linear_probe", "localize")  # recipes of one detector
@@ -32,7 +33,7 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 LAST_DIGIT = 0.0011  # numbers on pages have three digits
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> RunRecord:
     """The provenance.json of a finished run."""
     return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
 

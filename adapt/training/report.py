@@ -134,7 +134,7 @@ def report(
 def save_detector(
     run: Run,
     detector: Detector,
-    record: Mapping[str, Any],
+    record: Mapping[str, object],
     facts: Collection[str],
     train_views: Sequence[str],
     cells: Sequence[Cell],

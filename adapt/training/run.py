@@ -84,6 +84,7 @@ class RunRecord(TypedDict, total=False):
     trained_on: list[str]
     trainable_parameters: int
     validation_score: float
+    items: list[str]  # of a study of a detector
     identity: dict[str, object]
 
 
