@@ -44,6 +44,7 @@ def run(words: list[str]) -> None:
         print("adapt run RECIPE [flags]; RECIPE --help lists its flags\n\n" + "\n".join(_lines(recipes())))
     elif name in recipes():
         sys.argv = [str(recipes()[name]), *words[1:]]
+        sys.path.insert(0, str(recipes()[name].parent))  # as of a script: a recipe may go on from another one
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:
         _unknown("recipe", name, recipes(), COMMANDS)

@@ -110,6 +110,14 @@ def at_least(low: float, config: Flags, *names: str, below: float = math.inf) ->
                 raise Refusal(f"--{name} {value}: give less than {below}")
 
 
+def each_once(config: Flags, *names: str) -> None:
+    """Refuse a config in which one of these lists is empty, or holds something twice."""
+    for name in names:
+        given = getattr(config, name)
+        if not given or len(set(given)) < len(given):
+            raise Refusal(f"--{name}: give one or more, each once")
+
+
 def _list_flags(config_class: type[Flags]) -> set[str]:
     return {f.name for f in dataclasses.fields(config_class) if isinstance(f.default, tuple)}
 

@@ -10,16 +10,30 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.errors import Refusal
 
+LEAST: dict[int, tuple[str, ...]] = {  # smallest value of shared flags, wherever they are declared
+    1: ("rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps", "resamples", "processes"),
+    0: ("learning_rate", "head_learning_rate", "weight_decay", "warmup", "seed", "seeds"),
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Numbers of shared flags are refused below `LEAST`; a `Config` with flags of its own goes on from here."""
+
+    def __post_init__(self) -> None:
+        for low, names in LEAST.items():
+            at_least(low, self, *(name for name in names if getattr(self, name, None) is not None))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class Rows(Checked):
     """Which images."""
 
     manifest: tuple[str, ...] = ("embedded",)  # tables of images; embedded[@SEED] is built in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class Encoder(Checked):
     """Which image encoder, and which of its features."""
 
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/README.md
@@ -28,7 +42,7 @@ class Encoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views:
+class Views(Checked):
     """Under which degradations."""
 
     train_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # one is drawn per group and epoch
@@ -36,7 +50,7 @@ class Views:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cached:
+class Cached(Checked):
     """How features of a frozen encoder are made and kept."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder's weights
@@ -47,7 +61,7 @@ class Cached:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
+class Steps(Checked):
     """How a tower is trained, step by step."""
 
     epochs: int = 5  # passes over the training groups
@@ -64,7 +78,7 @@ class Steps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update:
+class Update(Checked):
     """Which small update of a tower is trained."""
 
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
@@ -76,19 +90,33 @@ class Update:
     cache_prefix: bool = False  # keep the tokens below those blocks on disk; trains on central crops
     checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more time
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "dropout", below=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tower(Encoder, Update, Steps):
     """A tower with its update, and how it is trained."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps")
-        at_least(0, self, "learning_rate", "head_learning_rate", "weight_decay", "warmup")
-        at_least(0, self, "dropout", below=1)
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals(Checked):
+    """What stands behind every interval."""
+
+    resamples: int = 1000  # bootstrap resamples of groups behind every interval
+    seed: int = 0  # seed of every random draw: views, initial weights, bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aim:
+class FineTuning(Rows, Tower, Views, Intervals):
+    """Everything that the loop of recipes/lora.py reads."""
+
+    permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim(Checked):
     """What further training shows more often."""
 
     focus: Literal["holes"] | None = None  # holes: show more often what the --init detector is weakest at
@@ -98,6 +126,8 @@ class Aim:
     focus_share: float = 0.5  # share of an epoch's groups that show a hole or the new generator
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, self, "holes")
         if not 0 < self.focus_share < 1:
             raise Refusal(f"--focus_share {self.focus_share}: give a share between 0 and 1")
         if (self.onboard is None) != (self.shots is None) or (self.shots is not None and self.shots < 0):
@@ -105,22 +135,24 @@ class Aim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervals:
-    """What stands behind every interval."""
-
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    seed: int = 0  # seed of every random draw: views, initial weights, bootstrap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shards:
+class Shards(Checked):
     """One job of several that share the work."""
 
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many parts there are
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_shards < 1:
             raise Refusal(f"--num_shards {self.num_shards}: give at least 1")
         if not 0 <= self.shard < self.num_shards:
             raise Refusal(f"--shard {self.shard}: {self.num_shards} shards are numbered 0 to {self.num_shards - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Shards):
+    """Which of many planned runs are started, and how."""
+
+    processes: int = 1  # training processes per run
+    only: tuple[str, ...] = ()  # run only these: patterns of names, such as 'probe-*' or '*-seed0'
+    dry_run: bool = False  # print the plan and leave

@@ -59,6 +59,10 @@ class Processes:
             return asked
         return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.device.type == "cuda" else 1
 
+    def scoring(self, num_workers: int | None) -> Scoring:
+        """What `adapt.detector.detector.score` needs to know about the processes."""
+        return {"workers": self.workers(num_workers), "share": self.share_of_rows, "gather": self.gather}
+
     def encoding(self, num_workers: int | None) -> Encoding:
         """What `adapt.features.cache.extract` needs to know about the processes."""
         return {

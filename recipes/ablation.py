@@ -23,15 +23,13 @@ Started again it continues: finished runs stay and give the same bytes, a failed
 embedded world and tiny CLIP, 3 seeds, about 50 minutes on 2 cores.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
+from adapt.cli import each_once
 from adapt.cli import run as run_recipe
-from adapt.errors import Refusal
-from adapt.flags import Encoder, Rows, Shards
+from adapt.flags import Encoder, Rows, Sweep
 
 SHOTS = {"shots": (512,), "draws": 1}  # images per class
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
@@ -63,7 +61,7 @@ CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Shards):
+class Config(Rows, Encoder, Sweep):
     output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
     train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
@@ -75,22 +73,16 @@ class Config(Rows, Encoder, Shards):
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # training processes per run
-    only: tuple[str, ...] = ()  # run only these: patterns of names, such as 'probe-*' or '*-seed0'
     pictures: bool = True  # show the worst mistakes in report.html; off: for photographs that are not yours to share
-    dry_run: bool = False  # print the plan and leave
 
     def __post_init__(self) -> None:
-        at_least(1, self, "resamples", "processes")
-        at_least(0, self, "seeds")
-        for name in ("train_on", "seeds", "test_views"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise Refusal(f"--{name}: give one or more, each once")
+        super().__post_init__()
+        each_once(self, "train_on", "seeds", "test_views")
 
 
 def main(cfg: Config) -> None:
     from adapt.sweeps.ablation import Method, not_applicable, write_page
-    from adapt.sweeps.planned_runs import plan, run_all, select
+    from adapt.sweeps.planned_runs import carry_out, end
 
     methods = [
         Method(name, recipe, flags, minutes, name in NEED_TEXTS, name in ONCE)
@@ -104,15 +96,10 @@ def main(cfg: Config) -> None:
     at_home = cfg.manifest == ("embedded",) and cfg.backbone == "tiny"
     minutes = {method.name: method.minutes for method in methods} if at_home else {}
     guess = {run.name: minutes[name] for (name, _), runs in rows.items() for run in runs if name in minutes}
-    chosen = select([run for runs in rows.values() for run in runs], cfg.only, cfg.shard, cfg.num_shards)
-    print(plan(chosen, cfg.output_dir, guess), flush=True)
-    if cfg.dry_run:
-        return
-    failed = run_all(chosen, cfg.output_dir, cfg.processes)
-    write_page(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
-    if failed:
-        print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
-        sys.exit(1)
+    failed = carry_out([run for runs in rows.values() for run in runs], cfg, cfg.output_dir, guess)
+    if failed is not None:
+        write_page(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
+        end(failed)
 
 
 if __name__ == "__main__":

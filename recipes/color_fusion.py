@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.flags import Cached, Encoder, Intervals, Rows
 
@@ -33,35 +32,25 @@ class Config(Rows, Encoder, Cached, Intervals):
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     cached_only: bool = False  # refuse to encode what `adapt extract` has not; colour is computed either way
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "resamples")
-        at_least(0, self, "seed")
-
 
 def main(cfg: Config) -> None:
     import dataclasses
 
     import numpy as np
 
-    from adapt.data.jpeg import with_sample_views
     from adapt.data.views import parse_view
     from adapt.detector.detector import Detector
-    from adapt.embedded import read_manifests
     from adapt.features.cache import Joined, extract
     from adapt.features.remembered import frozen_backbone
     from adapt.models.descriptors.color import Colours
     from adapt.models.descriptors.spectra import Spectra
     from adapt.training.comparison import Study, finish
     from adapt.training.on_features import fit_on_features, score_features
-    from adapt.training.report import require_classes, show_finished
-    from adapt.training.run import Run
+    from adapt.training.report import open_run
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
-    if run.finished():
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
     backbone = frozen_backbone(cfg, run.device)
     views = tuple(dict.fromkeys(parse_view(view).name for view in (*cfg.train_views, *cfg.test_views)))
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}

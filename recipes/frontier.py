@@ -12,15 +12,14 @@ embedded tiny CLIP, 16 runs of about 3 minutes on 2 cores. Results to expect: re
 """
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
+from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Encoder, Rows, Shards, Views
+from adapt.flags import Encoder, Rows, Sweep, Views
 
 WORD = re.compile(
     r"(?:(?P<update>lora|svd)-(?P<targets>qv|qkvo|mlp|all)-(?P<rank>[1-9]\d*)|norm)(?:-last(?P<last>[1-9]\d*))?"
@@ -38,7 +37,7 @@ chosen on test data, and rows whose intervals overlap are not told apart."""
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Views, Shards):
+class Config(Rows, Encoder, Views, Sweep):
     output_dir: Path = Path("results/runs/frontier")  # folder of the page and of all runs
     configurations: tuple[str, ...] = (
         *("norm", "svd-qkvo-1", "svd-qkvo-8", "lora-all-1", "lora-qv-8", "lora-mlp-8", "lora-all-8"),
@@ -52,16 +51,11 @@ class Config(Rows, Encoder, Views, Shards):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
-    processes: int = 1  # training processes per run
-    only: tuple[str, ...] = ()  # run only these: patterns of names, such as lora-*
-    dry_run: bool = False  # print the plan and leave
 
     def __post_init__(self) -> None:
-        at_least(1, self, "epochs", "groups", "resamples", "processes")
-        at_least(0, self, "learning_rates", "seeds")
-        for name in ("configurations", "learning_rates", "seeds"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise Refusal(f"--{name}: give one or more, each once")
+        super().__post_init__()
+        at_least(0, self, "learning_rates")
+        each_once(self, "configurations", "learning_rates", "seeds")
         for word in self.configurations:
             if not WORD.fullmatch(word):
                 raise Refusal(
@@ -71,7 +65,7 @@ class Config(Rows, Encoder, Views, Shards):
 
 def main(cfg: Config) -> None:
     from adapt.data.jpeg import with_sample_views
-    from adapt.sweeps.planned_runs import PlannedRun, plan, run_all, select
+    from adapt.sweeps.planned_runs import PlannedRun, carry_out, end
 
     cfg = with_sample_views(cfg)
     shared = {name: value for name in PASSED_ON if (value := getattr(cfg, name)) is not None}
@@ -90,15 +84,10 @@ def main(cfg: Config) -> None:
                 for seed in cfg.seeds
             ]
     every = [run for of_one in runs.values() for run in of_one]
-    chosen = select(every, cfg.only, cfg.shard, cfg.num_shards)
-    print(plan(chosen, cfg.output_dir), flush=True)
-    if cfg.dry_run:
-        return
-    failed = run_all(chosen, cfg.output_dir, cfg.processes)
-    write_page(cfg, runs)
-    if failed:
-        print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
-        sys.exit(1)
+    failed = carry_out(every, cfg, cfg.output_dir)
+    if failed is not None:
+        write_page(cfg, runs)
+        end(failed)
 
 
 def write_page(cfg: Config, runs: dict) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.flags import Cached, Encoder, Intervals, Rows
 
@@ -29,36 +28,19 @@ class Config(Rows, Encoder, Cached, Intervals):
         *("qf30", "qf50", "qf75", "qf95", "qf90+qf40"),  # qualities no head has seen, and double compression
     )
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "resamples")
-        at_least(0, self, "seed")
-
 
 def main(cfg: Config) -> None:
     import numpy as np
 
-    from adapt.data.jpeg import with_sample_views
-    from adapt.embedded import read_manifests
-    from adapt.features.cache import extract
-    from adapt.features.remembered import frozen_backbone
     from adapt.pages.drawing import heat_map
     from adapt.training.comparison import Study, finish
-    from adapt.training.on_features import fit_on_features, score_features
-    from adapt.training.report import require_classes, show_finished
-    from adapt.training.run import Run
+    from adapt.training.on_features import fit_on_features, frozen_features, score_features
+    from adapt.training.report import open_run
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
-    if run.finished():
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
-    backbone = frozen_backbone(cfg, run.device)
-    views = (*cfg.train_views, *cfg.test_views)
-    features = extract(
-        backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **run.encoding(cfg.num_workers)
-    )
-    run.begin(data=rows.digest, base=backbone.fingerprint)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
+    _, features = frozen_features(run, rows, cfg, (*cfg.train_views, *cfg.test_views))
     if not run.main:
         return run.end()
 

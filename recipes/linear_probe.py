@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.flags import Cached, Encoder, Intervals, Rows, Views
 
@@ -27,41 +26,25 @@ class Config(Rows, Encoder, Views, Cached, Intervals):
     classes: Literal["binary", "family", "generator"] = "binary"
     permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "resamples")
-        at_least(0, self, "seed")
-
 
 def main(cfg: Config) -> None:
     import numpy as np
 
-    from adapt.data.jpeg import with_sample_views
     from adapt.detector.detector import Detector
-    from adapt.embedded import read_manifests
     from adapt.evaluation.metrics import compare
     from adapt.evaluation.scores import Scores
-    from adapt.features.cache import extract
     from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.probes import Probe
     from adapt.training.comparison import Study
-    from adapt.training.on_features import Classes, fit_on_features, score_features
-    from adapt.training.report import report, require_classes, show_finished
-    from adapt.training.run import Run
+    from adapt.training.on_features import Classes, fit_on_features, frozen_features, score_features
+    from adapt.training.report import open_run, report
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
-    if run.finished():
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
-    backbone = frozen_backbone(cfg, run.device)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
     layers = cfg.layers or (cfg.layer,)
-    layers = backbone.layers() if layers == ("all",) else layers
-    views = (*cfg.train_views, *cfg.test_views)
-    features = extract(
-        backbone, rows, views, layers, cache=cfg.cache, cached_only=cfg.cached_only, **run.encoding(cfg.num_workers)
-    )
-    run.begin(data=rows.digest, base=backbone.fingerprint)
+    layers = frozen_backbone(cfg, run.device).layers() if layers == ("all",) else layers
+    backbone, features = frozen_features(run, rows, cfg, (*cfg.train_views, *cfg.test_views), layers)
     if not run.main:
         return run.end()
 

@@ -53,10 +53,9 @@ class Config(Views, Steps, Intervals):
     head_learning_rate: float = 2e-3  # step size for the head
 
     def __post_init__(self) -> None:
-        at_least(1, self, "rank", "hidden", "members", "epochs", "groups", "gradient_accumulation_steps", "resamples")
-        at_least(1, self, "checkpointing_steps")
-        at_least(0, self, "residual", "warmup", "seed")
-        at_least(0, self, "decisions", "learning_rate", "head_learning_rate", "weight_decay")
+        super().__post_init__()
+        at_least(1, self, "hidden", "members")
+        at_least(0, self, "residual", "decisions")
 
 
 def main(cfg: Config) -> None:
@@ -64,27 +63,21 @@ def main(cfg: Config) -> None:
     import torch
     from torch.nn import functional as F
 
-    from adapt.data.jpeg import with_sample_views
     from adapt.data.masked_groups import MaskedGroups
     from adapt.data.masks import require_masks, tools
     from adapt.detector.detector import Detector
     from adapt.detector.localizer import Localizer
-    from adapt.embedded import read_manifests
     from adapt.evaluation.map_metrics import mean_pixel_auc
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.map_head import MapHead, is_ai
     from adapt.models.towers.backbones import load_backbone
-    from adapt.processes import Scoring
     from adapt.training.localization import report_maps, score_maps, show_maps
-    from adapt.training.report import log_validation, require_classes, show_finished, validation_score
-    from adapt.training.run import Run, warmup_cosine
+    from adapt.training.report import log_validation, open_run, validation_score
+    from adapt.training.run import warmup_cosine
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
-    if run.finished():
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
     for split in ("train", "val", "test"):
         if not any(rows["mask"][rows["split"] == split]):
             raise Refusal(f"split {split!r} has no mask: `adapt composites` makes them of matched groups")
@@ -115,15 +108,15 @@ def main(cfg: Config) -> None:
     model = run.prepare(
         localizer,
         torch.optim.AdamW(parameters, weight_decay=cfg.weight_decay),
-        schedule=lambda step: warmup_cosine(step, total, int(cfg.warmup * total)),
+        schedule=warmup_cosine(total, cfg.warmup),
         data=rows.digest,
         base=backbone.fingerprint,
     )
     workers = run.workers(cfg.num_workers)
-    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    scoring = run.scoring(cfg.num_workers)
     accumulation = cfg.gradient_accumulation_steps
     for batch in run.steps(data, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
-        maps, extent, made_by = model(batch.pixels)
+        maps, extent, made_by = model(batch.inputs)
         where = F.binary_cross_entropy_with_logits(maps, batch.changed, reduction="none").mean(dim=(1, 2))
         what = F.cross_entropy(extent, batch.extent, reduction="none")
         what = what + F.cross_entropy(made_by, batch.tool, reduction="none")

@@ -12,93 +12,107 @@ To go on from a saved detector, or to learn one new generator: recipes/refine.py
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapt.cli import at_least
 from adapt.cli import run as run_recipe
-from adapt.flags import Intervals, Rows, Tower, Views
+from adapt.flags import FineTuning
+
+if TYPE_CHECKING:  # --help needs none of them
+    from adapt.data.manifest import Manifest
+    from adapt.detector.detector import Detector
+    from adapt.training.refine import Aim
+    from adapt.training.run import Run
 
 
 @dataclass(frozen=True)
-class Config(Rows, Tower, Views, Intervals):
+class Config(FineTuning):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
-    permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(1, self, "resamples")
-        at_least(0, self, "seed")
 
 
 def main(cfg: Config) -> None:
     import numpy as np
-    import torch
 
-    from adapt.data.jpeg import with_sample_views
-    from adapt.detector.detector import Detector, score
-    from adapt.embedded import read_manifests
-    from adapt.models.adapters.cut_tower import trained_part
-    from adapt.models.adapters.lora import add_adapter
-    from adapt.models.heads.linear import LinearHead, balanced_bce
-    from adapt.models.towers.backbones import load_backbone
-    from adapt.processes import Scoring
-    from adapt.training.micro_batches import accumulation_that_fits
-    from adapt.training.report import log_validation, report, require_classes, show_finished, validation_score
-    from adapt.training.run import Run, warmup_cosine
-    from adapt.training.tokens import training_data
+    from adapt.detector.detector import score
+    from adapt.training.report import open_run, report
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
-    if run.finished():
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
+    detector = new_detector(cfg, run)
+    facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")
+    scores = score(detector, rows, held, cfg.test_views, progress="scoring", **run.scoring(cfg.num_workers))
+    detector.freeze(scores)
+    report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, facts=facts)
+
+
+def new_detector(cfg: FineTuning, run: "Run") -> "Detector":
+    """The frozen tower with fresh adapters, and a linear head whose weights are zero."""
+    from adapt.detector.detector import Detector
+    from adapt.models.adapters.lora import add_adapter
+    from adapt.models.heads.linear import LinearHead
+    from adapt.models.towers.backbones import load_backbone
+
     backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
     add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
-    detector = Detector(backbone, LinearHead(backbone.dim))
+    return Detector(backbone, LinearHead(backbone.dim))
+
+
+def fine_tune(
+    cfg: FineTuning, run: "Run", rows: "Manifest", detector: "Detector", aim: "Aim | None" = None, **known: object
+) -> dict[str, float]:
+    """Train adapters and head on whole groups and leave the best epoch in the detector; recipes/refine.py does so too.
+
+    `aim` says what is shown more often, `known` are further facts that a continued run must share. Returns what was
+    picked, and how many numbers were trained.
+    """
+    import numpy as np
+    import torch
+
+    from adapt.models.adapters.cut_tower import trained_part
+    from adapt.models.heads.linear import balanced_bce
+    from adapt.training.micro_batches import accumulation_that_fits
+    from adapt.training.report import log_validation, validation_score
+    from adapt.training.run import warmup_cosine
+    from adapt.training.tokens import training_data
+
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
-    workers = run.workers(cfg.num_workers)
-    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
     labels = rows.fake[rows["split"] == "train"]
     if cfg.permute_labels:
         labels = np.random.default_rng(cfg.seed).permutation(labels)
     train, validate = training_data(
         run, part, detector, rows, cfg.train_views, cfg.seed, labels,
-        focus=None, cached=cfg.cache_prefix, num_workers=cfg.num_workers,
+        focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers,
     )  # fmt: skip
-
     trained = [
-        {"params": [p for p in backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
+        {"params": [p for p in detector.backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
         {"params": detector.head.parameters(), "lr": cfg.head_learning_rate},
     ]
     optimizer = torch.optim.AdamW(trained, weight_decay=cfg.weight_decay, fused=True)
     steps = cfg.epochs * (len(train) // min(cfg.groups, len(train)))
+    known |= {"aim": aim.cells} if aim else {}
     model = run.prepare(
         part,
         optimizer,
-        schedule=lambda step: warmup_cosine(step, steps, int(cfg.warmup * steps)),
+        warmup_cosine(steps, cfg.warmup),
         data=rows.digest,
-        base=backbone.fingerprint,
+        base=detector.backbone.fingerprint,
+        **known,
     )
     accumulation = accumulation_that_fits(run, part, train, cfg.groups, cfg.gradient_accumulation_steps)
 
+    workers = run.workers(cfg.num_workers)
     for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
-        logits = model(batch.pixels)
+        logits = model(batch.inputs)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         run.step(loss, cfg.max_grad_norm)
         if run.epoch_ended:
             scores = validate()
             log_validation(run, scores)
-            run.select(validation_score(scores))
+            run.select(validation_score(scores), last=aim is not None and aim.new)  # validation lacks a new generator
 
     picked = run.use_selected()
-    count = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
-    detector.freeze(scores)
-    report(
-        run, detector, rows, scores, cfg.resamples,
-        train_views=cfg.train_views, facts={"trainable_parameters": count, **picked},
-    )  # fmt: skip
+    return {"trainable_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad), **picked}
 
 
 if __name__ == "__main__":

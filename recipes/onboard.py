@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
+from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Rows, Views
@@ -45,11 +45,9 @@ class Config(Rows, Views):
     processes: int = 1  # training processes per LoRA run
 
     def __post_init__(self) -> None:
-        at_least(1, self, "shots", "epochs", "groups", "resamples", "processes")
-        at_least(0, self, "seeds", "learning_rate", "head_learning_rate")
-        for name in ("shots", "seeds", "methods"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise Refusal(f"--{name}: give one or more, each once")
+        super().__post_init__()
+        at_least(1, self, "shots")
+        each_once(self, "shots", "seeds", "methods")
 
     @property
     def seed(self) -> int:
@@ -59,10 +57,8 @@ class Config(Rows, Views):
 def main(cfg: Config) -> None:
     import numpy as np
 
-    from adapt.data.jpeg import with_sample_views
     from adapt.data.onboarding import onboard
     from adapt.detector.detector import load_detector
-    from adapt.embedded import read_manifests
     from adapt.evaluation.scores import Scores
     from adapt.features.cache import extract
     from adapt.models.heads.probes import Probe
@@ -72,16 +68,12 @@ def main(cfg: Config) -> None:
     from adapt.training.few_shot import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
     from adapt.training.on_features import score_features
     from adapt.training.refine import origin
-    from adapt.training.report import require_classes, show_finished
-    from adapt.training.run import Run
+    from adapt.training.report import open_run
 
-    cfg = with_sample_views(cfg)
-    run = Run(cfg)
     known = origin(cfg.detector, cfg.generator)
-    if run.finished(**known):
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
+    if (opened := open_run(cfg, **known)) is None:
+        return
+    cfg, run, rows = opened
     onboard(rows, cfg.generator, max(cfg.shots), cfg.seed)  # refused before any work
     runs = [(shots, seed) for shots in (0, *cfg.shots) for seed in cfg.seeds]
     scores: dict[tuple[str, str, str], Scores] = {}

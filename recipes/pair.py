@@ -38,9 +38,8 @@ class Config(Rows, Encoder, Views, Steps):
     resamples: int = 1000  # bootstrap resamples of groups behind every interval
 
     def __post_init__(self) -> None:
-        at_least(1, self, "rank", "epochs", "groups", "gradient_accumulation_steps", "resamples")
-        at_least(0, self, "ranking", "softmax", "contrastive", "consistency", "learning_rate", "head_learning_rate")
-        at_least(0, self, "weight_decay", "warmup", "seeds")
+        super().__post_init__()
+        at_least(0, self, "ranking", "softmax", "contrastive", "consistency")
         if not self.arms or not self.seeds:
             raise Refusal("--arms and --seeds: give at least one of each")
         if self.contrastive and self.tune == "head":
@@ -67,21 +66,18 @@ def train(cfg: Config) -> None:
     import torch
 
     from adapt.data.pairing import rematched, unpaired
-    from adapt.embedded import read_manifests
     from adapt.features.cache import extract
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.linear import balanced_bce
     from adapt.models.heads.losses import consistency, ranking, softmax_over_group, supervised_contrastive
     from adapt.models.towers.backbones import load_backbone
-    from adapt.training.report import log_validation, report, require_classes, show_finished, validation_score
-    from adapt.training.run import Run, warmup_cosine
+    from adapt.training.report import log_validation, open_run, report, validation_score
+    from adapt.training.run import warmup_cosine
     from adapt.training.trainable import Tuning
 
-    run = Run(cfg)
-    if run.finished():
-        return show_finished(run)
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
     matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
     images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched
@@ -101,14 +97,14 @@ def train(cfg: Config) -> None:
     model = run.prepare(
         tuning.model,
         torch.optim.AdamW(tuning.parameters(cfg.learning_rate, cfg.head_learning_rate), weight_decay=cfg.weight_decay),
-        schedule=lambda step: warmup_cosine(step, total, int(cfg.warmup * total)),
+        schedule=warmup_cosine(total, cfg.warmup),
         data=rows.digest,
         base=backbone.fingerprint,
     )
     accumulation, workers = cfg.gradient_accumulation_steps, tuning.workers(cfg.num_workers)
     per_step = len(data) // steps
     for batch in run.steps(data, per_step, cfg.epochs, accumulation, workers, cfg.checkpointing_steps, steps):
-        found, logits = model(batch.pixels)
+        found, logits = model(batch.inputs)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         group = 2 * batch.group + batch.twin  # images under one view: only these are comparable within a group
         groups = run.share_of_groups * (1 + twins)

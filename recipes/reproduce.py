@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Intervals
@@ -91,10 +90,6 @@ class Config(Intervals):
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
     processes: int = 1  # training processes per run
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "resamples", "processes")
-        at_least(0, self, "seed")
-
 
 def main(cfg: Config) -> None:
     from adapt.evaluation.targets import listing, read_sets, read_targets, select
@@ -106,7 +101,7 @@ def main(cfg: Config) -> None:
     if not cfg.only:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
-    from adapt.sweeps.planned_runs import run_all
+    from adapt.sweeps.planned_runs import end, run_all
     from adapt.sweeps.reproduction import Configuration, cell_of, jobs, missing, write_page
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
@@ -127,9 +122,7 @@ def main(cfg: Config) -> None:
             failed.append(job.name)
         else:
             write_page(cfg, job, cell, root, sets)
-    if failed:
-        print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
-        sys.exit(1)
+    end(failed)
     if without:
         raise Refusal(f"{len(without)} run(s) lack data or weights, named above: get them and start again")
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
+from adapt.errors import Refusal
 from adapt.flags import Cached, Encoder, Intervals, Rows, Views
 
 Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f"]
@@ -37,20 +38,17 @@ class Config(Rows, Encoder, Views, Cached, Intervals):
     resamples: int = 200  # bootstrap resamples of groups behind every interval
 
     def __post_init__(self) -> None:
-        at_least(1, self, "draws", "epochs", "resamples", "shots")
-        at_least(0, self, "learning_rate", "seed")
+        super().__post_init__()
+        at_least(1, self, "draws", "shots")
+        if self.prior == "text" and self.layer != "proj":
+            raise Refusal(f"--layer {self.layer}: texts are compared with layer proj; choose --prior probe or none")
 
 
 def main(cfg: Config) -> None:
     import numpy as np
     import torch
 
-    from adapt.data.jpeg import with_sample_views
     from adapt.detector.detector import Detector
-    from adapt.embedded import read_manifests
-    from adapt.errors import Refusal
-    from adapt.features.cache import extract
-    from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.probes import fit_probe
     from adapt.models.heads.tip_adapter import Rows, TipAdapter, draw_shots, fit, tune
     from adapt.models.heads.tip_head import PriorHead
@@ -59,6 +57,7 @@ def main(cfg: Config) -> None:
     from adapt.training.comparison import Study, finish
     from adapt.training.on_features import (
         class_names,
+        frozen_features,
         known_classes,
         numbers,
         readable_rows,
@@ -66,24 +65,16 @@ def main(cfg: Config) -> None:
         validation_judge,
         validation_rows,
     )
-    from adapt.training.report import require_classes, show_finished
-    from adapt.training.run import Run
+    from adapt.training.report import open_run
 
-    run = Run(cfg := with_sample_views(cfg))
-    if run.finished():
-        return show_finished(run)
-    if cfg.prior == "text" and cfg.layer != "proj":
-        raise Refusal(f"--layer {cfg.layer}: texts are compared with layer proj; choose --prior probe or none")
-    rows = read_manifests(cfg.manifest)
-    require_classes(rows)
+    if (opened := open_run(cfg)) is None:
+        return
+    cfg, run, rows = opened
     names = class_names(rows, cfg.classes)
     classes = known_classes(names[rows["split"] == "train"])
     prompts = [REAL if name == "real" else FAKE if name == "fake" else family_prompts(name) for name in classes]
     texts = prompt_features(cfg.backbone, prompts) if cfg.prior == "text" else None
-    backbone = frozen_backbone(cfg, run.device)
-    views, encoding = (*cfg.train_views, *cfg.test_views), run.encoding(cfg.num_workers)
-    features = extract(backbone, rows, views, cache=cfg.cache, cached_only=cfg.cached_only, **encoding)
-    run.begin(data=rows.digest, base=backbone.fingerprint)
+    backbone, features = frozen_features(run, rows, cfg, (*cfg.train_views, *cfg.test_views))
     if not run.main:
         return run.end()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from adapt.cli import at_least
+from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Intervals, Rows
@@ -70,9 +70,8 @@ class Config(Rows, Intervals):
     def __post_init__(self) -> None:
         at_least(2, self, "groups", "train_groups", "mapped")
         at_least(1, self, "eps", "steps", "qualities", "examples")
-        at_least(0, self, "resamples", "seed")
-        if not self.eps or len(set(self.eps)) < len(self.eps):
-            raise Refusal("--eps: give one or more, each once")
+        at_least(0, self, "resamples", "seed")  # without resamples: no intervals
+        each_once(self, "eps")
         if len({Path(folder).parent.name for folder in self.transfer_to}) < len(self.transfer_to):
             raise Refusal("--transfer_to: two detectors lie in runs of one name; rename a folder, or give each once")
 

@@ -1,8 +1,11 @@
 """Shared flags: inherited once, documented in --help, overridden where a recipe says so."""
 
+import ast
 import dataclasses
+import itertools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,27 @@ def test_an_inherited_flag_may_be_overridden() -> None:
 def test_impossible_shards_are_refused(values, message) -> None:
     with pytest.raises(Refusal, match=message):
         flags.Shards(shard=values[0], num_shards=values[1])
+
+
+def code_lines(path: Path) -> list[str]:
+    """The lines of a recipe that say something: no imports, docstrings, comments or short words."""
+    source = path.read_text(encoding="utf-8")
+    out: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            out |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            out |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    lines = enumerate((line.partition("  #")[0].strip() for line in source.splitlines()), 1)
+    return [line for number, line in lines if number not in out and len(line) >= 8 and not line.startswith("#")]
+
+
+def test_no_two_recipes_share_a_fifth_of_their_lines() -> None:
+    """What two experiments share stands in the library. Not counted: the frame, lines of eight recipes and more."""
+    lines = {name: code_lines(ROOT / "recipes" / f"{name}.py") for name in RECIPES}
+    often = Counter(line for of_recipe in lines.values() for line in set(of_recipe))
+    own = {name: [line for line in found if often[line] < 8] for name, found in lines.items()}
+    for one, other in itertools.combinations(RECIPES, 2):
+        small, large = sorted((own[one], own[other]), key=len)
+        share = sum(line in large for line in small) / len(small)
+        assert share < 0.2, f"{one} and {other} share {share:.0%} of their lines"

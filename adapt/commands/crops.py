@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.flags import Intervals, Rows
 
@@ -29,10 +28,6 @@ class Config(Rows, Intervals):
     backbone: str | None = None  # another place of the detector's base weights
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "resamples")
-        at_least(0, self, "seed")
-
 
 def main(cfg: Config) -> None:
     import time
@@ -42,7 +37,6 @@ def main(cfg: Config) -> None:
     from adapt.detector.detector import detector_digest, load_detector, score
     from adapt.embedded import read_manifests
     from adapt.pages.tables import grid
-    from adapt.processes import Scoring
     from adapt.training.comparison import Study, contrast, finish
     from adapt.training.report import require_classes, show_finished
     from adapt.training.run import Run
@@ -54,8 +48,7 @@ def main(cfg: Config) -> None:
     require_classes(rows)
     held = np.flatnonzero(rows["split"] != "train")
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
-    workers = run.workers(cfg.num_workers)
-    scoring: Scoring = {"workers": workers, "share": run.share_of_rows, "gather": run.gather}
+    scoring = run.scoring(cfg.num_workers)
     passes = []
     detector.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
     run.begin(data=rows.digest, base=detector.backbone.fingerprint, detector=detector_digest(cfg.detector))

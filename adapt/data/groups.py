@@ -30,7 +30,7 @@ from adapt.data.views import View, parse_view, rng
 class Batch:
     """Images of whole groups, side by side; a group's members share one view and one crop position."""
 
-    pixels: Tensor  # (n, 3, h, w) uint8, or cached features (n, d)
+    inputs: Tensor  # of the model that is trained: pixels (n, 3, h, w) uint8, or cached features (n, d)
     fake: Tensor  # (n,) float32: 1 is AI-generated
     weight: Tensor  # (n,) float32: balances the classes over the training set, mean 1
     group: Tensor  # (n,) int64
@@ -130,11 +130,11 @@ def draw_views(views: Sequence, draw: random.Random, twins: bool) -> list[int]:
 
 
 def make_batch(
-    pixels: Tensor, fake: np.ndarray, weight: np.ndarray, g: int, copies: int, unreadable: list[tuple[str, str]]
+    inputs: Tensor, fake: np.ndarray, weight: np.ndarray, g: int, copies: int, unreadable: list[tuple[str, str]]
 ) -> Batch:
-    """A batch of one group whose rows stand `copies` times in `pixels`, the weights shared by the copies."""
+    """A batch of one group whose rows stand `copies` times in `inputs`, the weights shared by the copies."""
     return Batch(
-        pixels=pixels,
+        inputs=inputs,
         fake=torch.tensor(fake, dtype=torch.float32).repeat(copies),
         weight=torch.tensor(weight / copies, dtype=torch.float32).repeat(copies),
         group=torch.full((copies * len(fake),), g),

@@ -85,7 +85,7 @@ class MaskedGroups(Dataset):
         nothing = part & ((share == 0) | ((share == 1) & ~fake))
         extent = torch.tensor(self.extent[rows]).masked_fill(part & (share == 1), GENERATED).masked_fill(nothing, REAL)
         return MaskedBatch(
-            pixels=pixels,
+            inputs=pixels,
             fake=fake.float(),
             weight=torch.ones(count),
             group=torch.full((count,), g),

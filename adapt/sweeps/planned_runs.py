@@ -22,7 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -35,6 +35,7 @@ from adapt.cli import Flags, as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
 from adapt.files import open_table, write_text
+from adapt.flags import Sweep
 from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
 from adapt.text import plain
 from adapt.training.report import shown
@@ -133,6 +134,25 @@ def select(
             raise Refusal(f"--only {pattern}: no such run; there are: {', '.join(run.name for run in runs)}")
     chosen = [run for run in runs if not only or any(fnmatch.fnmatchcase(run.name, p) for p in only)]
     return chosen[shard::num_shards]
+
+
+def carry_out(
+    runs: Sequence[PlannedRun], asked: Sweep, root: Path, guess: Mapping[str, float] | None = None
+) -> dict[str, str] | None:
+    """Print the plan of the runs that are asked for, and run them; returns those that failed, with their last words.
+
+    None for a dry run, which ends with the plan. `guess`: minutes by name, as of `plan`.
+    """
+    chosen = select(runs, asked.only, asked.shard, asked.num_shards)
+    print(plan(chosen, root, guess), flush=True)
+    return None if asked.dry_run else run_all(chosen, root, asked.processes)
+
+
+def end(failed: Collection[str]) -> None:
+    """Leave with status 1 where runs have failed, and name them."""
+    if failed:
+        print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
+        sys.exit(1)
 
 
 def plan(runs: Sequence[PlannedRun], root: Path, guess: Mapping[str, float] | None = None) -> str:

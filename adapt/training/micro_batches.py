@@ -30,7 +30,7 @@ def accumulation_that_fits(
     """
     per_step, world = min(per_step, len(train)), processes.accelerator.num_processes
     sizes = sorted((len(rows) for rows in train.groups), reverse=True)
-    first = train[0, 0].pixels
+    first = train[0, 0].inputs
     example = first[:1].clone() if len(first) else first.new_zeros(1, *first.shape[1:])
     accumulation = asked
     while not _fits(model, example.to(processes.device), sum(sizes[: -(-per_step // (world * accumulation))])):

@@ -14,10 +14,24 @@ from adapt.data.views import rng
 from adapt.detector.detector import as_scores
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.features.cache import Features
+from adapt.features.cache import Features, extract
+from adapt.features.remembered import Asked, Remembered, frozen_backbone
 from adapt.models.heads.linear import binary_logit
 from adapt.models.heads.probes import Kind, Probe, fit_probe
+from adapt.models.towers.backbones import Backbone
 from adapt.training.report import validation_score
+from adapt.training.run import Run
+
+
+class Encodes(Asked, Protocol):
+    """The flags of a recipe that say which features are made, and how."""
+
+    @property
+    def cached_only(self) -> bool: ...
+
+    @property
+    def num_workers(self) -> int | None: ...
+
 
 Classes = Literal["binary", "family", "generator"]
 CHUNK = 8192  # rows that are read and scored at once
@@ -82,6 +96,20 @@ class ClassHead(Protocol):
         """Features (n, d) -> logit of "AI-generated" (n,)."""
 
 
+def frozen_features(
+    run: Run, rows: Manifest, asked: Encodes, views: Sequence[str], layers: Sequence[str] = ()
+) -> tuple[Backbone | Remembered, Features]:
+    """The frozen encoder asked for, and its features of all rows under these views; what follows counts as training.
+
+    Every process encodes its share. Only the first goes on to fit heads: see `Run.main`.
+    """
+    backbone = frozen_backbone(asked, run.device)
+    encoding = run.encoding(asked.num_workers)
+    features = extract(backbone, rows, views, layers, cache=asked.cache, cached_only=asked.cached_only, **encoding)
+    run.begin(data=rows.digest, base=backbone.fingerprint)
+    return backbone, features
+
+
 class FeatureGroups(Dataset):
     """Training data like `Groups`, of cached features: item (epoch, g) is group g under the view drawn for that epoch.
 
@@ -120,9 +148,9 @@ class FeatureGroups(Dataset):
         why = [next((self.reasons[view][row] for view in views if self.reasons[view][row]), "") for row in rows]
         read = rows[[not reason for reason in why]]
         found = [self.features.take(self.rows[read], view) for view in views] if len(read) else []
-        pixels = np.concatenate([np.empty((0, self.dim), np.float32), *found])
+        inputs = np.concatenate([np.empty((0, self.dim), np.float32), *found])
         lost = [(self.manifest["path"][row], reason) for row, reason in zip(rows, why, strict=True) if reason]
-        return make_batch(torch.from_numpy(pixels), self.fake[read], self.weight[read], g, len(views), lost)
+        return make_batch(torch.from_numpy(inputs), self.fake[read], self.weight[read], g, len(views), lost)
 
 
 def score_features(

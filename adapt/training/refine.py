@@ -42,6 +42,7 @@ class Aim:
     """What training shows more often: cells (generator, view), or none; and how a page speaks of them."""
 
     cells: list[tuple[str, str]]
+    new: bool = False  # a generator that validation rows do not have
     focus: Focus | None = None
     title: str = ""
     about: str = ""
@@ -108,10 +109,10 @@ def aim_of(
             about += f" Weak, too, but without training rows, and passed over: {names}."
             say(f"no training rows, passed over: {names}")
     else:
-        return Aim([])
+        return Aim([], asked.onboard is not None)
     say("shown more often: " + ", ".join(f"{name} under {view}" for name, view in cells))
     focus = Focus(rows.select(rows["split"] == "train"), cells, views, asked.focus_share)
-    return Aim(cells, focus, title, about, found)
+    return Aim(cells, asked.onboard is not None, focus, title, about, found)
 
 
 def before_and_after(

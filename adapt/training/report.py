@@ -3,18 +3,20 @@
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from adapt.audit.metadata import metadata_logits
 from adapt.audit.record import verdict
 from adapt.data.images import Unreadable, read_image
+from adapt.data.jpeg import Trains, with_sample_views
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
 from adapt.data.views import parse_view
 from adapt.detector.detector import Detector
 from adapt.detector.model_card import complete_card, licence
+from adapt.embedded import read_manifests
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Column, attribute
 from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
@@ -25,7 +27,33 @@ from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
 from adapt.pages.promises import promises_section
 from adapt.pages.tables import text, write_tables
-from adapt.training.run import Run
+from adapt.training.run import Run, RunConfig
+
+
+class Recipe(Trains, RunConfig, Protocol):
+    """What the config of every recipe that trains on a manifest has."""
+
+    @property
+    def manifest(self) -> tuple[str, ...]: ...
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def open_run(config: R, **identity: object) -> tuple[R, Run, Manifest] | None:
+    """The config with the views of samples, its run directory, and the images; refuses what no recipe can use.
+
+    None where the directory holds the finished run: its table is shown. `identity`: facts of the run that are known
+    before any work.
+    """
+    config = with_sample_views(config)
+    run = Run(config)
+    if run.finished(**identity):
+        show_finished(run)
+        return None
+    rows = read_manifests(config.manifest)
+    require_classes(rows)
+    return config, run, rows
 
 
 def require_classes(rows: Manifest) -> None:

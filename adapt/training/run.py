@@ -398,11 +398,17 @@ class Run(Processes):
         return float(self._stop or orphaned)
 
 
-def warmup_cosine(step: int, total: int, warmup: int) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine to 0 at `total` (arXiv:1608.03983, eq. 5)."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+def warmup_cosine(total: int, share: float) -> Callable[[int], float]:
+    """A schedule: linear from 0 over this share of the steps, then half a cosine to 0 at `total` (arXiv:1608.03983,
+    eq. 5)."""
+    warmup = int(share * total)
+
+    def schedule(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    return schedule
 
 
 def _launcher() -> int | None:

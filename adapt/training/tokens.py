@@ -16,7 +16,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import extract, feature_cache, space_folder
 from adapt.models.adapters.cut_tower import Prefix, TrainedPart
-from adapt.processes import Processes, Scoring
+from adapt.processes import Processes
 from adapt.training.on_features import FeatureGroups, score_features
 
 AT_ONCE = 64  # images whose tokens are read and scored together
@@ -48,12 +48,8 @@ def training_data(
             raise Refusal("--cache_prefix: this tower cannot be cut between blocks; leave the flag out")
         return _from_cache(processes, part, rows, views, seed, labels, num_workers)
     val = np.flatnonzero(rows["split"] == "val")
-    scoring: Scoring = {
-        "workers": processes.workers(num_workers),
-        "share": processes.share_of_rows,
-        "gather": processes.gather,
-    }
     groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, labels, focus=focus)
+    scoring = processes.scoring(num_workers)
     return groups, lambda: score(detector, rows, val, tuple(views), progress="validation", **scoring)
 
 

@@ -56,8 +56,8 @@ def test_processes_and_micro_batches_share_a_step(world, size, accumulation) -> 
     parts = [batches(world, 0, rank=rank, size=size, accumulation=accumulation) for rank in range(size)]
     for step, batch in enumerate(whole):
         mine = [part[i] for part in parts for i in range(step * accumulation, (step + 1) * accumulation)]
-        rows = torch.cat([p.pixels.flatten(1) for p in mine])
-        assert Counter(map(bytes, rows.numpy())) == Counter(map(bytes, batch.pixels.flatten(1).numpy()))
+        rows = torch.cat([p.inputs.flatten(1) for p in mine])
+        assert Counter(map(bytes, rows.numpy())) == Counter(map(bytes, batch.inputs.flatten(1).numpy()))
 
 
 def test_groups_are_never_divided_and_every_epoch_takes_others(world) -> None:
@@ -77,7 +77,7 @@ def test_members_share_view_and_crop(tmp_path) -> None:
         picture.save(tmp_path / name)
     columns = {"path": ["a.png", "b.png"], "group": ["g", "g"], "generator": ["real", "real"], "split": ["train"] * 2}
     pair = Groups(Manifest.of(columns, tmp_path), PREPROCESS, VIEWS, 0, fake=np.array([False, True]))
-    draws = [pair[epoch, 0].pixels for epoch in range(12)]
+    draws = [pair[epoch, 0].inputs for epoch in range(12)]
     assert all(torch.equal(*pixels) for pixels in draws)
     assert len({bytes(pixels[0].numpy()) for pixels in draws}) > 8
 

@@ -76,9 +76,9 @@ def test_twins_are_the_same_images_under_another_view_with_the_weight_shared(pla
         assert two.twin.tolist() == [False] * count + [True] * count
         assert torch.equal(two.fake[:count], two.fake[count:]) and torch.equal(two.group[:count], two.group[count:])
         assert two.weight.sum() == pytest.approx(float(one.weight.sum()))
-        assert not torch.equal(two.pixels[:count], two.pixels[count:])
+        assert not torch.equal(two.inputs[:count], two.inputs[count:])
         same = Groups(rows, preprocess, ("none",), 5, twins=True)[(1, g)]  # the same place, once more
-        assert torch.equal(same.pixels[:count], same.pixels[count:])
+        assert torch.equal(same.inputs[:count], same.inputs[count:])
 
 
 def _preprocess() -> Preprocess:
@@ -91,5 +91,5 @@ def test_a_batch_without_images_is_a_blank_of_weight_0_in_the_shape_of_its_items
     nothing = np.zeros(0)
     features = make_batch(torch.empty(0, 7), nothing, nothing, 3, 2, [("a", "missing")])
     blank = collate([features])
-    assert blank.pixels.shape == (1, 7) and blank.weight.tolist() == [0] and blank.twin.tolist() == [False]
+    assert blank.inputs.shape == (1, 7) and blank.weight.tolist() == [0] and blank.twin.tolist() == [False]
     assert blank.unreadable == [("a", "missing")]

@@ -148,7 +148,7 @@ class Data(list):
         return len(self.groups)
 
     def __getitem__(self, key: tuple[int, int]) -> SimpleNamespace:
-        return SimpleNamespace(pixels=torch.zeros(2, 3, 4, 4))
+        return SimpleNamespace(inputs=torch.zeros(2, 3, 4, 4))
 
 
 def alone(device: str, said: list[str]) -> SimpleNamespace:

@@ -227,7 +227,7 @@ def test_labels_are_those_of_the_crop(tmp_path) -> None:
     met = set()
     for epoch in range(30):
         batch = MaskedGroups(rows, tool, ("none",), 32, 8, 4, seed=0)[epoch, 0]
-        for pixels, changed, extent, made in zip(batch.pixels, batch.changed, batch.extent, batch.tool, strict=True):
+        for pixels, changed, extent, made in zip(batch.inputs, batch.changed, batch.extent, batch.tool, strict=True):
             kind, share = int(pixels[0, 0, 0]) // 60, float(changed.mean())
             met.add((kind, 0 < share < 1, int(extent)))
             if kind == 0:
@@ -247,7 +247,7 @@ def test_kinds_take_turns_and_draws_repeat(tmp_path) -> None:
     assert len(data) == 1 and data.group_weight == 2
     for epoch in range(4):
         one, two = data[epoch, 0], data[epoch, 0]
-        assert torch.equal(one.pixels, two.pixels) and len(one.fake) == 2
+        assert torch.equal(one.inputs, two.inputs) and len(one.fake) == 2
         assert len(set(zip(one.extent.tolist(), one.tool.tolist(), strict=True))) == 2
 
 
@@ -258,5 +258,5 @@ def test_an_unreadable_image_is_counted_and_a_batch_without_any_has_a_blank(tmp_
     item = MaskedGroups(rows, np.array([0, 1, 1, 2]), ("none",), 64, 8, 4, seed=0)[0, 0]
     assert len(item.fake) == 0 and len(item.unreadable) == 4
     batch = collate([item, item])
-    assert batch.pixels.shape == (1, 3, 64, 64) and batch.changed.shape == (1, 8, 8) and len(batch.unreadable) == 8
+    assert batch.inputs.shape == (1, 3, 64, 64) and batch.changed.shape == (1, 8, 8) and len(batch.unreadable) == 8
     assert batch.weight.tolist() == [0] and batch.extent.dtype == torch.int64

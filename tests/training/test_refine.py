@@ -249,7 +249,7 @@ def test_training_data_with_a_focus(planted) -> None:
     sizes = set()
     for epoch, g in [(e, g) for e in range(2) for g in range(4)]:
         item, again = focused[epoch, g], focused[epoch, g]
-        assert torch.equal(item.pixels, again.pixels) and torch.equal(item.weight, again.weight)
+        assert torch.equal(item.inputs, again.inputs) and torch.equal(item.weight, again.weight)
         fakes = int(item.fake.sum())
         sizes.add(fakes)
         for label in (0, 1):

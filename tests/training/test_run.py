@@ -252,8 +252,8 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(config, capf
 
 
 def test_schedule() -> None:
-    values = [warmup_cosine(step, total=100, warmup=10) for step in range(101)]
+    values = [warmup_cosine(total=100, share=0.1)(step) for step in range(101)]
     assert values[0] == pytest.approx(0.1) and values[9] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(values[9:]))
     assert values[55] == pytest.approx(0.5) and values[100] == pytest.approx(0, abs=1e-12)
-    assert warmup_cosine(0, total=1, warmup=0) == 1.0
+    assert warmup_cosine(total=1, share=0.0)(0) == 1.0
