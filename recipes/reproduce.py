@@ -102,7 +102,7 @@ def main(cfg: Config) -> None:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
     from adapt.sweeps.planned_runs import end, run_all
-    from adapt.sweeps.reproduction import Configuration, cell_of, jobs, missing, write_page
+    from adapt.sweeps.reproduction import Configuration, run_of, jobs, missing, write_page
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
     given = {"precision": cfg.precision, "resamples": cfg.resamples, "num_workers": cfg.num_workers, "seed": cfg.seed}
@@ -117,11 +117,11 @@ def main(cfg: Config) -> None:
             print("\n".join(["missing", *lines]))
             without.append(job.name)
             continue
-        root, cell = cfg.output_dir / job.name, cell_of(job, sets, cfg.manifest, backbone, shared)
-        if run_all([cell], root, cfg.processes):
+        root, run = cfg.output_dir / job.name, run_of(job, sets, cfg.manifest, backbone, shared)
+        if run_all([run], root, cfg.processes):
             failed.append(job.name)
         else:
-            write_page(cfg, job, cell, root, sets)
+            write_page(cfg, job, run, root, sets)
     end(failed)
     if without:
         raise Refusal(f"{len(without)} run(s) lack data or weights, named above: get them and start again")

@@ -1,7 +1,9 @@
 """Every command of every README is one that exists, with flags that exist; links lead somewhere."""
 
+import csv
 import dataclasses
 import importlib
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +12,9 @@ import pytest
 import yaml
 
 from adapt import __main__ as program
+from adapt.evaluation.bootstrap import GROUPED, MEANS, METRICS, WITHIN
+from adapt.evaluation.metrics import PREFIXES
+from adapt.files import open_table
 from adapt.sweeps.planned_runs import config_class
 
 ROOT = Path(__file__).parents[1]
@@ -182,3 +187,30 @@ def test_the_citation_is_that_of_the_citation_file_and_the_package() -> None:
     found = dict(re.findall(r"^ +(\w+) = \{+(.*?)\}+,?$", entry, re.MULTILINE))
     assert found == {"author": cff["authors"][0]["name"], **{key: cff[key] for key in ("title", "version", "license")}}
     assert found["version"] == __version__
+
+
+def vocabulary(heading: str) -> set[str]:
+    """The words in backticks in the first column of the table with this heading."""
+    text = (ROOT / "adapt" / "evaluation" / "README.md").read_text(encoding="utf-8")
+    lines = text.partition(f"| `{heading}` | is |\n|---|---|\n")[2].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return {word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def test_the_vocabulary_of_metrics_csv_is_one_table() -> None:
+    """Every word of the code and of the committed files stands in the tables, and the tables have no other words."""
+    metrics, generators = vocabulary("metric"), vocabulary("generator")
+    used, names = set(), set()
+    for path in (ROOT / "results").glob("*/*/metrics.csv.bz2"):
+        with open_table(path.with_suffix("")) as file:
+            for line in csv.DictReader(file):
+                if "metric" in line:
+                    used.add(line["metric"])
+                    names.add(line["generator"])
+    used |= {*METRICS, *WITHIN, "threshold", "unreadable"}
+    names |= {*MEANS, *GROUPED}
+    ours = {name.removesuffix("_per_quality") for name in used}
+    assert ours == metrics - {"..._per_quality"}
+    aggregates = {re.sub(r"^(edit|part):(?!all$).*", r"\1:NAME", name) for name in names if ":" in name} | {"real"}
+    assert aggregates == generators
+    assert {name.partition(":")[0] + ":" for name in generators - {"real", "part:NAME"}} == set(PREFIXES)

@@ -2,14 +2,8 @@
 
 Every generator is scored against the unedited reals of its own `set` under the same view. Only `test` rows
 are reported; `val` rows choose the threshold. Intervals are 95 % percentile intervals of a bootstrap over
-groups, given the threshold. Beside the generators' own names, the column `generator` of a `Cell` can say
-
-    real          unedited reals alone: false alarms          edit:NAME  processed reals: false alarms
-    edit:all      all processed reals together                pooled:all all fakes together against the reals
-    mean:seen     generators with training rows               mean:unseen  generators never met before the
-    test mean:all      both; worst:all the worst of both           mean:selection  met in validation only, in
-    no other mean pooled:val    the validation rows, with the threshold
-    within:all    each real against the fakes of its own group (`WITHIN` of bootstrap.py); within:seen, :unseen
+groups, given the threshold. Beside the generators' own names, the column `generator` of a `Cell` has words for the
+reals, for aggregates (`mean:unseen`) and for processed reals: README.md has the table of them, and of all metrics.
 
 Means and the worst stand under the set `all`: every (set, generator) that has both classes counts once.
 """
@@ -24,7 +18,13 @@ from adapt.evaluation.bootstrap import ALL, Replicates, distinct, interval, repl
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
-PREFIXES = ("mean:", "worst:", "pooled:", "within:", "edit:")  # of the names in the table above
+PREFIXES = (
+    "mean:",
+    "worst:",
+    "pooled:",
+    "within:",
+    "edit:",
+)  # of aggregates: no generator may have them
 
 
 @dataclass(frozen=True)

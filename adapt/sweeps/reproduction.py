@@ -109,7 +109,7 @@ def jobs(
     return out
 
 
-def cell_of(
+def run_of(
     job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str, shared: Mapping[str, object]
 ) -> PlannedRun:
     """The run of a job, on the `given` manifests, or without any on those of the published sets."""

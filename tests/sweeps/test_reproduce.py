@@ -24,7 +24,7 @@ from adapt.evaluation import targets as targets_module
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.targets import TargetSet, read_sets, read_targets, select
 from adapt.sweeps import planned_runs as cells_module
-from adapt.sweeps.reproduction import Configuration, answer, cell_of, configure, differences, hub_repository, jobs
+from adapt.sweeps.reproduction import Configuration, answer, run_of, configure, differences, hub_repository, jobs
 
 EVERY, SETS = read_targets(), read_sets()
 CONFIGURATIONS = [Configuration(*line) for line in recipe.CONFIGURATIONS]
@@ -49,7 +49,7 @@ def test_every_configuration_is_a_possible_run(tmp_path) -> None:
     names = [c.name for c in CONFIGURATIONS]
     assert len(set(names)) == len(names)
     for job in jobs(EVERY, EVERY, CONFIGURATIONS, None):
-        config = cell_of(job, SETS, (), job.configuration.backbone, {}).config(tmp_path)
+        config = run_of(job, SETS, (), job.configuration.backbone, {}).config(tmp_path)
         assert config.backbone == job.configuration.backbone and config.test_views == tuple(job.views)
     for name in (recipe.OPENAI, recipe.COMMONPOOL, recipe.DATACOMP):
         model, tag = name.removeprefix("open_clip:").split("@")
@@ -149,21 +149,21 @@ def test_a_verdict_needs_method_encoder_and_data() -> None:
         return index([*cells, Cell("all", "none", "mean:all", "auc", 0.9, 0.8, 0.95, 9, 9)])
 
     job = job_of("cozzolino-svm-n10k-auc")
-    right = cell_of(job, SETS, (), recipe.COMMONPOOL, {})
+    right = run_of(job, SETS, (), recipe.COMMONPOOL, {})
     assert differences(job, right, at(18), SETS) == []
     (found,) = answer(job, at(18), [])
     assert (found.verdict, found.difference, found.setting) == ("match", "+0.0030", "published")
     for cell, evaluated, why in (
         (right, at(17), "17 generators are tested, 18 were published"),
-        (cell_of(job, SETS, (), "tiny", {}), at(18), f"encoder tiny instead of {recipe.COMMONPOOL}"),
-        (cell_of(job, SETS, ("m.csv",), recipe.COMMONPOOL, {}), at(18), "data of your own instead of LDM 10k pairs"),
+        (run_of(job, SETS, (), "tiny", {}), at(18), f"encoder tiny instead of {recipe.COMMONPOOL}"),
+        (run_of(job, SETS, ("m.csv",), recipe.COMMONPOOL, {}), at(18), "data of your own instead of LDM 10k pairs"),
     ):
         (said,) = differences(job, cell, evaluated, SETS)
         assert said.startswith(why)
         (found,) = answer(job, evaluated, [said])
         assert found.verdict == "none: not the published setting" and found.difference == "+0.0030"
     unknown = job_of("drct2m-univfd-accuracy")  # its training set is: a table of the test set alone is not its data
-    cell = cell_of(unknown, SETS, (str(SETS["DRCT-2M"].manifest),), recipe.OPENAI, {})
+    cell = run_of(unknown, SETS, (str(SETS["DRCT-2M"].manifest),), recipe.OPENAI, {})
     assert differences(unknown, cell, at(16), SETS) == ["data of your own instead of an unknown set -> DRCT-2M"]
     (found,) = answer(job_of("bfree-code-synthbuster-auc"), at(9), [])
     assert found.verdict == "none: comparable, not the same method"
