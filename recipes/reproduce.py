@@ -102,7 +102,7 @@ def main(cfg: Config) -> None:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
     from adapt.sweeps.planned_runs import end, run_all
-    from adapt.sweeps.reproduction import Configuration, run_of, jobs, missing, write_page
+    from adapt.sweeps.reproduction import Configuration, jobs, missing, run_of, write_page
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
     given = {"precision": cfg.precision, "resamples": cfg.resamples, "num_workers": cfg.num_workers, "seed": cfg.seed}

@@ -24,7 +24,7 @@ from adapt.evaluation import targets as targets_module
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.targets import TargetSet, read_sets, read_targets, select
 from adapt.sweeps import planned_runs as cells_module
-from adapt.sweeps.reproduction import Configuration, answer, run_of, configure, differences, hub_repository, jobs
+from adapt.sweeps.reproduction import Configuration, answer, configure, differences, hub_repository, jobs, run_of
 
 EVERY, SETS = read_targets(), read_sets()
 CONFIGURATIONS = [Configuration(*line) for line in recipe.CONFIGURATIONS]
