@@ -4,7 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from adapt.models.towers.attention import _Mixed, fuse, split
+from adapt.models.towers.attention import SplitAttention, _Mixed, split
+
+
+def fused(attention: SplitAttention) -> nn.MultiheadAttention:
+    """Back to `nn.MultiheadAttention`: the inverse of `split`."""
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    weight = attention.q_proj.weight
+    factory = {"dtype": weight.dtype, "device": weight.device}
+    new = nn.MultiheadAttention(weight.shape[1], attention.heads, batch_first=True, **factory)
+    with torch.no_grad():
+        new.in_proj_weight.copy_(torch.cat([projection.weight for projection in projections]))
+        new.in_proj_bias.copy_(torch.cat([projection.bias for projection in projections]))
+        new.out_proj.load_state_dict(attention.out_proj.state_dict())
+    return new.train(attention.training)
 
 
 @pytest.fixture
@@ -44,7 +57,7 @@ def test_gradients_agree(attention) -> None:
 
 
 def test_fuse_restores_the_state_dict(attention) -> None:
-    before, after = attention.state_dict(), fuse(split(attention)).state_dict()
+    before, after = attention.state_dict(), fused(split(attention)).state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
 

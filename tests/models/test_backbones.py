@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_attention import fused
 from torch import nn
 
 from adapt.errors import Refusal
-from adapt.models.towers.attention import SplitAttention, fuse
+from adapt.models.towers.attention import SplitAttention
 from adapt.models.towers.backbones import load_backbone
 
 TINY = Path(__file__).parents[2] / "adapt" / "embedded" / "tiny"
@@ -71,7 +72,7 @@ def test_attention_is_split_and_the_state_dict_comes_back() -> None:
     blocks = [m for m in backbone.tower.modules() if isinstance(getattr(m, "attn", None), SplitAttention)]
     assert blocks
     for block in blocks:
-        block.attn = fuse(block.attn)
+        block.attn = fused(block.attn)
     upstream = {k.removeprefix("visual."): v for k, v in load_file(TINY / "open_clip_model.safetensors").items()}
     restored = backbone.tower.state_dict()
     assert restored.keys() == {key for key in upstream if key in restored}

@@ -89,19 +89,6 @@ def split(attention: nn.MultiheadAttention) -> SplitAttention:
     return new.train(attention.training)
 
 
-def fuse(attention: SplitAttention) -> nn.MultiheadAttention:
-    """Back to `nn.MultiheadAttention`, so that a merged tower has exactly the upstream state dict."""
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    weight = attention.q_proj.weight
-    factory = {"dtype": weight.dtype, "device": weight.device}
-    new = nn.MultiheadAttention(weight.shape[1], attention.heads, batch_first=True, **factory)
-    with torch.no_grad():
-        new.in_proj_weight.copy_(torch.cat([projection.weight for projection in projections]))
-        new.in_proj_bias.copy_(torch.cat([projection.bias for projection in projections]))
-        new.out_proj.load_state_dict(attention.out_proj.state_dict())
-    return new.train(attention.training)
-
-
 def split_all(tower: nn.Module) -> int:
     """Split the attention of every transformer block of an open_clip tower in place; returns how many."""
     blocks = [m for m in tower.modules() if isinstance(getattr(m, "attn", None), nn.MultiheadAttention)]
