@@ -18,6 +18,7 @@ from adapt.evaluation.bootstrap import ALL, Replicates, distinct, interval, repl
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
+TOLERANCE = 0.05  # of the controls: in AUC from 0.5, and in false alarms
 PREFIXES = (
     "mean:",
     "worst:",
@@ -210,13 +211,12 @@ def controls(
     resamples: int = 1000,
     seed: int = 0,
     threshold: float | None = None,
-    tolerance: float = 0.05,
 ) -> list[Control]:
     """The three controls of a result, per view; the first two where their tables are given.
 
     Labels permuted in training, and a classifier that sees metadata only: the mean AUC over all generators
-    passes if its interval touches 0.5 +- `tolerance`. Processed reals: their false-alarm rate passes unless
-    it exceeds that of the unedited reals by more than `tolerance` in 97.5 % of the resamples. The two tables
+    passes if its interval touches 0.5 +- `TOLERANCE`. Processed reals: their false-alarm rate passes unless
+    it exceeds that of the unedited reals by more than `TOLERANCE` in 97.5 % of the resamples. The two tables
     must hold the test rows of `scores` under each view they have.
     """
     out = []
@@ -228,21 +228,21 @@ def controls(
             if generator == "mean:all":
                 low, high, _ = interval(found.values["auc"][1:])
                 off = max(low - 0.5, 0.5 - high)
-                out.append(_control(name, view, found, "auc", off, tolerance))
+                out.append(_control(name, view, found, "auc", off))
     threshold = pick_threshold(scores) if threshold is None else threshold
     drawn = replicate(_test_rows(scores), threshold, resamples, seed)
     for (scope, view, label), processed in drawn.items():
         if scope == ALL and label.startswith("edit:"):
             excess = processed.values["false_alarm"] - drawn[ALL, view, "real"].values["false_alarm"]
             name = f"processed reals, {label.removeprefix('edit:')}: false alarms"
-            out.append(_control(name, view, processed, "false_alarm", interval(excess[1:])[0], tolerance))
+            out.append(_control(name, view, processed, "false_alarm", interval(excess[1:])[0]))
     return out
 
 
-def _control(name: str, view: str, found: Replicates, metric: str, surely_off: float, tolerance: float) -> Control:
+def _control(name: str, view: str, found: Replicates, metric: str, surely_off: float) -> Control:
     """`surely_off` is how far the number is from where it should be, at the near end of its interval."""
     low, high, _ = interval(found.values[metric][1:])
-    verdict = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= tolerance else "FAILED"
+    verdict = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= TOLERANCE else "FAILED"
     value = float(found.values[metric][0])
     return Control(name, view, value, low, high, verdict, found.n_real, found.n_fake)
 

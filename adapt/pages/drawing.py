@@ -185,9 +185,9 @@ def heat_map(
     return figure
 
 
-def panels_of(names: Sequence[str], columns: int = 4) -> tuple[Figure, np.ndarray]:
+def panels_of(names: Sequence[str]) -> tuple[Figure, np.ndarray]:
     """A figure with a panel for each name, which stands above it."""
-    columns = min(columns, len(names))
+    columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(2.2 * max(columns, 2) + 0.6, 2.1 * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()

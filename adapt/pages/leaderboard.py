@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adapt.evaluation.bootstrap import ALL, distinct
-from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.metrics import PREFIXES, TOLERANCE
 from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, WORST, Number, Place, Row
 from adapt.pages.tables import name_of
 from adapt.text import escape_markdown
 
 COSTS = {"trainable_parameters": "trainable parameters", "minutes": "minutes", "peak_memory_mib": "peak memory, MiB"}
-TOLERANCE = 0.05  # of the controls
 TIE = "†"
 ABOUT_NUMBERS = f"""\
 `0.874 [0.851, 0.896] ±0.004`: mean over training seeds, its 95 % interval (bootstrap over test groups, the same

@@ -112,9 +112,9 @@ def headline(points: Sequence[Point]) -> list[list[str]]:
     return rows
 
 
-def per_view(points: Sequence[Point], kind: str = "AUC unseen") -> list[list[str]]:
-    """A header and a row for each point: one kind of AUC under every view."""
-    views = [key for key in points[0].aucs if key[1] == kind and key[0] != MEAN]
+def per_view(points: Sequence[Point]) -> list[list[str]]:
+    """A header and a row for each point: AUC unseen under every view."""
+    views = [key for key in points[0].aucs if key[1] == "AUC unseen" and key[0] != MEAN]
     rows = [["configuration", *(view for view, _ in views)]]
     return [*rows, *([point.name, *(show(point.aucs[key]) for key in views)] for point in points)]
 

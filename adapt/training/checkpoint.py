@@ -21,6 +21,8 @@ from adapt.lock import Lock
 
 STATE = "trainer_state.json"
 
+KEPT = 2  # checkpoints of a run
+
 
 class State(TypedDict):
     """What trainer_state.json says of a run beside its tensors."""
@@ -38,11 +40,11 @@ class State(TypedDict):
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object], keep: int = 2
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object]
 ) -> None:
     """Write `checkpoint-step` under `folder`: one safetensors file per entry of `tensors`, and the JSON `state`.
 
-    The folder appears under its name only when every byte is on the disk; older ones beyond `keep` go only then.
+    The folder appears under its name only when every byte is on the disk; older ones beyond `KEPT` go only then.
     """
     final = folder / f"checkpoint-{step}"
     temporary = folder / f".checkpoint-{step}.tmp"
@@ -67,7 +69,7 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one: resuming starts behind the newest good one
     temporary.replace(final)
     sync(folder)
-    for old in list(_newest_first(folder))[keep:]:
+    for old in list(_newest_first(folder))[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
 
 

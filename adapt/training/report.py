@@ -29,6 +29,8 @@ from adapt.pages.promises import promises_section
 from adapt.pages.tables import text, write_tables
 from adapt.training.run import Run, RunConfig
 
+MISTAKES = 8  # of each kind that TensorBoard shows
+
 
 class Recipe(Trains, RunConfig, Protocol):
     """What the config of every recipe that trains on a manifest has."""
@@ -225,7 +227,7 @@ def _metadata_scores(rows: Manifest, scores: Scores) -> Scores:
     )
 
 
-def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scores, count: int = 8) -> None:
+def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scores) -> None:
     """The reals that look most fake and the fakes that look most real, as the detector sees them."""
     import torch
 
@@ -239,7 +241,7 @@ def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scor
             ("fake_called_real", scores.fake, 1),
         ):
             candidates = np.flatnonzero(chosen & mask)
-            worst = candidates[np.argsort(sign * scores["logit"][candidates], kind="stable")[:count]]
+            worst = candidates[np.argsort(sign * scores["logit"][candidates], kind="stable")[:MISTAKES]]
             tiles = []
             for row in worst:
                 try:
