@@ -194,7 +194,9 @@ def test_like_is_resolved_in_place_and_refused_without_images(sample, tmp_path) 
 def test_every_recipe_resolves_it_before_any_work(name, tmp_path) -> None:
     recipe = importlib.import_module(name)
     given = {"output_dir": tmp_path / "run", "train_views": ("like:absent",)}
-    given |= {"detector": tmp_path, "generator": "x"} if name == "onboard" else {}
+    if name == "onboard":
+        (tmp_path / "detector.json").write_text("{}")
+        given |= {"detector": tmp_path, "generator": "x"}
     given |= {"onboard": "x", "shots": 1} if name == "refine" else {}
     with pytest.raises(Refusal, match="no input 'absent'"):
         recipe.main(recipe.Config(**given))
