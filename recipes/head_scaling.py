@@ -99,13 +99,13 @@ def measure(cfg: Config, head: str, features) -> dict[str, float]:
 
 
 def main(cfg: Config) -> None:
-    import csv
     import shutil
     import tempfile
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from adapt.files import atomic, write_text
+    from adapt.files import write_text
+    from adapt.number_table import write_table
     from adapt.pages.tables import facts_list, grid
     from adapt.training.report import show_finished
     from adapt.training.run import Run
@@ -129,10 +129,7 @@ def main(cfg: Config) -> None:
                     )
             finally:
                 shutil.rmtree(folder)
-    with atomic(run.folder / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_table(run.folder / "metrics.csv", list(table[0]), [list(line.values()) for line in table])
     record = run.record()
     lines = [[str(x) if isinstance(x, int | str) else f"{x:.4g}" for x in line.values()] for line in table]
     about = (

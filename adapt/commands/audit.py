@@ -64,6 +64,7 @@ def main(cfg: Config) -> None:
     from adapt.audit.shortcuts import balance, examine, figure, remedies, shortcuts
     from adapt.embedded import read_manifests
     from adapt.files import write_text
+    from adapt.number_table import write_table
     from adapt.pages.drawing import save_png
     from adapt.pages.tables import EMBEDDED, facts_list, grid
     from adapt.text import escape_markdown
@@ -97,9 +98,9 @@ def main(cfg: Config) -> None:
     record |= {"seed": cfg.seed, "hardware": provenance.hardware(), "versions": provenance.versions()}
 
     write_text(cfg.output_dir / "table.md", "\n\n".join([*page, "## Provenance", facts_list(record)]) + "\n")
-    header = [*cells[0]._fields, "verdict"]
-    write_csv(cfg.output_dir / "audit.csv", [header, *([*cell, verdicts[cell.factor]] for cell in cells)])
-    write_csv(cfg.output_dir / "duplicates.csv", pair_table(rows, pairs))
+    factors = ([*cell, verdicts[cell.factor]] for cell in cells)
+    write_table(cfg.output_dir / "audit.csv", [*cells[0]._fields, "verdict"], factors, line_end="\r\n")
+    write_pairs(cfg.output_dir / "duplicates.csv", pair_table(rows, pairs))
     save_png(figure(cells, verdicts), cfg.output_dir / "figures" / "shortcuts.png")
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record |= {"clean": clean, "unreadable": lost, "identity": as_dict(cfg)}
@@ -143,13 +144,14 @@ def pair_table(rows: "Manifest", pairs: "list[Twin]") -> list[list[str]]:
     return table
 
 
-def write_csv(path: Path, table: list[list]) -> None:
+def write_pairs(path: Path, table: list[list[str]]) -> None:
+    """A CSV file whose names of files hold any bytes, written as a manifest is."""
     import csv
 
     from adapt.files import atomic
 
     with atomic(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerows([["n/a" if value != value else value for value in row] for row in table])
+        csv.writer(file).writerows(table)
 
 
 def command() -> None:

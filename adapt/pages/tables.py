@@ -1,7 +1,6 @@
 """Numbers as a long CSV file, as a page of Markdown, and as text for a terminal."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +9,8 @@ from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
-from adapt.files import atomic, write_text
+from adapt.files import write_text
+from adapt.number_table import write_rows
 from adapt.text import escape_markdown, plain
 
 COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
@@ -94,29 +94,16 @@ def write_tables(
     confusion.csv. `read_back.py` reads them.
     """
     folder = Path(folder)
-    _write_csv(folder / "metrics.csv", COLUMNS, cells)
+    write_rows(folder / "metrics.csv", COLUMNS, cells)
     if controls:
-        _write_csv(folder / "controls.csv", [field.name for field in fields(Control)], controls)
+        write_rows(folder / "controls.csv", [field.name for field in fields(Control)], controls)
     if differences:
-        _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
+        write_rows(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
     if attribution is not None:
         rates = ("view", "label", "metric", "value", "low", "high", "n")
-        _write_csv(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
-        _write_csv(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
+        write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
+        write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
     write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections, attribution))
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[object], header: Mapping[str, str] = {}) -> None:
-    """Numbers in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`.
-
-    `columns` are the fields of the rows; `header` has those that the file calls otherwise.
-    """
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow([header.get(column, column) for column in columns])
-        for row in rows:
-            values = (getattr(row, column) for column in columns)
-            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
 
 
 class WithInterval(Protocol):

@@ -9,12 +9,10 @@ rest goes on. Several starts may share a folder: by `--shard` on many machines, 
 with refuses a second one by itself.
 """
 
-import csv
 import difflib
 import fnmatch
 import importlib.util
 import json
-import math
 import os
 import re
 import shlex
@@ -34,7 +32,8 @@ from adapt import provenance
 from adapt.cli import Flags, as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
-from adapt.files import open_table, write_text
+from adapt.files import write_text
+from adapt.number_table import columns_of, read_table
 from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
 from adapt.text import plain
 from adapt.training.report import shown
@@ -235,19 +234,13 @@ def _last_lines(log: Path, begin: int) -> str:
 
 def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
     """Numbers of a metrics.csv by the values of the columns before `set`: by () if there are none."""
-    found: dict[tuple[str, ...], list[metrics.Cell]] = {}
-    with open_table(path) as file:
-        reader = csv.reader(file)
-        header = next(reader)
-        first = header.index("set")
-        if tuple(header[first:]) != COLUMNS:
-            raise Refusal(f"{path}: columns {', '.join(header)}, expected some names and then {', '.join(COLUMNS)}")
-        for row in reader:
-            of_set, view, generator, metric, *numbers = row[first:]
-            value, low, high = (math.nan if word == "n/a" else float(word) for word in numbers[:3])
-            n_real, n_fake = map(int, numbers[3:])
-            cell = metrics.Cell(of_set, view, generator, metric, value, low, high, n_real, n_fake)
-            found.setdefault(tuple(row[:first]), []).append(cell)
+    columns, found = columns_of(path), dict[tuple[str, ...], list[metrics.Cell]]()
+    names = columns[: -len(COLUMNS)]
+    if columns != (*names, *COLUMNS):
+        raise Refusal(f"{path}: columns {', '.join(columns)}, expected some names and then {', '.join(COLUMNS)}")
+    for row in read_table(path, floats=COLUMNS[4:7], ints=COLUMNS[7:]):
+        cell = metrics.Cell(*(row[column] for column in COLUMNS))
+        found.setdefault(tuple(row[name] for name in names), []).append(cell)
     return found
 
 

@@ -1,6 +1,5 @@
 """What one item hands over: numbers with intervals, figures, pictures; and the page that they make together."""
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.evaluation.bootstrap import distinct, interval
-from adapt.files import atomic, open_table, write_text
+from adapt.files import write_text
+from adapt.number_table import number, read_table, write_table
 from adapt.pages import html
 from adapt.pages.drawing import save_png
 from adapt.pages.tables import EMBEDDED, facts_list, grid, show
-from adapt.text import escape_markdown, plain
+from adapt.text import escape_markdown
 
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
@@ -157,23 +157,18 @@ def write_page(
 
 def write_csv(path: Path, tables: Sequence[Numbers]) -> None:
     """All cells in long form, to six digits; a text stands under `value`."""
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["table", "row", "column", *Value._fields])
-        for numbers in tables:
-            for (row, column), cell in numbers.cells.items():
-                values = (cell, "", "", "") if isinstance(cell, str) else cell
-                shown = [f"{value:.6g}" if isinstance(value, float) else value for value in values]
-                words = [plain(word) for word in (numbers.caption, row, column)]
-                out.writerow([*words, *("n/a" if value == "nan" else value for value in shown)])
+    rows: list[tuple[object, ...]] = []
+    for numbers in tables:
+        for (row, column), cell in numbers.cells.items():
+            rows.append((numbers.caption, row, column, *((cell, "", "", "") if isinstance(cell, str) else cell)))
+    write_table(path, ("table", "row", "column", *Value._fields), rows, digits=6)
 
 
 def read_csv(path: Path) -> list[Numbers]:
     """The tables of a file that `write_csv` left, as it is or compressed; their corners are not in the file."""
     cells: dict[str, dict[tuple[str, str], Value | str]] = {}
-    with open_table(path) as file:
-        for line in csv.DictReader(file):
-            value, low, high = ("nan" if line[name] == "n/a" else line[name] for name in ("value", "low", "high"))
-            cell = Value(float(value), float(low), float(high), int(line["n"])) if line["n"] else line["value"]
-            cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
+    for line in read_table(path):
+        value, low, high = line["value"], line["low"], line["high"]
+        cell = Value(number(value), number(low), number(high), int(line["n"])) if line["n"] else value
+        cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
     return [Numbers(caption, "", of) for caption, of in cells.items()]
