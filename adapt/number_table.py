@@ -12,10 +12,10 @@ Other CSV files have rules of their own, which the modules that write or read th
 """
 
 import csv
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from adapt.errors import Refusal
 from adapt.files import atomic, has_table, open_table
@@ -68,31 +68,48 @@ def columns_of(path: Path) -> tuple[str, ...]:
         return tuple(next(csv.reader(file), ()))
 
 
-def read_table(path: Path, floats: Collection[str] = (), ints: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a table that lies as it is or compressed, by column; what is not asked for as a number is text.
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a file: `row[column]` is the text of a cell. Refuses a column that is not there."""
 
-    Raises `FileNotFoundError`. Refuses a table without one of the columns asked for, and a damaged row.
-    """
-    rows = []
+    path: Path
+    line: int
+    cells: Mapping[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        if column not in self.cells:
+            raise Refusal(f"{self.path}: no column {column}; it has {', '.join(self.cells)}")
+        return self.cells[column]
+
+    def number(self, column: str) -> float:
+        """The float of a cell, NaN of `n/a`; refuses another word."""
+        word = self[column]
+        try:
+            return float("nan" if word == NOT_KNOWN else word)
+        except ValueError as error:
+            raise _damaged(self.path, self.line, f"{column} {word!r} is no number") from error
+
+    def count(self, column: str) -> int:
+        """The whole number of a cell; refuses another word."""
+        word = self[column]
+        try:
+            return int(word)
+        except ValueError as error:
+            raise _damaged(self.path, self.line, f"{column} {word!r} is no whole number") from error
+
+
+def read_table(path: Path) -> list[TableRow]:
+    """The rows of a table that lies as it is or compressed; raises `FileNotFoundError`, refuses a damaged row."""
     with open_table(path) as file:
         reader = csv.reader(file)
-        columns = next(reader, [])
-        if lacking := [name for name in (*floats, *ints) if name not in columns]:
-            raise Refusal(f"{path}: no column {', '.join(lacking)}; it has {', '.join(columns) or 'none'}")
-        for words in reader:
-            try:
-                row: dict[str, Any] = dict(zip(columns, words, strict=True))
-                row |= {name: number(row[name]) for name in floats} | {name: int(row[name]) for name in ints}
-            except ValueError as error:
-                remedy = "put back the file as it was written"
-                raise Refusal(f"{path}, line {reader.line_num} is damaged ({error}): {remedy}") from error
-            rows.append(row)
+        columns, rows = next(reader, []), []
+        for cells in reader:
+            if len(cells) != len(columns):
+                raise _damaged(path, reader.line_num, f"{len(cells)} cells for {len(columns)} columns")
+            rows.append(TableRow(path, reader.line_num, dict(zip(columns, cells, strict=True))))
+    if not columns:
+        raise _damaged(path, 1, "no header")
     return rows
-
-
-def number(word: str) -> float:
-    """The float of a cell, NaN of `n/a`; raises `ValueError`."""
-    return float("nan" if word == NOT_KNOWN else word)
 
 
 def read_rows(path: Path, kind: type[Kind], header: Mapping[str, str] = {}) -> list[Kind]:
@@ -108,5 +125,10 @@ def read_rows(path: Path, kind: type[Kind], header: Mapping[str, str] = {}) -> l
     lacking = [name for name, field in wanted.items() if name not in names.values() and field.default is MISSING]
     if lacking or set(names.values()) - set(wanted):
         raise Refusal(f"{path}: columns {', '.join(names.values())}, expected {', '.join(wanted)}")
-    floats, ints = ([column for column, name in names.items() if wanted[name].type is of] for of in (float, int))
-    return [kind(**{names[column]: cell for column, cell in row.items()}) for row in read_table(path, floats, ints)]
+    read: dict[object, Callable[[TableRow, str], object]] = {float: TableRow.number, int: TableRow.count}
+    readers = [(column, name, read.get(wanted[name].type, TableRow.__getitem__)) for column, name in names.items()]
+    return [kind(**{name: cell(row, column) for column, name, cell in readers}) for row in read_table(path)]
+
+
+def _damaged(path: Path, line: int, why: str) -> Refusal:
+    return Refusal(f"{path}, line {line}: {why}: put back the file as it was written")

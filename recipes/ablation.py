@@ -89,7 +89,7 @@ class Config(Rows, Encoder, Shards):
 
 
 def main(cfg: Config) -> None:
-    from adapt.sweeps.ablation import Method, not_applicable, write_page
+    from adapt.sweeps.ablation import Method, not_applicable, write_ablation
     from adapt.sweeps.planned_runs import plan, run_all, select
 
     methods = [
@@ -109,7 +109,7 @@ def main(cfg: Config) -> None:
     if cfg.dry_run:
         return
     failed = run_all(chosen, cfg.output_dir, cfg.processes)
-    write_page(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
+    write_ablation(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
     if failed:
         print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
         sys.exit(1)

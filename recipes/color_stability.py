@@ -123,17 +123,16 @@ def write(cfg: Config, facts: dict, every: list[Drift], kinds: dict, embedded: b
     """The four files of the result, and the table on the terminal."""
     from adapt.files import write_text
     from adapt.number_table import write_table
-    from adapt.pages.tables import EMBEDDED, grid, show
-    from adapt.text import escape_markdown
+    from adapt.pages.markdown_page import write_page
+    from adapt.pages.tables import grid, show
 
     table = [["statistics", "number", "part", *dict.fromkeys(each.view for each in every), "worst"]]
     for kind, (part, number, drifts, worst) in kinds.items():
         last = f"{worst.value:.3f} {worst.statistic}, {worst.view}" if worst else "n/a"
         table.append([kind, str(number), part, *map(show, drifts), last])
-    page = ["# How far a view moves colour statistics", *([EMBEDDED] if embedded else []), ABOUT, grid(table)]
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    lines = [f"- {key}: {escape_markdown(value)}" for key, value in shown.items()]
-    write_text(cfg.output_dir / "table.md", "\n\n".join([*page, "## Provenance", "\n".join(lines)]) + "\n")
+    title = "How far a view moves colour statistics"
+    write_page(cfg.output_dir / "table.md", title, [ABOUT, grid(table)], shown, embedded=embedded)
     write_table(cfg.output_dir / "stability.csv", Drift._fields, every)
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record = facts | {"identity": as_dict(cfg)}

@@ -104,9 +104,9 @@ def main(cfg: Config) -> None:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from adapt.files import write_text
     from adapt.number_table import write_table
-    from adapt.pages.tables import facts_list, grid
+    from adapt.pages.markdown_page import write_page
+    from adapt.pages.tables import grid
     from adapt.training.report import show_finished
     from adapt.training.run import Run
 
@@ -136,9 +136,8 @@ def main(cfg: Config) -> None:
         f"Synthetic features of {cfg.dim} float32 (10,000 rows: {10_000 * cfg.dim * 4 / 2**20:.0f} MiB). Seconds: "
         "reading, fitting all candidates, validation. Peak: the whole process with its libraries. One run each."
     )
-    facts = facts_list({key: value for key, value in record.items() if key != "identity"})
-    page = ["# Results", grid([list(table[0]), *lines]), about, "## Provenance", facts]
-    write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
+    facts = {key: value for key, value in record.items() if key != "identity"}
+    write_page(run.folder / "table.md", "Results", [grid([list(table[0]), *lines]), about], facts)
     run.write_record(record)
     run.end()
 

@@ -107,7 +107,7 @@ def main(cfg: Config) -> None:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
     from adapt.sweeps.planned_runs import run_all
-    from adapt.sweeps.reproduction import Configuration, cell_of, jobs, missing, write_page
+    from adapt.sweeps.reproduction import Configuration, cell_of, jobs, missing, write_reproduction
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
     given = {"precision": cfg.precision, "resamples": cfg.resamples, "num_workers": cfg.num_workers, "seed": cfg.seed}
@@ -126,7 +126,7 @@ def main(cfg: Config) -> None:
         if run_all([cell], root, cfg.processes):
             failed.append(job.name)
         else:
-            write_page(cfg, job, cell, root, sets)
+            write_reproduction(cfg, job, cell, root, sets)
     if failed:
         print(f"FAILED: {', '.join(failed)}; start the same command again to try once more")
         sys.exit(1)

@@ -22,7 +22,7 @@ from adapt.pages.drawing import png
 from adapt.pages.figures import confusion, reliabilities
 from adapt.pages.html import Commands, Facts, Gallery, Heading, Part, Picture, Table, TableCell, Text
 from adapt.pages.html import page as html_page
-from adapt.pages.tables import EMBEDDED
+from adapt.pages.markdown_page import EMBEDDED
 from adapt.pages.thumbnails import placeholder, thumbnail
 from adapt.sweeps.ablation_page import Page
 from adapt.text import plain

@@ -148,11 +148,10 @@ def read_csv(path: Path) -> list[Point]:
     kinds = {label: kind for kind, label in KINDS.items()}
     given: dict[str, tuple[float, int, float, int]] = {}
     aucs: dict[str, dict[tuple[str, str], metrics.Cell]] = {}
-    floats = ("learning_rate", "training_minutes", "auc", "low", "high")
-    for row in read_table(path, floats, ints=("trainable_parameters", "peak_memory_mib", "n_real", "n_fake")):
+    for row in read_table(path):
         name, view, label = row["configuration"], row["view"], row["generators"]
-        costs = row["trainable_parameters"], row["training_minutes"], row["peak_memory_mib"]
-        given[name] = row["learning_rate"], *costs
-        numbers = row["auc"], row["low"], row["high"], row["n_real"], row["n_fake"]
+        costs = row.count("trainable_parameters"), row.number("training_minutes"), row.count("peak_memory_mib")
+        given[name] = row.number("learning_rate"), *costs
+        numbers = row.number("auc"), row.number("low"), row.number("high"), row.count("n_real"), row.count("n_fake")
         aucs.setdefault(name, {})[view, kinds[label]] = metrics.Cell(ALL, view, label, "auc", *numbers)
     return [Point(name, *of, aucs[name]) for name, of in given.items()]

@@ -34,7 +34,8 @@ from adapt.errors import Refusal
 from adapt.evaluation import metrics
 from adapt.files import write_text
 from adapt.number_table import columns_of, read_table
-from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
+from adapt.pages.markdown_page import write_page
+from adapt.pages.tables import COLUMNS
 from adapt.text import plain
 from adapt.training.report import shown
 from adapt.training.run import NOT_IDENTITY, RunConfig, RunRecord
@@ -238,8 +239,10 @@ def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
     names = columns[: -len(COLUMNS)]
     if columns != (*names, *COLUMNS):
         raise Refusal(f"{path}: columns {', '.join(columns)}, expected some names and then {', '.join(COLUMNS)}")
-    for row in read_table(path, floats=COLUMNS[4:7], ints=COLUMNS[7:]):
-        cell = metrics.Cell(*(row[column] for column in COLUMNS))
+    for row in read_table(path):
+        value, low, high = (row.number(column) for column in ("value", "low", "high"))
+        place = row["set"], row["view"], row["generator"], row["metric"]
+        cell = metrics.Cell(*place, value, low, high, row.count("n_real"), row.count("n_fake"))
         found.setdefault(tuple(row[name] for name in names), []).append(cell)
     return found
 
@@ -281,11 +284,11 @@ def write_sweep(
 ) -> None:
     """config.yaml and table.md of a page made from finished runs; the record only when no run is `missing`."""
     record = sweep_record(config, runs, root)
-    page = ["# Results", *([EMBEDDED] if "embedded" in record["data"].partition(";")[0] else []), *sections[:1]]
-    page += [f"**Not finished**: {', '.join(missing)}."] if missing else []
-    page += [*sections[1:], "## Provenance", facts_list(shown(record))]
+    unfinished = [f"**Not finished**: {', '.join(missing)}."] if missing else []
+    parts = [*sections[:1], *unfinished, *sections[1:]]
+    embedded = "embedded" in record["data"].partition(";")[0]
     write_text(root / "config.yaml", dump(config))
-    write_text(root / "table.md", "\n\n".join(page) + "\n")
+    write_page(root / "table.md", "Results", parts, shown(record), embedded=embedded)
     if not missing:
         write_text(root / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{sections[0]}\n\ntable        {root / 'table.md'}")

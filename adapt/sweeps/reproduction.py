@@ -196,7 +196,7 @@ def is_generator(name: str) -> bool:
     return name != "real" and not name.startswith(PREFIXES)
 
 
-def write_page(config: Flags, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
+def write_reproduction(config: Flags, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
     """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
     at = index(read_metrics(root / run.name / "metrics.csv")[()])
     differs = differences(job, run, at, sets)

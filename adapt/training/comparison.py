@@ -13,10 +13,10 @@ from adapt.detector.detector import Detector
 from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
 from adapt.evaluation.scores import Scores
-from adapt.files import write_text
 from adapt.number_table import write_table
 from adapt.pages.drawing import save_png
-from adapt.pages.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, show, views_of
+from adapt.pages.markdown_page import picture, write_page
+from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
 from adapt.training.report import describe, places, save_detector, shown, trained_on, validation_score
 from adapt.training.run import Run
 
@@ -165,10 +165,8 @@ def finish(
     for name, figure in (figures or {}).items():
         save_png(figure, run.folder / "figures" / f"{name}.png")
         run.track.writer.add_figure(name, figure, 0)
-    embedded = [EMBEDDED] if "embedded" in rows["set"] else []
-    pictures = [f"![{name}](figures/{name}.png)" for name in figures or {}]
-    page = ["# Results", *embedded, HOW_TO_READ, *sections, *pictures, "## Provenance", facts_list(shown(record))]
-    write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
+    parts = [HOW_TO_READ, *sections, *map(picture, figures or {})]
+    write_page(run.folder / "table.md", "Results", parts, shown(record), embedded="embedded" in rows["set"])
     run.write_record(record)
     run.say("\n" + "\n\n".join(sections[:6]) + "\n\n" + places(run))
     run.end()

@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 
 from adapt.evaluation.bootstrap import distinct, interval
 from adapt.files import write_text
-from adapt.number_table import number, read_table, write_table
+from adapt.number_table import read_table, write_table
 from adapt.pages import html
 from adapt.pages.drawing import save_png
-from adapt.pages.tables import EMBEDDED, facts_list, grid, show
+from adapt.pages.markdown_page import EMBEDDED, picture, write_page
+from adapt.pages.tables import grid, show
 from adapt.text import escape_markdown
 
+TITLE = "Understanding a detector"
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
 fakes are one group), unless an item says else. All numbers are of unedited test images of {groups} groups ({real}
@@ -109,7 +111,7 @@ def _figure_path(folder: Path, item: Item, name: str) -> Path:
     return folder / "figures" / f"{item.name}_{name}.png"
 
 
-def write_page(
+def write_report(
     folder: Path,
     items: Sequence[Item],
     about: str,
@@ -125,33 +127,26 @@ def write_page(
     summary = [["item", "what", "value", "images"]]
     summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
     said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
-    page = [
-        "# Understanding a detector",
-        *([EMBEDDED] if own else []),
-        about,
-        grid(summary),
-        *map(escape_markdown, said),
-    ]
+    sections = [about, grid(summary), *map(escape_markdown, said)]
     parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
     parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
     parts += [html.Text(line) for line in said]
     parts += [] if pictures else [html.Text("Pictures are left out, as was asked (--no_pictures).")]
     for item in items:
-        page += [f"## {item.title}", "\n".join(map(escape_markdown, item.about.splitlines()))]
+        sections += [f"## {item.title}", "\n".join(map(escape_markdown, item.about.splitlines()))]
         parts += [html.Heading(item.title), html.Text(item.about)]
         for numbers in item.numbers:
             table = numbers.table()
-            page += [f"{numbers.caption}:", grid(table)]
+            sections += [f"{numbers.caption}:", grid(table)]
             parts.append(html.Table(table[0], table[1:], caption=numbers.caption))
         for name in item.figures:
             path = _figure_path(folder, item, name)
-            page.append(f"![{item.name}, {name}](figures/{path.name})")
+            sections.append(picture(path.stem, f"{item.name}, {name}"))
             parts.append(html.Picture(path.read_bytes(), f"{item.title}: {name}"))
         parts += item.galleries if pictures else ()
-    page += ["## Provenance", facts_list(record)]
-    write_text(folder / "table.md", "\n\n".join(page) + "\n")
+    write_page(folder / "table.md", TITLE, sections, record, embedded=own)
     parts += [html.Heading("Provenance"), html.Facts(json.loads(json.dumps(record, default=str)))]
-    write_text(folder / "report.html", html.page("Understanding a detector", parts))
+    write_text(folder / "report.html", html.page(TITLE, parts))
     return grid(summary)
 
 
@@ -168,7 +163,8 @@ def read_csv(path: Path) -> list[Numbers]:
     """The tables of a file that `write_csv` left, as it is or compressed; their corners are not in the file."""
     cells: dict[str, dict[tuple[str, str], Value | str]] = {}
     for line in read_table(path):
-        value, low, high = line["value"], line["low"], line["high"]
-        cell = Value(number(value), number(low), number(high), int(line["n"])) if line["n"] else value
+        cell: Value | str = line["value"]
+        if line["n"]:
+            cell = Value(line.number("value"), line.number("low"), line.number("high"), line.count("n"))
         cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
     return [Numbers(caption, "", of) for caption, of in cells.items()]
