@@ -66,7 +66,7 @@ def main(cfg: Config) -> None:
     import torch
 
     from adapt import provenance
-    from adapt.benchmark.report import compare, plain, read, table
+    from adapt.benchmark.report import as_lines, compare, read, table
     from adapt.benchmark.timing import Settings
     from adapt.errors import Refusal
     from adapt.files import write_text
@@ -94,7 +94,7 @@ def main(cfg: Config) -> None:
     facts |= {"rounds": cfg.rounds, **provenance.hardware(), "peak_memory_mib": provenance.peak_memory()}
     facts |= {"bf16": f"AMX {torch.cpu._is_amx_tile_supported()}, AVX512 {torch.cpu._is_avx512_bf16_supported()}"}
     facts |= provenance.versions()
-    lines = plain(ratios)
+    lines = as_lines(ratios)
     write_text(cfg.output_dir / "benchmark.json", json.dumps({"facts": facts, "ratios": lines}, indent=1) + "\n")
     about = "Ratio: cost of the baseline over ours, median of the rounds [least, greatest]; more than 1 is cheaper."
     sections = [about, table(ratios)]

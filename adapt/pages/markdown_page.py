@@ -32,6 +32,11 @@ def picture(name: str, words: str = "") -> str:
     return f"![{words or name}](figures/{name}.png)"
 
 
+def without_marks(markdown: str) -> str:
+    """Sentences of a page of Markdown without its marks, for a page of HTML."""
+    return markdown.replace("`", "").replace("**", "")
+
+
 def facts_list(facts: Mapping[str, object], indent: str = "") -> str:
     """A record as nested Markdown bullets."""
     lines = []

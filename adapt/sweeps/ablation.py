@@ -23,7 +23,7 @@ from adapt.pages.markdown_page import picture
 from adapt.sweeps.ablation_html import report
 from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
-from adapt.text import escape_markdown
+from adapt.text import escape_markdown, one_line
 from adapt.training.report import shown
 from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
@@ -181,7 +181,7 @@ def write_ablation(
         write_bytes(root / "figures" / f"{name}.png", data)
         sections.append(picture(name))
     for title, reasons in (("Not applicable", impossible), ("Failed", failed)):
-        lines = [f"- {name}: {escape_markdown(' '.join(why.split()))}" for name, why in reasons.items()]
+        lines = [f"- {name}: {escape_markdown(one_line(why))}" for name, why in reasons.items()]
         sections += [f"## {title}", "\n".join(lines)] if lines else []
     sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
     images = _images(config.manifest, record) if config.pictures else None

@@ -14,7 +14,7 @@ from adapt.files import write_text
 from adapt.number_table import read_table, write_table
 from adapt.pages import html
 from adapt.pages.drawing import save_png
-from adapt.pages.markdown_page import EMBEDDED, picture, write_page
+from adapt.pages.markdown_page import EMBEDDED, picture, without_marks, write_page
 from adapt.pages.tables import grid, show
 from adapt.text import escape_markdown
 
@@ -128,8 +128,8 @@ def write_report(
     summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
     said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
     sections = [about, grid(summary), *map(escape_markdown, said)]
-    parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
-    parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
+    parts: list[html.Part] = [html.Text(without_marks(EMBEDDED), warning=True)] if own else []
+    parts += [html.Text(without_marks(about)), html.Table(summary[0], summary[1:], caption="Summary")]
     parts += [html.Text(line) for line in said]
     parts += [] if pictures else [html.Text("Pictures are left out, as was asked (--no_pictures).")]
     for item in items:
