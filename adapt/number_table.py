@@ -3,12 +3,13 @@
 A file has a header, is UTF-8 and ends its lines with a line feed. Floats stand in full (the shortest text that reads
 back to the same float64) or with a stated number of significant digits, NaN stands as `n/a`, and text as `plain`.
 
-Other CSV files have rules of their own, which the modules that write or read them keep:
+These CSV files are no tables of numbers; the modules that write or read them keep their rules:
 
-- manifests (data/manifest.py, embedded/world.py), what was aligned or lost (collect/) and pairs of copies
-  (commands/audit.py) name files, whose names may hold any bytes;
-- scores (evaluation/scores.py) and predictions (detector/predict.py) name files too, and may come from elsewhere;
-- families (data/families.py) and published figures (evaluation/targets.py) are edited by people.
+- manifests (data/manifest.py, embedded/world.py), lists of what was aligned or lost (collect/align.py, builder.py and
+  composites.py, commands/prepare.py) and pairs of copies (commands/audit.py): names of files may hold any bytes;
+- scores (evaluation/scores.py) and predictions (detector/predict.py): they name files, too, and scores may come from
+  elsewhere;
+- families (data/families.py) and published figures (evaluation/targets.py): people edit them.
 """
 
 import csv
@@ -37,7 +38,8 @@ def write_table(
 ) -> None:
     """Write a header and rows atomically; floats in full, or with `digits` significant digits.
 
-    Raises `ValueError` for a row that does not have one cell a column.
+    `line_end` is for audit.csv, whose lines end with CR LF like those of duplicates.csv beside it. Raises
+    `ValueError` for a row that does not have one cell per column.
     """
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file, lineterminator=line_end)
