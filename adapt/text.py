@@ -9,6 +9,11 @@ def plain(word: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word)
 
 
+def one_line(text: str, most: int | None = None) -> str:
+    """Text with single blanks in place of line ends and longer gaps, cut after `most` characters."""
+    return " ".join(text.split())[:most]
+
+
 def escape_markdown(word: str) -> str:
     """Text that Markdown shows as it is, also inside a table."""
     word = plain(word).replace("&", "&amp;").replace("<", "&lt;")

@@ -81,7 +81,7 @@ class Config(Rows, Encoder, Sweep):
 
 
 def main(cfg: Config) -> None:
-    from adapt.sweeps.ablation import Method, not_applicable, write_page
+    from adapt.sweeps.ablation import Method, not_applicable, write_ablation
     from adapt.sweeps.planned_runs import carry_out, end
 
     methods = [
@@ -98,7 +98,7 @@ def main(cfg: Config) -> None:
     guess = {run.name: minutes[name] for (name, _), runs in rows.items() for run in runs if name in minutes}
     failed = carry_out([run for runs in rows.values() for run in runs], cfg, cfg.output_dir, guess)
     if failed is not None:
-        write_page(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
+        write_ablation(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
         end(failed)
 
 

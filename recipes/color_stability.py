@@ -9,7 +9,6 @@ Photographs that were JPEG files before drift less: `--start resize112` scales s
 photographs of 224 to 640 px. To expect: results/README.md; chroma above 0.5 at 1 px, but below 0.3 from 4 px on.
 """
 
-import csv
 import fnmatch
 import json
 import time
@@ -122,22 +121,19 @@ def main(cfg: Config) -> None:
 
 def write(cfg: Config, facts: dict, every: list[Drift], kinds: dict, embedded: bool) -> None:
     """The four files of the result, and the table on the terminal."""
-    from adapt.files import atomic, write_text
-    from adapt.pages.tables import EMBEDDED, grid, show
-    from adapt.text import escape_markdown
+    from adapt.files import write_text
+    from adapt.number_table import write_table
+    from adapt.pages.markdown_page import write_page
+    from adapt.pages.tables import grid, show
 
     table = [["statistics", "number", "part", *dict.fromkeys(each.view for each in every), "worst"]]
     for kind, (part, number, drifts, worst) in kinds.items():
         last = f"{worst.value:.3f} {worst.statistic}, {worst.view}" if worst else "n/a"
         table.append([kind, str(number), part, *map(show, drifts), last])
-    page = ["# How far a view moves colour statistics", *([EMBEDDED] if embedded else []), ABOUT, grid(table)]
     shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    lines = [f"- {key}: {escape_markdown(value)}" for key, value in shown.items()]
-    write_text(cfg.output_dir / "table.md", "\n\n".join([*page, "## Provenance", "\n".join(lines)]) + "\n")
-    with atomic(cfg.output_dir / "stability.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(Drift._fields)
-        out.writerows(["n/a" if value != value else value for value in each] for each in every)
+    title = "How far a view moves colour statistics"
+    write_page(cfg.output_dir / "table.md", title, [ABOUT, grid(table)], shown, embedded=embedded)
+    write_table(cfg.output_dir / "stability.csv", Drift._fields, every)
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record = facts | {"identity": as_dict(cfg)}
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

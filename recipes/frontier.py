@@ -86,13 +86,14 @@ def main(cfg: Config) -> None:
     every = [run for of_one in runs.values() for run in of_one]
     failed = carry_out(every, cfg, cfg.output_dir)
     if failed is not None:
-        write_page(cfg, runs)
+        write_frontier(cfg, runs)
         end(failed)
 
 
-def write_page(cfg: Config, runs: dict) -> None:
+def write_frontier(cfg: Config, runs: dict) -> None:
     """The page of the configurations whose runs are all finished; the record only when that is every one of them."""
     from adapt.pages.drawing import save_png
+    from adapt.pages.markdown_page import picture
     from adapt.pages.tables import grid
     from adapt.sweeps.frontier import figure, headline, measure, per_view, validation, write_csv
     from adapt.sweeps.planned_runs import uses_gpu, write_sweep
@@ -117,7 +118,7 @@ def write_page(cfg: Config, runs: dict) -> None:
     page = [
         grid(headline(points)),
         ABOUT.format(seeds=len(cfg.seeds), memory=memory),
-        "![frontier](figures/frontier.png)",
+        picture("frontier"),
     ]
     page += ["## AUC unseen, per view", grid(per_view(points)), "## Validation score per learning rate", grid(rates)]
     write_sweep(cfg, every, root, page, missing)

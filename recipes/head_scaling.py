@@ -99,14 +99,14 @@ def measure(cfg: Config, head: str, features) -> dict[str, float]:
 
 
 def main(cfg: Config) -> None:
-    import csv
     import shutil
     import tempfile
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from adapt.files import atomic, write_text
-    from adapt.pages.tables import facts_list, grid
+    from adapt.number_table import write_table
+    from adapt.pages.markdown_page import write_page
+    from adapt.pages.tables import grid
     from adapt.training.report import show_finished
     from adapt.training.run import Run
 
@@ -129,19 +129,15 @@ def main(cfg: Config) -> None:
                     )
             finally:
                 shutil.rmtree(folder)
-    with atomic(run.folder / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, table[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_table(run.folder / "metrics.csv", list(table[0]), [list(line.values()) for line in table])
     record = run.record()
     lines = [[str(x) if isinstance(x, int | str) else f"{x:.4g}" for x in line.values()] for line in table]
     about = (
         f"Synthetic features of {cfg.dim} float32 (10,000 rows: {10_000 * cfg.dim * 4 / 2**20:.0f} MiB). Seconds: "
         "reading, fitting all candidates, validation. Peak: the whole process with its libraries. One run each."
     )
-    facts = facts_list({key: value for key, value in record.items() if key != "identity"})
-    page = ["# Results", grid([list(table[0]), *lines]), about, "## Provenance", facts]
-    write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
+    facts = {key: value for key, value in record.items() if key != "identity"}
+    write_page(run.folder / "table.md", "Results", [grid([list(table[0]), *lines]), about], facts)
     run.write_record(record)
     run.end()
 

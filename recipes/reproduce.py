@@ -102,7 +102,7 @@ def main(cfg: Config) -> None:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
     from adapt.sweeps.planned_runs import end, run_all
-    from adapt.sweeps.reproduction import Configuration, jobs, missing, run_of, write_page
+    from adapt.sweeps.reproduction import Configuration, jobs, missing, run_of, write_reproduction
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
     given = {"precision": cfg.precision, "resamples": cfg.resamples, "num_workers": cfg.num_workers, "seed": cfg.seed}
@@ -121,7 +121,7 @@ def main(cfg: Config) -> None:
         if run_all([run], root, cfg.processes):
             failed.append(job.name)
         else:
-            write_page(cfg, job, run, root, sets)
+            write_reproduction(cfg, job, run, root, sets)
     end(failed)
     if without:
         raise Refusal(f"{len(without)} run(s) lack data or weights, named above: get them and start again")

@@ -85,7 +85,7 @@ def main(cfg: Config) -> None:
     from adapt.understanding.adversarial import adversarial
     from adapt.understanding.content import content
     from adapt.understanding.evidence import maps
-    from adapt.understanding.item import HOW_TO_READ, write_item, write_page
+    from adapt.understanding.item import HOW_TO_READ, write_item, write_report
     from adapt.understanding.layers import layers
     from adapt.understanding.lowlevel import spectra
     from adapt.understanding.menu import impossible
@@ -130,7 +130,7 @@ def main(cfg: Config) -> None:
     record = run.record(items=[item.name for item in found], unreadable=subject.unreadable, data=describe(rows))
     own = "embedded" in rows["set"]
     about = HOW_TO_READ.format(seed=cfg.seed, **counts)
-    run.say("\n" + write_page(run.folder, found, about, left_out, shown(record), own, cfg.pictures))
+    run.say("\n" + write_report(run.folder, found, about, left_out, shown(record), own, cfg.pictures))
     run.write_record(record)
     run.say(f"\npage         {run.folder / 'report.html'}")
     run.end()

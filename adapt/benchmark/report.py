@@ -59,7 +59,7 @@ def _shown(ratio: Ratio) -> str:
     return f"{ratio.value:.3g}" + (" [{:.3g}, {:.3g}]".format(*ratio.spread) if len(ratio.costs) > 1 else "")
 
 
-def plain(ratios: Sequence[Ratio]) -> list[Line]:
+def as_lines(ratios: Sequence[Ratio]) -> list[Line]:
     """For JSON: every round's cost, so that a reader can compute another statistic."""
     return [
         {

@@ -64,8 +64,10 @@ def main(cfg: Config) -> None:
     from adapt.audit.shortcuts import balance, examine, figure, remedies, shortcuts
     from adapt.embedded import read_manifests
     from adapt.files import write_text
+    from adapt.number_table import write_table
     from adapt.pages.drawing import save_png
-    from adapt.pages.tables import EMBEDDED, facts_list, grid
+    from adapt.pages.markdown_page import picture, write_page
+    from adapt.pages.tables import grid
     from adapt.text import escape_markdown
 
     started, revision = time.monotonic(), provenance.revision()
@@ -79,27 +81,26 @@ def main(cfg: Config) -> None:
 
     table = factor_table(cells, verdicts)
     lost = [(path, reason) for path, reason in zip(rows["path"], facts.reason, strict=True) if reason]
-    page = ["# Audit", *([EMBEDDED] if "embedded" in rows["set"] else [])]
-    page += [
+    sections = [
         "**Clean.**" if clean else "**Shortcuts or leaks found.**",
         "\n".join(f"- {escape_markdown(line)}" for line in todo),
     ]
-    page += ["## Shortcuts", ABOUT, grid(table), "![shortcuts](figures/shortcuts.png)"]
-    page += ["## The same picture twice", ABOUT_TWINS, grid(pair_table(rows, pairs[:SHOWN])) if pairs else "None."]
-    page += ["## Balance", grid(balance(rows, facts))]
-    page += [grid(balance(rows, facts, "source"))] if any(rows["source"]) else []
+    sections += ["## Shortcuts", ABOUT, grid(table), picture("shortcuts")]
+    sections += ["## The same picture twice", ABOUT_TWINS, grid(pair_table(rows, pairs[:SHOWN])) if pairs else "None."]
+    sections += ["## Balance", grid(balance(rows, facts))]
+    sections += [grid(balance(rows, facts, "source"))] if any(rows["source"]) else []
     reasons = grid([["reason", "images"], *([r, str(n)] for r, n in Counter(reason for _, reason in lost).items())])
     listed = "\n".join(f"- {escape_markdown(path)}: {reason}" for path, reason in lost[:SHOWN])
-    page += ["## Unreadable files", *([reasons, listed] if lost else ["None."])]
+    sections += ["## Unreadable files", *([reasons, listed] if lost else ["None."])]
     record: dict[str, object] = {"command": provenance.command(), "revision": revision, "digest": rows.digest}
     record |= {"images": len(rows)}
     record |= {"seconds": round(time.monotonic() - started, 1), "date": time.strftime("%Y-%m-%d", time.gmtime())}
     record |= {"seed": cfg.seed, "hardware": provenance.hardware(), "versions": provenance.versions()}
 
-    write_text(cfg.output_dir / "table.md", "\n\n".join([*page, "## Provenance", facts_list(record)]) + "\n")
-    header = [*cells[0]._fields, "verdict"]
-    write_csv(cfg.output_dir / "audit.csv", [header, *([*cell, verdicts[cell.factor]] for cell in cells)])
-    write_csv(cfg.output_dir / "duplicates.csv", pair_table(rows, pairs))
+    write_page(cfg.output_dir / "table.md", "Audit", sections, record, embedded="embedded" in rows["set"])
+    factors = ([*cell, verdicts[cell.factor]] for cell in cells)
+    write_table(cfg.output_dir / "audit.csv", [*cells[0]._fields, "verdict"], factors, line_end="\r\n")
+    write_pairs(cfg.output_dir / "duplicates.csv", pair_table(rows, pairs))
     save_png(figure(cells, verdicts), cfg.output_dir / "figures" / "shortcuts.png")
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record |= {"clean": clean, "unreadable": lost, "identity": as_dict(cfg)}
@@ -143,13 +144,14 @@ def pair_table(rows: "Manifest", pairs: "list[Twin]") -> list[list[str]]:
     return table
 
 
-def write_csv(path: Path, table: list[list]) -> None:
+def write_pairs(path: Path, table: list[list[str]]) -> None:
+    """A CSV file whose names of files hold any bytes, written as a manifest is."""
     import csv
 
     from adapt.files import atomic
 
     with atomic(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerows([["n/a" if value != value else value for value in row] for row in table])
+        csv.writer(file).writerows(table)
 
 
 def command() -> None:

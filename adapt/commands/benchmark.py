@@ -66,11 +66,11 @@ def main(cfg: Config) -> None:
     import torch
 
     from adapt import provenance
-    from adapt.benchmark.report import compare, plain, read, table
+    from adapt.benchmark.report import as_lines, compare, read, table
     from adapt.benchmark.timing import Settings
     from adapt.errors import Refusal
     from adapt.files import write_text
-    from adapt.pages.tables import facts_list
+    from adapt.pages.markdown_page import write_page
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device cuda: torch sees no GPU here")
@@ -94,15 +94,15 @@ def main(cfg: Config) -> None:
     facts |= {"rounds": cfg.rounds, **provenance.hardware(), "peak_memory_mib": provenance.peak_memory()}
     facts |= {"bf16": f"AMX {torch.cpu._is_amx_tile_supported()}, AVX512 {torch.cpu._is_avx512_bf16_supported()}"}
     facts |= provenance.versions()
-    lines = plain(ratios)
+    lines = as_lines(ratios)
     write_text(cfg.output_dir / "benchmark.json", json.dumps({"facts": facts, "ratios": lines}, indent=1) + "\n")
     about = "Ratio: cost of the baseline over ours, median of the rounds [least, greatest]; more than 1 is cheaper."
-    parts = ["# Benchmark", about, table(ratios), "## Provenance", facts_list(facts)]
+    sections = [about, table(ratios)]
     if old is not None and cfg.compare is not None:
         changes, slower = compare(old, lines)
-        parts[3:3] = [f"## Against {cfg.compare.name} of {old['facts'].get('revision', '?')}", changes]
+        sections += [f"## Against {cfg.compare.name} of {old['facts'].get('revision', '?')}", changes]
         print(changes)
-    write_text(cfg.output_dir / "table.md", "\n\n".join(parts) + "\n")
+    write_page(cfg.output_dir / "table.md", "Benchmark", sections, facts)
     if old is not None and slower:
         print("slower than before: " + "; ".join(slower), file=sys.stderr)
         sys.exit(1)

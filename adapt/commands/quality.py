@@ -14,7 +14,6 @@ JPEG is compressed once more by its view. Views write 4:2:0, whatever the sample
 nearest quality.
 """
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +38,13 @@ class Config:
 def main(cfg: Config) -> None:
     from adapt.data.inputs import find_inputs
     from adapt.data.jpeg import read_headers, views_like
-    from adapt.files import atomic
+    from adapt.number_table import write_table
     from adapt.pages.drawing import save_png
     from adapt.pages.tables import grid
 
     found = list(read_headers(find_inputs(cfg.input)[1]))
     table = [list(map(str, line)) for line in histogram(found)]
-    with atomic(cfg.output_dir / "qualities.csv") as new, new.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
+    write_table(cfg.output_dir / "qualities.csv", COLUMNS, table)
     headers = [header for header, _ in found if header]
     save_png(figure(headers), cfg.output_dir / "qualities.png")
     print(grid([list(COLUMNS), *table]))

@@ -8,7 +8,8 @@ from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.metrics import Cell, Control, index, weakest
 from adapt.files import write_text
 from adapt.models.towers.tokens import read_json
-from adapt.pages.tables import EMBEDDED, grid, headline, show, views_of
+from adapt.pages.markdown_page import EMBEDDED
+from adapt.pages.tables import grid, headline, show, views_of
 from adapt.text import plain
 
 USE = """\

@@ -192,7 +192,8 @@ def _mean_classes(class_logits: Sequence[torch.Tensor]) -> torch.Tensor:
 def _common_classes(detectors: Sequence["Detector"]) -> tuple[str, ...]:
     """The classes that all heads name, real first; none where they differ or are only real and fake."""
     first, *others = (
-        head.classes if isinstance(head, Probe | PriorHead) else () for head in (detector.head for detector in detectors)
+        head.classes if isinstance(head, Probe | PriorHead) else ()
+        for head in (detector.head for detector in detectors)
     )
     return first if len(first) > 2 and all(classes == first for classes in others) else ()
 

@@ -5,11 +5,10 @@ paired bootstrap (`compare_means` of metrics.py) without being measured again. R
 are left out of all.
 """
 
-import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from adapt.evaluation.bootstrap import ALL, LOWER_IS_BETTER, Replicates, distinc
 from adapt.evaluation.metrics import PREFIXES, align
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
-from adapt.files import atomic, open_table
-from adapt.text import plain
+from adapt.number_table import columns_of, read_rows, write_rows
 
 MEAN = "mean"  # in place of a view: over all of them
 WORST = "worst:unseen"  # generator: the lowest of the unseen ones, resample by resample
@@ -222,22 +220,13 @@ def unseen_places(drawn: Mapping[Place, Drawn], view: str) -> list[Place]:
 
 
 def write_numbers(path: Path, numbers: Sequence[Number]) -> None:
-    """All of them in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`."""
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow([field.name for field in fields(Number)])
-        for number in numbers:
-            values = (getattr(number, field.name) for field in fields(Number))
-            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
+    """All of them as a table of numbers, a row a number."""
+    write_rows(path, [field.name for field in fields(Number)], numbers)
 
 
 def read_numbers(path: Path) -> list[Number]:
-    """What `write_numbers` wrote."""
-    with open_table(path) as file:
-        header, *rows = csv.reader(file)
-    wanted = fields(Number)
-    if header != [field.name for field in wanted]:
-        raise Refusal(f"{path}: columns {', '.join(header)}, expected {', '.join(field.name for field in wanted)}")
-    read: dict[object, Callable[[str], Any]] = {int: int, float: lambda word: float("nan" if word == "n/a" else word)}
-    kinds = [read.get(field.type, str) for field in wanted]
-    return [Number(*(kind(word) for kind, word in zip(kinds, row, strict=True))) for row in rows]
+    """What `write_numbers` wrote; refuses other columns, also where a field has a default."""
+    found, wanted = columns_of(path), tuple(field.name for field in fields(Number))
+    if found != wanted:
+        raise Refusal(f"{path}: columns {', '.join(found)}, expected {', '.join(wanted)}")
+    return read_rows(path, Number)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from adapt.errors import Refusal
 from adapt.models.towers.backbones import TINY
 from adapt.models.towers.open_clip import create_clip
-from adapt.models.towers.tokens import first_line, read_json
+from adapt.models.towers.tokens import message_of, read_json
 from adapt.models.towers.transformers import create, snapshot
 
 REAL = ("a photo", "a real photo", "a photograph taken with a camera")
@@ -93,7 +93,7 @@ def _open_clip(name: str, model: str) -> Callable[[list[str]], Tensor]:
     try:
         tokenizer = open_clip.get_tokenizer(model if ":" in model else model.partition("@")[0])
     except Exception as error:
-        raise Refusal(f"backbone {name}: its tokenizer could not be loaded ({first_line(error)})") from error
+        raise Refusal(f"backbone {name}: its tokenizer could not be loaded ({message_of(error)})") from error
     return lambda texts: clip.encode_text(tokenizer(texts))
 
 
@@ -108,7 +108,7 @@ def _transformers(name: str, model: str) -> Callable[[list[str]], Tensor]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise Refusal(f"backbone {name}: its tokenizer could not be loaded ({first_line(error)})") from error
+        raise Refusal(f"backbone {name}: its tokenizer could not be loaded ({message_of(error)})") from error
     length = tower.config.max_position_embeddings
     options = {"truncation": True, "max_length": length, "return_tensors": "pt"}
 

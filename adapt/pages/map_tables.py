@@ -1,14 +1,12 @@
 """Numbers of maps as long CSV files and as sections of the page."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapt.evaluation.attribution import Count, Rate
 from adapt.evaluation.bootstrap import distinct
-from adapt.files import atomic
+from adapt.number_table import write_rows
 from adapt.pages.tables import grid, show
-from adapt.text import plain
 
 ABOUT = (
     "Partly modified images: a region of a fake in its photograph. Pixel AUC: the chance that a changed pixel stands "
@@ -34,9 +32,9 @@ DECISIONS = {"recall": "(recall)", "balanced_accuracy": "(mean recall: balanced 
 
 def write_map_tables(rates: Sequence[Rate], extents: Sequence[Count], tools: Sequence[Count], folder: Path) -> None:
     """localization.csv, confusion-extents.csv and confusion-tools.csv; numbers in full, NaN as n/a."""
-    _write(folder / "localization.csv", ("view", "label", "metric", "value", "low", "high", "n"), rates)
+    write_rows(folder / "localization.csv", ("view", "label", "metric", "value", "low", "high", "n"), rates)
     for name, counts in (("extents", extents), ("tools", tools)):
-        _write(folder / f"confusion-{name}.csv", ("view", "true", "predicted", "count", "share"), counts)
+        write_rows(folder / f"confusion-{name}.csv", ("view", "true", "predicted", "count", "share"), counts)
 
 
 def map_sections(rates: Sequence[Rate], extents: Sequence[Count], tools: Sequence[Count]) -> list[str]:
@@ -76,12 +74,3 @@ def _shares(counts: Sequence[Count], view: str) -> str:
     shares = {(count.true, count.predicted): f"{count.share:.2f}" for count in own}
     rows = [[true, *(shares[true, name] for name in called)] for true in distinct(count.true for count in own)]
     return grid([["true", *called], *rows])
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Rate | Count]) -> None:
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(columns)
-        for row in rows:
-            values = (getattr(row, column) for column in columns)
-            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])

@@ -1,18 +1,13 @@
 """The numbers of a finished single run, read back from its CSV files: its tables can be made again from them alone."""
 
-import csv
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from adapt.errors import Refusal
 from adapt.evaluation.attribution import ABSENT, Attribution, Column, Count, Rate
 from adapt.evaluation.bootstrap import distinct
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference
-from adapt.files import has_table, open_table
-
-Kind = TypeVar("Kind", Cell, Difference, Control, Rate, Count)
+from adapt.number_table import read_rows
 
 
 @dataclass(frozen=True)
@@ -40,25 +35,6 @@ def read_run(folder: Path, trained_on: Collection[str], column: Column = "family
         read_rows(folder / "comparison.csv", Difference),
         _attribution(folder, column),
     )
-
-
-def read_rows(path: Path, kind: type[Kind], header: Mapping[str, str] = {}) -> list[Kind]:
-    """A row of the file as one `kind`; fields without a column have their default, n/a is NaN, no file is no row."""
-    if not has_table(path):
-        return []
-    with open_table(path) as file:
-        names, *rows = csv.reader(file)
-    names = [header.get(name, name) for name in names]
-    wanted = {field.name: field for field in fields(kind)}
-    lacking = [name for name, field in wanted.items() if name not in names and field.default is MISSING]
-    if lacking or set(names) - set(wanted):
-        raise Refusal(f"{path}: columns {', '.join(names)}, expected {', '.join(wanted)}")
-    read: dict[object, Callable[[str], Any]] = {  # type of a field -> its value of a word
-        int: lambda word: int(float(word)),
-        float: lambda word: float("nan" if word == "n/a" else word),
-    }
-    readers = [read.get(wanted[name].type, str) for name in names]
-    return [kind(**{n: of(word) for n, of, word in zip(names, readers, row, strict=True)}) for row in rows]
 
 
 def _attribution(folder: Path, column: Column) -> Attribution | None:

@@ -1,7 +1,6 @@
 """Numbers as a long CSV file, as a page of Markdown, and as text for a terminal."""
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +9,9 @@ from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
-from adapt.files import atomic, write_text
+from adapt.files import write_text
+from adapt.number_table import write_rows
+from adapt.pages.markdown_page import page
 from adapt.text import escape_markdown, plain
 
 COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
@@ -23,9 +24,6 @@ is guessing. Each generator is compared with the unedited real images of its own
 generators have training images, unseen ones were never met; one used for selection only stands apart. One
 threshold, frozen on validation images, serves all views. False alarms: share of real images called fake; a share of
 exactly 0 or 1 leaves nothing to resample, so read its empty interval as up to 3 / n."""
-EMBEDDED = """\
-**Embedded world**: procedural images drawn by this package, not photographs. These numbers show how the methods
-behave there; they say nothing about real cameras or generators."""
 ABOUT_METRICS = """\
 `_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
 ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
@@ -94,29 +92,16 @@ def write_tables(
     confusion.csv. `read_back.py` reads them.
     """
     folder = Path(folder)
-    _write_csv(folder / "metrics.csv", COLUMNS, cells)
+    write_rows(folder / "metrics.csv", COLUMNS, cells)
     if controls:
-        _write_csv(folder / "controls.csv", [field.name for field in fields(Control)], controls)
+        write_rows(folder / "controls.csv", [field.name for field in fields(Control)], controls)
     if differences:
-        _write_csv(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
+        write_rows(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
     if attribution is not None:
         rates = ("view", "label", "metric", "value", "low", "high", "n")
-        _write_csv(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
-        _write_csv(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
+        write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
+        write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
     write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections, attribution))
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[object], header: Mapping[str, str] = {}) -> None:
-    """Numbers in full (the shortest text that reads back to the same float64), NaN as n/a, names `plain`.
-
-    `columns` are the fields of the rows; `header` has those that the file calls otherwise.
-    """
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow([header.get(column, column) for column in columns])
-        for row in rows:
-            values = (getattr(row, column) for column in columns)
-            out.writerow([plain(v) if isinstance(v, str) else "n/a" if v != v else v for v in values])
 
 
 class WithInterval(Protocol):
@@ -188,14 +173,12 @@ def markdown(
 ) -> str:
     """The page: how to read it, headline, all metrics, generators, processed reals, further sections, provenance."""
     embedded = any(cell.set == "embedded" for cell in cells)
-    page = ["# Results", *([EMBEDDED] if embedded else []), HOW_TO_READ]
-    page += ["## Headline", grid(headline(cells))]
-    page += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
-    page += _metrics(cells) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
-    page += [*_controls(controls), *_differences(differences), *sections]
-    page += (_attribution(attribution) if attribution else []) + _missing(cells)
-    page += ["## Provenance", facts_list(provenance or {"provenance": "none given"})]
-    return "\n\n".join(page) + "\n"
+    parts = [HOW_TO_READ, "## Headline", grid(headline(cells))]
+    parts += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
+    parts += _metrics(cells) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
+    parts += [*_controls(controls), *_differences(differences), *sections]
+    parts += (_attribution(attribution) if attribution else []) + _missing(cells)
+    return page("Results", parts, provenance or {"provenance": "none given"}, embedded=embedded)
 
 
 def _metrics(cells: Sequence[Cell]) -> list[str]:
@@ -337,18 +320,6 @@ def _missing(cells: Sequence[Cell]) -> list[str]:
             notes.append(f"{where}: {cell.skipped} resamples without a group that has both classes were skipped")
     page = ["## Unreadable rows", grid(rows) if rows[1:] else "None."]
     return page + (["## Notes", "\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])
-
-
-def facts_list(facts: Mapping[str, object], indent: str = "") -> str:
-    """A record as nested Markdown bullets."""
-    lines = []
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}- {escape_markdown(str(key))}:", facts_list(value, indent + "  ")]
-        else:
-            value = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            lines.append(f"{indent}- {escape_markdown(str(key))}: {escape_markdown(value)}")
-    return "\n".join(line for line in lines if line)
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:

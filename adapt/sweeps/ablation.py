@@ -19,10 +19,11 @@ from adapt.files import write_bytes, write_text
 from adapt.models.prompts import without_texts
 from adapt.pages import leaderboard
 from adapt.pages.drawing import png
+from adapt.pages.markdown_page import picture
 from adapt.sweeps.ablation_html import report
 from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
-from adapt.text import escape_markdown
+from adapt.text import escape_markdown, one_line
 from adapt.training.report import shown
 from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
@@ -144,7 +145,7 @@ def _costs(row: Row, runs: Sequence[PlannedRun], controls: Collection[str], root
         yield Number(*row, len(records), "", "", "", metric, value, nan, nan, *ends, role=role)
 
 
-def write_page(
+def write_ablation(
     config: AblationConfig,
     rows: Mapping[Row, Sequence[PlannedRun]],
     controls: Collection[str],
@@ -178,9 +179,9 @@ def write_page(
     figures = {name: png(figure) for name, figure in page.figures().items()}
     for name, data in figures.items():
         write_bytes(root / "figures" / f"{name}.png", data)
-        sections.append(f"![{name}](figures/{name}.png)")
+        sections.append(picture(name))
     for title, reasons in (("Not applicable", impossible), ("Failed", failed)):
-        lines = [f"- {name}: {escape_markdown(' '.join(why.split()))}" for name, why in reasons.items()]
+        lines = [f"- {name}: {escape_markdown(one_line(why))}" for name, why in reasons.items()]
         sections += [f"## {title}", "\n".join(lines)] if lines else []
     sections += ["## Commands", "\n".join(["```sh", *page.commands.values(), "```"])]
     images = _images(config.manifest, record) if config.pictures else None

@@ -22,7 +22,7 @@ from adapt.pages.drawing import png
 from adapt.pages.figures import confusion, reliabilities
 from adapt.pages.html import Commands, Facts, Gallery, Heading, Part, Picture, Table, TableCell, Text
 from adapt.pages.html import page as html_page
-from adapt.pages.tables import EMBEDDED
+from adapt.pages.markdown_page import EMBEDDED, without_marks
 from adapt.pages.thumbnails import placeholder, thumbnail
 from adapt.sweeps.ablation_page import Page
 from adapt.text import plain
@@ -84,7 +84,7 @@ class Report:
         for table in self.page.tables():
             yield Heading(table.title)
             yield html_table(table)
-            yield from [Text(_prose(table.about))] if table.about else []
+            yield from [Text(without_marks(table.about))] if table.about else []
             for name in pictures.get(table.title, ()):
                 yield Picture(self.figures[name], ALT[name])
         yield from self.calibration()
@@ -103,7 +103,7 @@ class Report:
     def warnings(self) -> Iterator[Part]:
         """What a reader must know before any number."""
         if "embedded" in str(self.page.facts["data"]).partition(";")[0]:
-            yield Text(_prose(EMBEDDED), warning=True)
+            yield Text(without_marks(EMBEDDED), warning=True)
         if self.page.missing:
             yield Text(f"Not finished: {', '.join(map(plain, self.page.missing))}.", warning=True)
 
@@ -270,8 +270,3 @@ def _record(run: Path) -> RunRecord:
 def _classes(run: Path) -> Column:
     """What the classes of a head are: family or generator."""
     return "generator" if _record(run)["identity"]["classes"] == "generator" else "family"
-
-
-def _prose(markdown: str) -> str:
-    """Sentences of a page of Markdown without its marks."""
-    return markdown.replace("`", "").replace("**", "")

@@ -10,9 +10,9 @@ from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.side_by_side import Number, Place, read_numbers
 from adapt.files import has_table
+from adapt.number_table import read_rows
 from adapt.pages import leaderboard
 from adapt.pages.map_tables import REGIONS
-from adapt.pages.read_back import read_rows
 from adapt.pages.tables import show
 from adapt.sweeps import frontier
 from adapt.sweeps.tables_again import recipe_of, study_of, tables_of
@@ -94,7 +94,7 @@ def _of_metrics(folder: Path) -> Glance:
 
 def _of_maps(folder: Path) -> list[str]:
     """Pixel AUC of the large regions, for a detector that says where."""
-    rates = read_rows(folder / "localization.csv", Rate) if has_table(folder / "localization.csv") else []
+    rates = read_rows(folder / "localization.csv", Rate)
     large = [r for r in rates if (r.label, r.metric) == ("part:large", "pixel_auc") and r.view in VIEWS]
     return [f"pixel AUC, {REGIONS[rate.label]}, {rate.view}: {show(rate)}, {rate.n} images" for rate in large]
 

@@ -1,6 +1,5 @@
 """Cost against accuracy: what finished runs of recipes/lora.py cost and reach, and which of them nothing dominates."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,17 @@ from matplotlib.figure import Figure
 from adapt.evaluation import metrics
 from adapt.evaluation.bootstrap import ALL, distinct, interval, replicate
 from adapt.evaluation.scores import Scores
-from adapt.files import atomic, open_table
+from adapt.number_table import read_table, write_table
 from adapt.pages.drawing import cost_against_accuracy
 from adapt.pages.tables import show
 from adapt.sweeps.planned_runs import PlannedRun
 
 KINDS = {"AUC seen": "mean:seen", "AUC unseen": "mean:unseen", "AUC worst": "worst:all"}
 COSTS = ("trainable parameters", "minutes", "peak memory, MiB")
+COLUMNS = (
+    *("configuration", "learning_rate", "trainable_parameters", "training_minutes", "peak_memory_mib"),
+    *("view", "generators", "auc", "low", "high", "n_real", "n_fake", "on_frontier"),
+)
 MEAN = "mean"  # in place of a view: over all of them
 
 
@@ -130,18 +133,14 @@ def figure(points: Sequence[Point]) -> Figure:
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """One line for each configuration, view and kind, numbers in full, NaN as n/a."""
-    on = frontiers(points)
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        names = ("trainable_parameters", "training_minutes", "peak_memory_mib", "view", "generators", "auc")
-        out.writerow(["configuration", "learning_rate", *names, "low", "high", "n_real", "n_fake", "on_frontier"])
-        for i, point in enumerate(points):
-            for (view, kind), cell in point.aucs.items():
-                numbers = ("n/a" if x != x else x for x in (cell.value, cell.low, cell.high))
-                row = [point.name, point.learning_rate, *point.costs, view, cell.generator, *numbers]
-                known = int(on[COSTS[0], kind][i]) if view == MEAN else ""
-                out.writerow([*row, cell.n_real, cell.n_fake, known])
+    """One line for each configuration, view and kind."""
+    on, rows = frontiers(points), []
+    for i, point in enumerate(points):
+        for (view, kind), cell in point.aucs.items():
+            numbers = (cell.generator, cell.value, cell.low, cell.high, cell.n_real, cell.n_fake)
+            known = int(on[COSTS[0], kind][i]) if view == MEAN else ""
+            rows.append([point.name, point.learning_rate, *point.costs, view, *numbers, known])
+    write_table(path, COLUMNS, rows)
 
 
 def read_csv(path: Path) -> list[Point]:
@@ -149,12 +148,10 @@ def read_csv(path: Path) -> list[Point]:
     kinds = {label: kind for kind, label in KINDS.items()}
     given: dict[str, tuple[float, int, float, int]] = {}
     aucs: dict[str, dict[tuple[str, str], metrics.Cell]] = {}
-    with open_table(path) as file:
-        for row in csv.DictReader(file):
-            name, view, label = row["configuration"], row["view"], row["generators"]
-            costs = (row["trainable_parameters"], row["training_minutes"], row["peak_memory_mib"])
-            given[name] = float(row["learning_rate"]), int(costs[0]), float(costs[1]), int(costs[2])
-            value, low, high = (float("nan") if row[x] == "n/a" else float(row[x]) for x in ("auc", "low", "high"))
-            cell = metrics.Cell(ALL, view, label, "auc", value, low, high, int(row["n_real"]), int(row["n_fake"]))
-            aucs.setdefault(name, {})[view, kinds[label]] = cell
+    for row in read_table(path):
+        name, view, label = row["configuration"], row["view"], row["generators"]
+        costs = row.count("trainable_parameters"), row.number("training_minutes"), row.count("peak_memory_mib")
+        given[name] = row.number("learning_rate"), *costs
+        numbers = row.number("auc"), row.number("low"), row.number("high"), row.count("n_real"), row.count("n_fake")
+        aucs.setdefault(name, {})[view, kinds[label]] = metrics.Cell(ALL, view, label, "auc", *numbers)
     return [Point(name, *of, aucs[name]) for name, of in given.items()]

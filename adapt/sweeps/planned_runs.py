@@ -9,12 +9,10 @@ rest goes on. Several starts may share a folder: by `--shard` on many machines, 
 with refuses a second one by itself.
 """
 
-import csv
 import difflib
 import fnmatch
 import importlib.util
 import json
-import math
 import os
 import re
 import shlex
@@ -34,9 +32,11 @@ from adapt import provenance
 from adapt.cli import Flags, as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
-from adapt.files import open_table, write_text
+from adapt.files import write_text
 from adapt.flags import Sweep
-from adapt.pages.tables import COLUMNS, EMBEDDED, facts_list
+from adapt.number_table import columns_of, read_table
+from adapt.pages.markdown_page import write_page
+from adapt.pages.tables import COLUMNS
 from adapt.text import plain
 from adapt.training.report import shown
 from adapt.training.run import NOT_IDENTITY, RunConfig, RunRecord
@@ -255,19 +255,15 @@ def _last_lines(log: Path, begin: int) -> str:
 
 def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
     """Numbers of a metrics.csv by the values of the columns before `set`: by () if there are none."""
-    found: dict[tuple[str, ...], list[metrics.Cell]] = {}
-    with open_table(path) as file:
-        reader = csv.reader(file)
-        header = next(reader)
-        first = header.index("set")
-        if tuple(header[first:]) != COLUMNS:
-            raise Refusal(f"{path}: columns {', '.join(header)}, expected some names and then {', '.join(COLUMNS)}")
-        for row in reader:
-            of_set, view, generator, metric, *numbers = row[first:]
-            value, low, high = (math.nan if word == "n/a" else float(word) for word in numbers[:3])
-            n_real, n_fake = map(int, numbers[3:])
-            cell = metrics.Cell(of_set, view, generator, metric, value, low, high, n_real, n_fake)
-            found.setdefault(tuple(row[:first]), []).append(cell)
+    columns, found = columns_of(path), dict[tuple[str, ...], list[metrics.Cell]]()
+    names = columns[: -len(COLUMNS)]
+    if columns != (*names, *COLUMNS):
+        raise Refusal(f"{path}: columns {', '.join(columns)}, expected some names and then {', '.join(COLUMNS)}")
+    for row in read_table(path):
+        value, low, high = (row.number(column) for column in ("value", "low", "high"))
+        place = row["set"], row["view"], row["generator"], row["metric"]
+        cell = metrics.Cell(*place, value, low, high, row.count("n_real"), row.count("n_fake"))
+        found.setdefault(tuple(row[name] for name in names), []).append(cell)
     return found
 
 
@@ -308,11 +304,11 @@ def write_sweep(
 ) -> None:
     """config.yaml and table.md of a page made from finished runs; the record only when no run is `missing`."""
     record = sweep_record(config, runs, root)
-    page = ["# Results", *([EMBEDDED] if "embedded" in record["data"].partition(";")[0] else []), *sections[:1]]
-    page += [f"**Not finished**: {', '.join(missing)}."] if missing else []
-    page += [*sections[1:], "## Provenance", facts_list(shown(record))]
+    unfinished = [f"**Not finished**: {', '.join(missing)}."] if missing else []
+    parts = [*sections[:1], *unfinished, *sections[1:]]
+    embedded = "embedded" in record["data"].partition(";")[0]
     write_text(root / "config.yaml", dump(config))
-    write_text(root / "table.md", "\n\n".join(page) + "\n")
+    write_page(root / "table.md", "Results", parts, shown(record), embedded=embedded)
     if not missing:
         write_text(root / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{sections[0]}\n\ntable        {root / 'table.md'}")

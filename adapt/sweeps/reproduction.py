@@ -1,6 +1,5 @@
 """From published figures to runs of recipes: what is missing for them, and ours beside theirs."""
 
-import csv
 import fnmatch
 import functools
 import re
@@ -13,8 +12,8 @@ from adapt.errors import Refusal
 from adapt.evaluation import metrics
 from adapt.evaluation.metrics import PREFIXES, Index, index
 from adapt.evaluation.targets import OTHER, Comparison, Target, TargetSet, compare, ours
-from adapt.files import atomic
 from adapt.models.towers.backbones import load_backbone
+from adapt.number_table import write_table
 from adapt.pages.tables import grid, show
 from adapt.sweeps.planned_runs import PlannedRun, read_metrics, write_sweep
 from adapt.text import escape_markdown
@@ -197,7 +196,7 @@ def is_generator(name: str) -> bool:
     return name != "real" and not name.startswith(PREFIXES)
 
 
-def write_page(config: Flags, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
+def write_reproduction(config: Flags, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
     """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
     at = index(read_metrics(root / run.name / "metrics.csv")[()])
     differs = differences(job, run, at, sets)
@@ -229,14 +228,11 @@ def no_number(answer: Answer) -> str:
 
 
 def write_csv(path: Path, answers: Sequence[Answer]) -> None:
-    """One line for each target, numbers in full, missing ones as n/a."""
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(COLUMNS)
-        for a in answers:
-            nan = float("nan")
-            values = (a.cell.value, a.cell.low, a.cell.high) if a.cell else (nan, nan, nan)
-            numbers = ["n/a" if x != x else x for x in (*values, a.comparison.difference)]
-            words = [a.target.name, a.target.metric, a.target.view, a.target.read, a.target.value]
-            verdict = a.comparison.verdict if a.setting == "published" else "none"
-            out.writerow([*words, *numbers, verdict, a.setting])
+    """One line for each target."""
+    rows, nan = [], float("nan")
+    for a in answers:
+        numbers = (a.cell.value, a.cell.low, a.cell.high) if a.cell else (nan, nan, nan)
+        words = (a.target.name, a.target.metric, a.target.view, a.target.read, a.target.value)
+        verdict = a.comparison.verdict if a.setting == "published" else "none"
+        rows.append([*words, *numbers, a.comparison.difference, verdict, a.setting])
+    write_table(path, COLUMNS, rows)

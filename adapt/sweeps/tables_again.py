@@ -12,9 +12,10 @@ import yaml
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Count, Rate
 from adapt.evaluation.side_by_side import read_numbers
-from adapt.files import has_table, open_table
+from adapt.files import has_table
+from adapt.number_table import columns_of, read_rows
 from adapt.pages.map_tables import map_sections
-from adapt.pages.read_back import read_rows, read_run
+from adapt.pages.read_back import read_run
 from adapt.pages.tables import grid, markdown
 from adapt.sweeps import frontier
 from adapt.sweeps.ablation_page import Page, sections_of
@@ -113,8 +114,7 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
 
 def study_of(folder: Path, table: str = "metrics.csv", shown: Mapping[str, tuple[str, str]] = SHOWN) -> Study:
     """The numbers of a page that compares scores; `shown` as of `Study`."""
-    with open_table(folder / table) as file:
-        names = file.readline().split(",")
+    names = columns_of(folder / table)
     if "set" not in names:
         raise Refusal(f"{folder / table}: no column `set`, so not the numbers of scores: put back the file of the run")
     study = Study(names[: names.index("set")], resamples=0, seed=0, shown=shown)

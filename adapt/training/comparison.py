@@ -1,6 +1,5 @@
 """Many scores side by side: one page for a recipe that compares heads, layers, qualities or numbers of shots."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from adapt.detector.detector import Detector
 from adapt.evaluation.bootstrap import ALL
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
 from adapt.evaluation.scores import Scores
-from adapt.files import atomic, write_text
+from adapt.number_table import write_table
 from adapt.pages.drawing import save_png
-from adapt.pages.tables import COLUMNS, EMBEDDED, HOW_TO_READ, facts_list, grid, show, views_of
+from adapt.pages.markdown_page import picture, write_page
+from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
 from adapt.training.report import describe, places, save_detector, shown, trained_on, validation_score
 from adapt.training.run import Run
 
@@ -102,14 +102,9 @@ class Study:
 
     def write_csv(self, path: Path) -> None:
         """The metrics of `KEPT`, of every row and generator, in long form and in full: `grids` can be made of them."""
-        with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow([*self.keys, *COLUMNS])
-            for key, cells in self.cells.items():
-                for cell in cells:
-                    values = (getattr(cell, column) for column in COLUMNS)
-                    if cell.metric in KEPT:
-                        out.writerow([*key, *("n/a" if value != value else value for value in values)])
+        kept = ((key, cell) for key, cells in self.cells.items() for cell in cells if cell.metric in KEPT)
+        rows = ([*key, *(getattr(cell, column) for column in COLUMNS)] for key, cell in kept)
+        write_table(path, [*self.keys, *COLUMNS], rows)
 
 
 def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int) -> list[str]:
@@ -170,10 +165,8 @@ def finish(
     for name, figure in (figures or {}).items():
         save_png(figure, run.folder / "figures" / f"{name}.png")
         run.track.writer.add_figure(name, figure, 0)
-    embedded = [EMBEDDED] if "embedded" in rows["set"] else []
-    pictures = [f"![{name}](figures/{name}.png)" for name in figures or {}]
-    page = ["# Results", *embedded, HOW_TO_READ, *sections, *pictures, "## Provenance", facts_list(shown(record))]
-    write_text(run.folder / "table.md", "\n\n".join(page) + "\n")
+    parts = [HOW_TO_READ, *sections, *map(picture, figures or {})]
+    write_page(run.folder / "table.md", "Results", parts, shown(record), embedded="embedded" in rows["set"])
     run.write_record(record)
     run.say("\n" + "\n\n".join(sections[:6]) + "\n\n" + places(run))
     run.end()

@@ -1,6 +1,5 @@
 """What one item hands over: numbers with intervals, figures, pictures; and the page that they make together."""
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.evaluation.bootstrap import distinct, interval
-from adapt.files import atomic, open_table, write_text
+from adapt.files import write_text
+from adapt.number_table import read_table, write_table
 from adapt.pages import html
 from adapt.pages.drawing import save_png
-from adapt.pages.tables import EMBEDDED, facts_list, grid, show
-from adapt.text import escape_markdown, plain
+from adapt.pages.markdown_page import EMBEDDED, picture, without_marks, write_page
+from adapt.pages.tables import grid, show
+from adapt.text import escape_markdown
 
+TITLE = "Understanding a detector"
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
 fakes are one group), unless an item says else. All numbers are of unedited test images of {groups} groups ({real}
@@ -109,7 +111,7 @@ def _figure_path(folder: Path, item: Item, name: str) -> Path:
     return folder / "figures" / f"{item.name}_{name}.png"
 
 
-def write_page(
+def write_report(
     folder: Path,
     items: Sequence[Item],
     about: str,
@@ -125,55 +127,44 @@ def write_page(
     summary = [["item", "what", "value", "images"]]
     summary += [[item.name, what, show(value), str(value.n)] for item in items for what, value in item.headline]
     said = [f"Left out: {name}: {why}" for name, why in left_out.items()]
-    page = [
-        "# Understanding a detector",
-        *([EMBEDDED] if own else []),
-        about,
-        grid(summary),
-        *map(escape_markdown, said),
-    ]
-    parts: list[html.Part] = [html.Text(EMBEDDED.replace("**", ""), warning=True)] if own else []
-    parts += [html.Text(about.replace("`", "")), html.Table(summary[0], summary[1:], caption="Summary")]
+    sections = [about, grid(summary), *map(escape_markdown, said)]
+    parts: list[html.Part] = [html.Text(without_marks(EMBEDDED), warning=True)] if own else []
+    parts += [html.Text(without_marks(about)), html.Table(summary[0], summary[1:], caption="Summary")]
     parts += [html.Text(line) for line in said]
     parts += [] if pictures else [html.Text("Pictures are left out, as was asked (--no_pictures).")]
     for item in items:
-        page += [f"## {item.title}", "\n".join(map(escape_markdown, item.about.splitlines()))]
+        sections += [f"## {item.title}", "\n".join(map(escape_markdown, item.about.splitlines()))]
         parts += [html.Heading(item.title), html.Text(item.about)]
         for numbers in item.numbers:
             table = numbers.table()
-            page += [f"{numbers.caption}:", grid(table)]
+            sections += [f"{numbers.caption}:", grid(table)]
             parts.append(html.Table(table[0], table[1:], caption=numbers.caption))
         for name in item.figures:
             path = _figure_path(folder, item, name)
-            page.append(f"![{item.name}, {name}](figures/{path.name})")
+            sections.append(picture(path.stem, f"{item.name}, {name}"))
             parts.append(html.Picture(path.read_bytes(), f"{item.title}: {name}"))
         parts += item.galleries if pictures else ()
-    page += ["## Provenance", facts_list(record)]
-    write_text(folder / "table.md", "\n\n".join(page) + "\n")
+    write_page(folder / "table.md", TITLE, sections, record, embedded=own)
     parts += [html.Heading("Provenance"), html.Facts(json.loads(json.dumps(record, default=str)))]
-    write_text(folder / "report.html", html.page("Understanding a detector", parts))
+    write_text(folder / "report.html", html.page(TITLE, parts))
     return grid(summary)
 
 
 def write_csv(path: Path, tables: Sequence[Numbers]) -> None:
     """All cells in long form, to six digits; a text stands under `value`."""
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["table", "row", "column", *Value._fields])
-        for numbers in tables:
-            for (row, column), cell in numbers.cells.items():
-                values = (cell, "", "", "") if isinstance(cell, str) else cell
-                shown = [f"{value:.6g}" if isinstance(value, float) else value for value in values]
-                words = [plain(word) for word in (numbers.caption, row, column)]
-                out.writerow([*words, *("n/a" if value == "nan" else value for value in shown)])
+    rows: list[tuple[object, ...]] = []
+    for numbers in tables:
+        for (row, column), cell in numbers.cells.items():
+            rows.append((numbers.caption, row, column, *((cell, "", "", "") if isinstance(cell, str) else cell)))
+    write_table(path, ("table", "row", "column", *Value._fields), rows, digits=6)
 
 
 def read_csv(path: Path) -> list[Numbers]:
     """The tables of a file that `write_csv` left, as it is or compressed; their corners are not in the file."""
     cells: dict[str, dict[tuple[str, str], Value | str]] = {}
-    with open_table(path) as file:
-        for line in csv.DictReader(file):
-            value, low, high = ("nan" if line[name] == "n/a" else line[name] for name in ("value", "low", "high"))
-            cell = Value(float(value), float(low), float(high), int(line["n"])) if line["n"] else line["value"]
-            cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
+    for line in read_table(path):
+        cell: Value | str = line["value"]
+        if line["n"]:
+            cell = Value(line.number("value"), line.number("low"), line.number("high"), line.count("n"))
+        cells.setdefault(line["table"], {})[line["row"], line["column"]] = cell
     return [Numbers(caption, "", of) for caption, of in cells.items()]

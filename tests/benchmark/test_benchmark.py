@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from adapt.benchmark import accuracy
-from adapt.benchmark.report import compare, plain
+from adapt.benchmark.report import as_lines, compare
 from adapt.benchmark.timing import Ratio, Settings, in_turns
 from adapt.commands.benchmark import Config, main
 from adapt.embedded import read_manifests
@@ -33,7 +33,7 @@ def test_ways_are_timed_in_turns_and_in_both_orders() -> None:
 
 def test_only_what_is_surely_slower_is_called_so() -> None:
     def lines(*ratios: Ratio) -> list[dict]:
-        return json.loads(json.dumps(plain(ratios)))
+        return json.loads(json.dumps(as_lines(ratios)))
 
     old = {"ratios": lines(ratio([1, 1], [4, 5]), ratio([1, 1], [4, 5], "other"), ratio([1, 1], [1, 1], "gone"))}
     page, slower = compare(old, lines(ratio([1, 1], [3, 3.5]), ratio([1, 1], [3, 4.5], "other")))

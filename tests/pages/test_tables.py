@@ -17,8 +17,9 @@ from adapt.evaluation.metrics import compare, controls, evaluate
 from adapt.evaluation.promises import keep
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
+from adapt.number_table import read_rows
 from adapt.pages import figures
-from adapt.pages.read_back import read_rows, read_run
+from adapt.pages.read_back import read_run
 from adapt.pages.tables import grid, headline, markdown, text, write_tables
 from adapt.text import escape_markdown
 

@@ -22,6 +22,7 @@ from torch import nn
 from adapt.errors import Refusal
 from adapt.models.adapters.residual import plain_state, train_residual
 from adapt.models.towers.backbones import NORMS, Backbone
+from adapt.text import one_line
 
 Targets = Literal["qv", "qkvo", "mlp", "all", "norm"]
 Update = Literal["lora", "svd"]
@@ -158,9 +159,7 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
         with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
             tower = get_peft_model(backbone.tower, config)
     except ValueError as error:
-        raise Refusal(
-            f"adapter in {folder} does not fit {backbone.name}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise Refusal(f"adapter in {folder} does not fit {backbone.name}: {one_line(str(error), 200)}") from error
     expected = get_peft_model_state_dict(tower, save_embedding_layers=False)
     for key in sorted(expected.keys() | found.keys()):
         want = tuple(expected[key].shape) if key in expected else "no such key"

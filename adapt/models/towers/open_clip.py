@@ -10,7 +10,7 @@ from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
 from adapt.models.towers.timm import depth_of, patches, pools_first, walk_trunk
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, first_line, near, read_json
+from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
 
 
 def create_clip(name: str, model: str) -> nn.Module:
@@ -41,7 +41,7 @@ def create_clip(name: str, model: str) -> nn.Module:
         return open_clip.create_model(model if ":" in model else architecture, **options)
     except Exception as error:  # open_clip wraps every cause (offline, refused, corrupt, wrong shape) in its own
         raise Refusal(
-            f"backbone {name}: weights could not be loaded ({first_line(error)}). On a machine with a network run "
+            f"backbone {name}: weights could not be loaded ({message_of(error)}). On a machine with a network run "
             f"`hf download` for its repository (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
         ) from error
 

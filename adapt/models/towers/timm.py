@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import FILTERS, Preprocess
 from adapt.errors import Refusal
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, first_line, near, read_json
+from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
 
 
 def load_timm(name: str, model: str) -> Loaded:
@@ -36,7 +36,7 @@ def load_timm(name: str, model: str) -> Loaded:
         try:
             tower.load_state_dict(load_file(weights), strict=True)
         except Exception as error:
-            raise Refusal(f"backbone {name}: {weights} does not fit {architecture}: {first_line(error)}") from error
+            raise Refusal(f"backbone {name}: {weights} does not fit {architecture}: {message_of(error)}") from error
     cfg = {**tower.pretrained_cfg, **config.get("pretrained_cfg", {})}
     tower.reset_classifier(0)
     size = cfg["input_size"][-1]

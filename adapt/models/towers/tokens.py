@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
+from adapt.text import one_line
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def near(word: str, known: Collection[str]) -> str:
     return f", perhaps {found[0]!r}" if found else ""
 
 
-def first_line(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+    """What an error of a library says, or else its kind, in one line; of its cause, if it has one."""
     cause = error.__cause__ or error
-    text = str(cause).strip() or type(cause).__name__
-    return " ".join(text.split())[:300]
+    return one_line(str(cause), 300) or type(cause).__name__

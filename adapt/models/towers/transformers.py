@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, first_line, read_json
+from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, read_json
 
 VISION = {  # model_type of config.json: class of the image tower
     "clip": "CLIPVisionModelWithProjection",
@@ -66,7 +66,7 @@ def snapshot(name: str, model: str) -> Path:
             folder = Path(snapshot_download(model, allow_patterns=FILES))
         except Exception as error:  # offline, refused, gated, or no such name: the hub's own reason says which
             raise Refusal(
-                f"backbone {name}: no folder {model!r}, and weights could not be loaded ({first_line(error)}). On a "
+                f"backbone {name}: no folder {model!r}, and weights could not be loaded ({message_of(error)}). On a "
                 f"machine with a network run `hf download {model}` (or unset HF_HUB_OFFLINE), or give a folder"
             ) from error
     if not list(folder.glob("model*.safetensors")):
@@ -85,7 +85,7 @@ def create(name: str, folder: Path, class_name: str) -> nn.Module:
             )
         except Exception as error:
             raise Refusal(
-                f"backbone {name}: {folder} could not be loaded as {class_name} ({first_line(error)})"
+                f"backbone {name}: {folder} could not be loaded as {class_name} ({message_of(error)})"
             ) from error
     own = "text_model." if "Vision" in class_name else "vision_model."
     more = {key for key in report["unexpected_keys"] if BLOCK.search(key) and not key.startswith(own)}
@@ -143,7 +143,7 @@ def _preprocess(config: dict[str, Any], name: str) -> tuple[Preprocess, tuple[fl
     except (KeyError, TypeError, AttributeError) as error:
         raise Refusal(
             f"backbone {name}: preprocessor_config.json must give image_mean, image_std, resample (2 or 3) and a size "
-            f"with crop_size, or a square size ({first_line(error)})"
+            f"with crop_size, or a square size ({message_of(error)})"
         ) from error
 
 
