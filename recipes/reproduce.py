@@ -9,9 +9,9 @@ the targets: paper, method, encoder, training and test set, view, metric, value 
 it was read. Each run trains and tests on the published sets, with the published encoder, and leaves table.md,
 reproduce.csv and provenance.json in a folder of its own.
 
-The verdict is `match` if the figure lies in our 95 % interval, widened by its rounding, else `miss` with the
+The outcome is `match` if the figure lies in our 95 % interval, widened by its rounding, else `miss` with the
 difference. With --manifest or --backbone a run is marked *not the published setting*; a method that no recipe has
-(FatFormer, B-Free) is run as its nearest one, *comparable, not the same method*. Both get no verdict.
+(FatFormer, B-Free) is run as its nearest one, *comparable, not the same method*. Both get no outcome.
 
 What is missing is named, with where to get it (repository of the hub, Zenodo record) and the command of `adapt
 prepare` that makes its manifest, and the status is 2. Started again it continues. Time: that of the recipe on your

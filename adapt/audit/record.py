@@ -9,13 +9,13 @@ from adapt.data.manifest import Manifest
 from adapt.files import write_text
 
 
-def keep_verdict(rows: Manifest, found: list[str]) -> None:
+def keep_finding(rows: Manifest, found: list[str]) -> None:
     """Remember what `adapt audit` found wrong with these rows; nothing: they are clean."""
     date = time.strftime("%Y-%m-%d", time.gmtime())
     write_text(_path(rows), json.dumps({"found": found, "date": date}) + "\n")
 
 
-def verdict(rows: Manifest) -> str:
+def finding_of(rows: Manifest) -> str:
     """One line for the terminal and for the page: clean, not audited, or what was found."""
     if set(rows["set"]) == {"embedded"}:
         return "clean, by construction"  # one container, size and mode for all: tests/embedded/test_embedded.py

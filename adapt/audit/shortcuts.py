@@ -190,7 +190,7 @@ def shortcuts(
     seed: int = 0,
     allow: Sequence[str] = ALLOWED,
 ) -> tuple[list[Unlike], dict[str, str]]:
-    """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's verdict.
+    """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's finding.
 
     Verdicts: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
     `content` (byte counts of files that are all written alike: only the picture is left to explain them), `clean`.
@@ -221,16 +221,16 @@ def shortcuts(
     known = {factor: names for factor, names in FACTORS.items() if set(names) <= set(facts.columns)}
     cells = {factor: compare(factor, names) for factor, names in known.items()}
     surely = {factor for factor, found in cells.items() if any(cell.surely for cell in found)}
-    verdicts = dict.fromkeys(known, "clean") | dict.fromkeys(surely, "SHORTCUT")
+    findings = dict.fromkeys(known, "clean") | dict.fromkeys(surely, "SHORTCUT")
     for factor in surely & set(BYTES):
         if all(alike[cell.set, cell.generator] for cell in cells[factor] if cell.surely):
-            verdicts[factor] = "content"
-    verdicts |= dict.fromkeys(surely & set(allow), "allowed")
-    out = set(allow) | {factor for factor, verdict in verdicts.items() if verdict == "content"}
+            findings[factor] = "content"
+    findings |= dict.fromkeys(surely & set(allow), "allowed")
+    out = set(allow) | {factor for factor, finding in findings.items() if finding == "content"}
     names = tuple(itertools.chain(*(known[factor] for factor in known if factor not in out)))
     cells[TOGETHER] = compare(TOGETHER, names)
-    verdicts[TOGETHER] = "SHORTCUT" if any(cell.surely for cell in cells[TOGETHER]) else "clean"
-    return list(itertools.chain(*cells.values())), verdicts
+    findings[TOGETHER] = "SHORTCUT" if any(cell.surely for cell in cells[TOGETHER]) else "clean"
+    return list(itertools.chain(*cells.values())), findings
 
 
 def _written_alike(facts: Facts, rows: np.ndarray) -> bool:
@@ -323,12 +323,12 @@ def worst(cells: Sequence[Unlike], factor: str) -> Unlike:
     return max((cell for cell in cells if cell.factor == factor), key=lambda cell: (cell.low, cell.value))
 
 
-def remedies(cells: Sequence[Unlike], verdicts: dict[str, str], found: Sequence[Twin]) -> list[str]:
+def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[Twin]) -> list[str]:
     """What to do about each finding, a line each; a picture's byte count asks for nothing."""
     lines = []
-    for factor, verdict in verdicts.items():
-        if verdict in ("SHORTCUT", "allowed"):
-            counted = "" if verdict == "SHORTCUT" else " (allowed)"
+    for factor, finding in findings.items():
+        if finding in ("SHORTCUT", "allowed"):
+            counted = "" if finding == "SHORTCUT" else " (allowed)"
             lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
     for kind in ("pixels", "near", "embedding"):
         if pairs := sum(twin.kind == kind for twin in found):
@@ -353,22 +353,22 @@ def balance(manifest: Manifest, facts: Facts, name: str = "set") -> list[list[st
     return rows
 
 
-def figure(cells: Sequence[Unlike], verdicts: dict[str, str]) -> Figure:
-    """A bar for the worst comparison of each factor, with its interval; the colour is the verdict."""
-    shown = [worst(cells, factor) for factor in verdicts]
+def figure(cells: Sequence[Unlike], findings: dict[str, str]) -> Figure:
+    """A bar for the worst comparison of each factor, with its interval; the colour is the finding."""
+    shown = [worst(cells, factor) for factor in findings]
     picture = Figure(figsize=(7, 0.32 * len(shown) + 1.6), layout="constrained")
     axes = picture.subplots()
     axes.barh(
-        range(len(shown)), [c.value - 0.5 for c in shown], left=0.5, color=[COLOURS[v] for v in verdicts.values()]
+        range(len(shown)), [c.value - 0.5 for c in shown], left=0.5, color=[COLOURS[v] for v in findings.values()]
     )
     axes.hlines(range(len(shown)), [c.low for c in shown], [c.high for c in shown], color="black", linewidth=1.4)
     axes.axvline(0.5, color="0.4", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), verdicts)
+    axes.set_yticks(range(len(shown)), findings)
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlim=(min(0.45, *(c.low for c in shown)), 1.01))
     axes.set_xlabel("AUC of the worst comparison, 95 % interval")
     axes.set_title("What tells fakes from reals without looking at the picture", fontsize=10)
     patches = [
-        Patch(color=colour, label=verdict) for verdict, colour in COLOURS.items() if verdict in verdicts.values()
+        Patch(color=colour, label=finding) for finding, colour in COLOURS.items() if finding in findings.values()
     ]
     axes.legend(handles=patches, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return picture

@@ -127,8 +127,8 @@ def compare(old: Measured, new: Sequence[Line]) -> tuple[str, list[str]]:
             continue
         change = line["ratio"] / was["ratio"]
         worse = change < SLOWER and max(line["spread"]) < min(was["spread"])
-        verdict = "slower" if worse else ""
-        lines.append([*_key(line), f"{was['ratio']:.3g}", f"{line['ratio']:.3g}", f"{change:.3g}", verdict])
+        word = "slower" if worse else ""
+        lines.append([*_key(line), f"{was['ratio']:.3g}", f"{line['ratio']:.3g}", f"{change:.3g}", word])
         slower += [" | ".join(_key(line))] if worse else []
     if not lines:
         raise Refusal(

@@ -60,7 +60,7 @@ def main(cfg: Config) -> None:
 
     from adapt import provenance
     from adapt.audit.duplicates import twins
-    from adapt.audit.record import keep_verdict
+    from adapt.audit.record import keep_finding
     from adapt.audit.shortcuts import balance, examine, figure, remedies, shortcuts
     from adapt.embedded import read_manifests
     from adapt.files import write_text
@@ -73,13 +73,13 @@ def main(cfg: Config) -> None:
     started, revision = time.monotonic(), provenance.revision()
     rows = read_manifests(cfg.manifest)
     facts = examine(rows, cfg.processes)
-    cells, verdicts = shortcuts(rows, facts, cfg.resamples, cfg.seed, cfg.allow)
+    cells, findings = shortcuts(rows, facts, cfg.resamples, cfg.seed, cfg.allow)
     vectors = embed(rows, cfg.embedding) if cfg.embedding else None
     pairs = twins(rows, facts.pixels, facts.hashes, vectors=vectors, least=cfg.similarity)
-    todo = remedies(cells, verdicts, pairs)
-    clean = "SHORTCUT" not in verdicts.values() and not pairs
+    todo = remedies(cells, findings, pairs)
+    clean = "SHORTCUT" not in findings.values() and not pairs
 
-    table = factor_table(cells, verdicts)
+    table = factor_table(cells, findings)
     lost = [(path, reason) for path, reason in zip(rows["path"], facts.reason, strict=True) if reason]
     sections = [
         "**Clean.**" if clean else "**Shortcuts or leaks found.**",
@@ -98,13 +98,13 @@ def main(cfg: Config) -> None:
     record |= {"seed": cfg.seed, "hardware": provenance.hardware(), "versions": provenance.versions()}
 
     write_page(cfg.output_dir / "table.md", "Audit", sections, record, embedded="embedded" in rows["set"])
-    factors = ([*cell, verdicts[cell.factor]] for cell in cells)
-    write_table(cfg.output_dir / "audit.csv", [*cells[0]._fields, "verdict"], factors, line_end="\r\n")
+    factors = ([*cell, findings[cell.factor]] for cell in cells)
+    write_table(cfg.output_dir / "audit.csv", [*cells[0]._fields, "finding"], factors, line_end="\r\n")
     write_pairs(cfg.output_dir / "duplicates.csv", pair_table(rows, pairs))
-    save_png(figure(cells, verdicts), cfg.output_dir / "figures" / "shortcuts.png")
+    save_png(figure(cells, findings), cfg.output_dir / "figures" / "shortcuts.png")
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record |= {"clean": clean, "unreadable": lost, "identity": as_dict(cfg)}
-    keep_verdict(rows, [line for line in todo if "(allowed)" not in line] if not clean else [])
+    keep_finding(rows, [line for line in todo if "(allowed)" not in line] if not clean else [])
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=True) + "\n")
     print("\n\n".join([grid(table), "\n".join(todo), f"{cfg.output_dir / 'table.md'}: the page"]))
     if not clean:
@@ -122,15 +122,15 @@ def embed(rows: "Manifest", name: str) -> "np.ndarray":
     return extract(backbone, rows, ("none",), **processes.encoding(None)).unit("none")
 
 
-def factor_table(cells: "list[Unlike]", verdicts: dict[str, str]) -> list[list[str]]:
-    """One row a factor: AUC over all rows, the worst comparison, the verdict."""
+def factor_table(cells: "list[Unlike]", findings: dict[str, str]) -> list[list[str]]:
+    """One row a factor: AUC over all rows, the worst comparison, the finding."""
     from adapt.audit.shortcuts import worst
     from adapt.pages.tables import show
 
-    table = [["factor", "AUC, all rows", "worst", "of", "verdict"]]
-    for factor, verdict in verdicts.items():
+    table = [["factor", "AUC, all rows", "worst", "of", "finding"]]
+    for factor, finding in findings.items():
         first, most = next(cell for cell in cells if cell.factor == factor), worst(cells, factor)
-        table.append([factor, show(first), show(most), f"{most.set or '-'}/{most.generator}", verdict])
+        table.append([factor, show(first), show(most), f"{most.set or '-'}/{most.generator}", finding])
     return table
 
 

@@ -47,7 +47,7 @@ def _limits(cells: Sequence[Cell], checks: Sequence[Control]) -> list[str]:
     for cell in weakest(cells, WEAK):
         lines.append(f"- Among the weakest: {plain(cell.generator)} under `{plain(cell.view)}`, AUC {show(cell)}.")
     for check in checks:
-        if check.verdict == "FAILED":
+        if check.outcome == "FAILED":
             lines.append(f"- Control FAILED: {plain(check.name)} under `{plain(check.view)}`, {show(check)}.")
     lines.append(f"- Other processing than {views}, and generators that are not in the table, were not measured.")
     return ["## Limits", "\n".join(lines)]

@@ -73,7 +73,7 @@ class Control:
     value: float
     low: float
     high: float
-    verdict: str  # passed, FAILED or n/a
+    outcome: str  # passed, FAILED or n/a
     n_real: int
     n_fake: int
 
@@ -242,9 +242,9 @@ def controls(
 def _control(name: str, view: str, found: Replicates, metric: str, surely_off: float) -> Control:
     """`surely_off` is how far the number is from where it should be, at the near end of its interval."""
     low, high, _ = interval(found.values[metric][1:])
-    verdict = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= TOLERANCE else "FAILED"
+    outcome = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= TOLERANCE else "FAILED"
     value = float(found.values[metric][0])
-    return Control(name, view, value, low, high, verdict, found.n_real, found.n_fake)
+    return Control(name, view, value, low, high, outcome, found.n_real, found.n_fake)
 
 
 def _test_rows(scores: Scores) -> Scores:

@@ -104,7 +104,7 @@ class TargetSet:
 class Comparison:
     """`n/a`: one of the two numbers is missing. The difference is ours minus theirs."""
 
-    verdict: Literal["match", "miss", "n/a"]
+    outcome: Literal["match", "miss", "n/a"]
     difference: float
 
 

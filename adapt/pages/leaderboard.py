@@ -164,11 +164,11 @@ def controls(numbers: Sequence[Number]) -> Table:
             if number is None or number.value != number.value:
                 continue
             off = max(number.low - 0.5, 0.5 - number.high) if control else number.low
-            verdict = "n/a" if off != off else "passed" if off <= TOLERANCE else "FAILED"
+            outcome = "n/a" if off != off else "passed" if off <= TOLERANCE else "FAILED"
             what = "AUC, all generators" if control else "false alarms that processing adds"
-            words = [Entry(word, word) for word in (label(row, numbers), what, view, verdict)]
+            words = [Entry(word, word) for word in (label(row, numbers), what, view, outcome)]
             rows.append([*words[:3], entry(number, sign="" if control else "+"), words[3]])
-    header = [("", name) for name in ("method", "control", "view", "value", "verdict")]
+    header = [("", name) for name in ("method", "control", "view", "value", "outcome")]
     return Table("Controls", header, rows, ABOUT_CONTROLS)
 
 

@@ -242,12 +242,12 @@ def _processed(cells: Sequence[Cell]) -> list[str]:
 def _controls(controls: Sequence[Control]) -> list[str]:
     if not controls:
         return []
-    rows = [["control", "view", "value", "verdict"]]
+    rows = [["control", "view", "value", "outcome"]]
     # one kind of processing has its row only where it fails: its rates stand in the table above
     shown = [
-        c for c in controls if c.verdict == "FAILED" or not c.name.startswith("processed reals") or ", all:" in c.name
+        c for c in controls if c.outcome == "FAILED" or not c.name.startswith("processed reals") or ", all:" in c.name
     ]
-    return ["## Controls", grid(rows + [[c.name, c.view, show(c), c.verdict] for c in shown]), ABOUT_CONTROLS]
+    return ["## Controls", grid(rows + [[c.name, c.view, show(c), c.outcome] for c in shown]), ABOUT_CONTROLS]
 
 
 def _differences(differences: Sequence[Difference]) -> list[str]:

@@ -159,7 +159,7 @@ class Report:
             for view in distinct([self.views[0], self.views[-1]]):
                 for fake, words in ((False, "photographs most like fakes"), (True, "fakes most like photographs")):
                     tiles, caption = self.tiles(row, view, fake), f"view {view}: {words}"
-                    named = Table(["image", "kind", "verdict"], [tile.lines for tile in tiles], caption=caption)
+                    named = Table(["image", "kind", "score"], [tile.lines for tile in tiles], caption=caption)
                     yield Gallery(tiles, caption) if self.pictures else named
 
     def best(self, kind: str) -> list[Row]:
@@ -183,9 +183,9 @@ class Report:
         tiles = []
         for i in list(worst.values())[:MISTAKES]:
             wrong = int(((logits[:, i] >= cuts) != fake).sum())
-            verdict = f"wrong in {wrong} of {len(cuts)} seeds" if len(cuts) > 1 else "wrong" if wrong else "right"
+            judged = f"wrong in {wrong} of {len(cuts)} seeds" if len(cuts) > 1 else "wrong" if wrong else "right"
             kind = held["generator"][i] + (f", {held['edit'][i]}" if held["edit"][i] else "")
-            lines = (held["path"][i], kind, f"p(fake) {p_fake[i]:.3f}, {verdict}")
+            lines = (held["path"][i], kind, f"p(fake) {p_fake[i]:.3f}, {judged}")
             tiles.append(Picture(self.picture(held["path"][i], view), f"{kind} {held['path'][i]}", lines))
         return tiles
 

@@ -22,10 +22,10 @@ RUN = "run"  # folder of the run inside that of its page
 ABOUT = """\
 Match: the published figure lies in our 95 % interval (bootstrap over groups), widened at both ends by half a unit of
 its last digit, and by 0.001 if it was decoded from a plot; else miss. Difference: ours minus theirs. The interval is
-that of our test rows and one training seed; papers print none. There is a verdict only where method, encoder and data
+that of our test rows and one training seed; papers print none. There is a outcome only where method, encoder and data
 are the published ones. A published accuracy at p = 0.5 stands beside our balanced accuracy at 0.5, which is the same
 on sets of as many real images as fakes."""
-COLUMNS = ("target", "metric", "view", "read", "published", "ours", "low", "high", "difference", "verdict", "setting")
+COLUMNS = ("target", "metric", "view", "read", "published", "ours", "low", "high", "difference", "outcome", "setting")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """A target, our number for it, and whether they say the same; a verdict in the published setting only."""
+    """A target, our number for it, and whether they say the same; a outcome in the published setting only."""
 
     target: Target
     cell: metrics.Cell | None
@@ -67,8 +67,8 @@ class Answer:
     setting: str
 
     @property
-    def verdict(self) -> str:
-        return self.comparison.verdict if self.setting == "published" else f"none: {self.setting}"
+    def outcome(self) -> str:
+        return self.comparison.outcome if self.setting == "published" else f"none: {self.setting}"
 
     @property
     def difference(self) -> str:
@@ -201,8 +201,8 @@ def write_reproduction(config: Flags, job: Job, run: PlannedRun, root: Path, set
     at = index(read_metrics(root / run.name / "metrics.csv")[()])
     differs = differences(job, run, at, sets)
     answers = answer(job, at, differs)
-    rows = [["target", "read", "published", "ours", "difference", "verdict"]]
-    rows += [[a.target.name, a.target.read, a.target.shown, show(a.cell), a.difference, a.verdict] for a in answers]
+    rows = [["target", "read", "published", "ours", "difference", "outcome"]]
+    rows += [[a.target.name, a.target.read, a.target.shown, show(a.cell), a.difference, a.outcome] for a in answers]
     kind = "same method" if job.configuration.same else "comparable, not the same method"
     facts = [f"not the published setting: {line}" for line in differs]
     facts += [f"{kind} ({job.configuration.name}, recipes/{run.recipe}.py): {job.configuration.note}"]
@@ -233,6 +233,6 @@ def write_csv(path: Path, answers: Sequence[Answer]) -> None:
     for a in answers:
         numbers = (a.cell.value, a.cell.low, a.cell.high) if a.cell else (nan, nan, nan)
         words = (a.target.name, a.target.metric, a.target.view, a.target.read, a.target.value)
-        verdict = a.comparison.verdict if a.setting == "published" else "none"
-        rows.append([*words, *numbers, a.comparison.difference, verdict, a.setting])
+        outcome = a.comparison.outcome if a.setting == "published" else "none"
+        rows.append([*words, *numbers, a.comparison.difference, outcome, a.setting])
     write_table(path, COLUMNS, rows)

@@ -115,7 +115,7 @@ def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], res
     """
     found = compare_means(pairs, resamples, seed)
     single = [{_place(d): d.value for d in compare_means([pair], 1, seed)} for pair in pairs]
-    rows = [["view", "what", *names, "difference", "p", "single seeds", "verdict"]]
+    rows = [["view", "what", *names, "difference", "p", "single seeds", "outcome"]]
     places = {_place(d): d for d in found}
     for view in dict.fromkeys(d.view for d in found):
         for title, (generator, metric) in CONTRASTED.items():
@@ -123,9 +123,9 @@ def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], res
                 continue
             each = [values[_place(d)] for values in single]
             more, less = ("worse", "better") if metric == "false_alarm" else ("better", "worse")
-            verdict = more if d.low > 0 else less if d.high < 0 else "not separated"
+            outcome = more if d.low > 0 else less if d.high < 0 else "not separated"
             spread = f"{min(each):+.3f} to {max(each):+.3f}"
-            rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, verdict])
+            rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, outcome])
     return [f"## {names[0]} minus {names[1]}", grid(rows)]
 
 

@@ -24,7 +24,7 @@ from adapt.pages.drawing import curves
 from adapt.pages.tables import grid, show
 from adapt.training.comparison import Study
 from adapt.training.on_features import class_names, numbers, readable_rows, validation_judge, validation_rows
-from adapt.training.refine import verdict
+from adapt.training.refine import outcome
 
 CLASSES = ("real", "fake")
 NEW, OTHERS = "AUC, new generator", "AUC, all other generators"
@@ -158,7 +158,7 @@ def gains(
         table = [["method", "shots", *views]]
         cells = {name: [of[view, SHOWN[which][0]] for view in views] for name, of in found.items()}
         table += [[*name, *(show(d, "+") for d in of)] for name, of in cells.items()]
-        words = [verdict(d) for of in cells.values() for d in of]
+        words = [outcome(d) for of in cells.values() for d in of]
         counts = f"{words.count('better')} of {len(words)} surely better, {words.count('worse')} surely worse"
         page += [f"## {title}, less the detector as it is: {counts}", grid(table)]
     return page

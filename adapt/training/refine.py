@@ -156,7 +156,7 @@ def changes(found: Sequence[Difference], aim: Aim, seen: dict[str, str], folder:
     return [*page, f"## Elsewhere: {_count(rest)}", about, _table(_worst_first(rest), seen, {})]
 
 
-def verdict(d: Difference) -> str:
+def outcome(d: Difference) -> str:
     return "better" if d.low > 0 else "worse" if d.high < 0 else "not separated"
 
 
@@ -169,17 +169,17 @@ def _worst_first(cells: Sequence[Difference]) -> list[Difference]:
 
 
 def _count(cells: Sequence[Difference]) -> str:
-    better, worse = (sum(verdict(d) == word for d in cells) for word in ("better", "worse"))
+    better, worse = (sum(outcome(d) == word for d in cells) for word in ("better", "worse"))
     return f"{better} of {len(cells)} cells surely better, {worse} surely worse"
 
 
 def _table(cells: Sequence[Difference], seen: dict[str, str], found: dict[tuple[str, str], Cell]) -> str:
     if not cells:
         return "None."
-    header = ["generator", "set", "met in", "view", "a", "b", "a - b", "p", "verdict"]
+    header = ["generator", "set", "met in", "view", "a", "b", "a - b", "p", "outcome"]
     rows = [[*header, "b on validation rows"] if found else header]
     for d in cells:
         was = [show(found.get(_key(d.generator, d.view)))] if found else []
         line = [d.generator, d.set or "-", MET[seen[d.generator]], d.view, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+")]
-        rows.append([*line, f"{d.p:.3f}", verdict(d), *was])
+        rows.append([*line, f"{d.p:.3f}", outcome(d), *was])
     return grid(rows)

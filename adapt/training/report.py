@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from adapt.audit.metadata import metadata_logits
-from adapt.audit.record import verdict
+from adapt.audit.record import finding_of
 from adapt.data.images import Unreadable, read_image
 from adapt.data.jpeg import Trains, with_sample_views
 from adapt.data.manifest import Manifest
@@ -67,7 +67,7 @@ def require_classes(rows: Manifest) -> None:
                 f"split {split!r} has {(~fake).sum()} real and {fake.sum()} fake rows: a run trains on train, "
                 "picks epoch and threshold on val, and reports test; each needs both (split whole groups)"
             )
-    if not (audit := verdict(rows)).startswith("clean") and os.environ.get("RANK", "0") == "0":
+    if not (audit := finding_of(rows)).startswith("clean") and os.environ.get("RANK", "0") == "0":
         print(f"audit: {audit}", file=sys.stderr)
 
 
@@ -204,7 +204,7 @@ def describe(rows: Manifest) -> str:
     """Sets, counts and digest of a manifest, in one line."""
     sets = ", ".join(name or "-" for name in dict.fromkeys(rows["set"]))
     counts = ", ".join(f"{(rows['split'] == split).sum()} {split}" for split in ("train", "val", "test"))
-    return f"sets {sets}; {counts} images; digest {rows.digest[:12]}; audit {verdict(rows)}"
+    return f"sets {sets}; {counts} images; digest {rows.digest[:12]}; audit {finding_of(rows)}"
 
 
 def shown(record: Mapping[str, object]) -> dict[str, object]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from sklearn.metrics import roc_auc_score
 
 from adapt.audit.duplicates import near_partners, perceptual_hash, pixel_digest, similar_partners, twins
-from adapt.audit.record import verdict
+from adapt.audit.record import finding_of
 from adapt.audit.shortcuts import TOGETHER, _aucs, _folds, balance, examine, predict, remedies, shortcuts, worst
 from adapt.collect.align import align
 from adapt.commands import audit as recipe
@@ -58,8 +58,8 @@ def dataset(folder: Path, real, fake, paired: bool = True) -> Manifest:
 
 def audited(manifest: Manifest, **settings):
     facts = examine(manifest)
-    cells, verdicts = shortcuts(manifest, facts, resamples=200, **settings)
-    return {cell.factor: cell for cell in cells if cell.generator == cell.set == ALL}, verdicts
+    cells, findings = shortcuts(manifest, facts, resamples=200, **settings)
+    return {cell.factor: cell for cell in cells if cell.generator == cell.set == ALL}, findings
 
 
 PNG = ("images/{}.png", "PNG", {}, [64])
@@ -82,42 +82,42 @@ OTHERS = {
 @pytest.mark.parametrize("factor", LEAKS)
 def test_a_planted_leak_is_found_and_gone_after_align(tmp_path, factor):
     manifest = dataset(tmp_path / "in", *LEAKS[factor], paired=factor == "format")
-    before, verdicts = audited(manifest, allow=("folder", "history"))
+    before, findings = audited(manifest, allow=("folder", "history"))
     assert before[factor].value > 0.95
     assert before[TOGETHER].value > 0.95
-    assert verdicts[factor] == verdicts[TOGETHER] == "SHORTCUT"
+    assert findings[factor] == findings[TOGETHER] == "SHORTCUT"
     aligned = align(manifest, tmp_path / "out", size="resize64", codec="jpeg", quality=60)
-    after, verdicts = audited(aligned, allow=("folder", "history"))
+    after, findings = audited(aligned, allow=("folder", "history"))
     assert before.keys() < after.keys()
     assert after[factor].low <= 0.5
     assert after[TOGETHER].low <= 0.5
-    assert "SHORTCUT" not in verdicts.values()
+    assert "SHORTCUT" not in findings.values()
     # what cannot be undone is still said: JPEG before, and how much was scaled away
     lasting = factor in ("format", "dimensions", "JPEG quality")
-    assert verdicts["history"] == ("allowed" if lasting else "clean")
+    assert findings["history"] == ("allowed" if lasting else "clean")
     assert (after["history"].value > 0.9) == lasting
-    assert any(line.startswith("history (allowed)") for line in remedies(after.values(), verdicts, [])) == lasting
+    assert any(line.startswith("history (allowed)") for line in remedies(after.values(), findings, [])) == lasting
 
 
 @pytest.mark.parametrize("factor", OTHERS)
 def test_a_planted_leak_is_found(tmp_path, factor):
-    found, verdicts = audited(dataset(tmp_path, *OTHERS[factor]))
+    found, findings = audited(dataset(tmp_path, *OTHERS[factor]))
     assert found[factor].value > 0.95
-    assert verdicts[factor] == "SHORTCUT"
+    assert findings[factor] == "SHORTCUT"
 
 
 def test_names_after_a_digest_say_nothing_and_equal_files_are_clean(tmp_path):
-    found, verdicts = audited(dataset(tmp_path, PNG, PNG))
-    assert set(verdicts.values()) == {"clean"}
+    found, findings = audited(dataset(tmp_path, PNG, PNG))
+    assert set(findings.values()) == {"clean"}
     assert found["format"].value == found["folder"].value == 0.5
 
 
 def test_a_folder_for_each_class_counts_only_if_asked(tmp_path):
     manifest = dataset(tmp_path, ("0_real/{}.png", *PNG[1:]), ("1_fake/{}.png", *PNG[1:]))
-    found, verdicts = audited(manifest)
+    found, findings = audited(manifest)
     assert found["folder"].value == 1
-    assert verdicts["folder"] == "allowed"
-    assert verdicts[TOGETHER] == "clean"
+    assert findings["folder"] == "allowed"
+    assert findings[TOGETHER] == "clean"
     assert audited(manifest, allow=())[1][TOGETHER] == "SHORTCUT"
     with pytest.raises(Refusal, match="colour"):
         audited(manifest, allow=("colour",))
@@ -129,10 +129,10 @@ def test_byte_counts_of_files_written_alike_come_from_the_picture(tmp_path):
         for generator, noise in (("real", 40), ("gan", 2)):
             data = zoo.save(scene(2 * g + (noise == 2), noise=noise), "PNG")
             rows.append((f"{generator[0]}{g:03d}.png", f"g{g}", generator, "train", data))
-    found, verdicts = audited(write(tmp_path, rows), allow=("file name",))
+    found, findings = audited(write(tmp_path, rows), allow=("file name",))
     assert found["byte size"].value > 0.95
-    assert verdicts["byte size"] == verdicts["bytes per pixel"] == "content"
-    assert verdicts[TOGETHER] == "clean"
+    assert findings["byte size"] == findings["bytes per pixel"] == "content"
+    assert findings[TOGETHER] == "clean"
 
 
 def test_a_leak_of_one_generator_among_four_is_found(tmp_path):
@@ -142,11 +142,11 @@ def test_a_leak_of_one_generator_among_four_is_found(tmp_path):
         data = zoo.save(scene(5 * g + m), kind, **({"lossless": True} if kind == "WEBP" else {}))
         rows.append((f"{np.random.default_rng([g, m]).integers(10**8, 10**9)}", f"g{g}", generator, "train", data))
     manifest = write(tmp_path, rows)
-    cells, verdicts = shortcuts(manifest, examine(manifest), resamples=200)
+    cells, findings = shortcuts(manifest, examine(manifest), resamples=200)
     found = {(cell.set, cell.generator): cell.value for cell in cells if cell.factor == "format"}
     assert found["", "c"] == 1
     assert found["", "a"] == found["", "b"] == found["", "d"] == 0.5
-    assert verdicts["format"] == "SHORTCUT"
+    assert findings["format"] == "SHORTCUT"
     assert worst(cells, "format").generator == "c"
 
 
@@ -158,8 +158,8 @@ def test_permuted_labels_are_at_chance(tmp_path):
         columns = {name: manifest[name] for name in ("path", "group", "split")}
         columns["generator"] = np.random.default_rng(seed).permutation(manifest["generator"])
         permuted = Manifest.of(columns, tmp_path)
-        cells, verdicts = shortcuts(permuted, facts, resamples=200)
-        assert "SHORTCUT" not in verdicts.values()
+        cells, findings = shortcuts(permuted, facts, resamples=200)
+        assert "SHORTCUT" not in findings.values()
         assert all(cell.low <= 0.55 and cell.value < 0.68 for cell in cells)
 
 
@@ -327,12 +327,12 @@ def test_the_recipe_says_what_to_do_and_every_run_says_it_again(tmp_path, monkey
         )
 
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
-    assert verdict(dirty).startswith("NONE")
+    assert finding_of(dirty).startswith("NONE")
     with pytest.raises(SystemExit) as end:
         recipe.main(config("dirty"))
     assert end.value.code == 1
-    assert re.fullmatch(r"FOUND on [0-9-]{10}: .*format: AUC 1\.000.*", verdict(dirty))
-    assert "file name" not in verdict(dirty)  # allowed: no model of this package sees names
+    assert re.fullmatch(r"FOUND on [0-9-]{10}: .*format: AUC 1\.000.*", finding_of(dirty))
+    assert "file name" not in finding_of(dirty)  # allowed: no model of this package sees names
     out = tmp_path / "audit-dirty"
     page = (out / "table.md").read_text()
     assert "**Shortcuts or leaks found.**" in page
@@ -341,7 +341,7 @@ def test_the_recipe_says_what_to_do_and_every_run_says_it_again(tmp_path, monkey
     header, *rows = read(out / "audit.csv")
     row = dict(zip(header, next(row for row in rows if row[2] == "format"), strict=True))
     assert (float(row["value"]), row["n_real"], row["n_fake"]) == (1.0, str(GROUPS - 1), str(GROUPS))
-    assert row["verdict"] == "SHORTCUT"
+    assert row["finding"] == "SHORTCUT"
     record = json.loads((out / "provenance.json").read_text())
     assert record["clean"] is False
     assert record["unreadable"] == [[dirty["path"][0], "not-an-image"]]
@@ -349,13 +349,13 @@ def test_the_recipe_says_what_to_do_and_every_run_says_it_again(tmp_path, monkey
         assert picture.size[0] > 500
 
     recipe.main(config("clean"))  # status 0
-    assert verdict(clean).startswith("clean on ")
+    assert finding_of(clean).startswith("clean on ")
     require_classes(clean)
     assert "audit" not in capsys.readouterr().err
     require_classes(dirty)
     assert "audit: FOUND" in capsys.readouterr().err
     next((tmp_path / "cache" / "audits").glob(f"{clean.digest}*")).write_text("{")
-    assert verdict(clean).startswith("NONE")
+    assert finding_of(clean).startswith("NONE")
     assert "**Clean.**" in (tmp_path / "audit-clean" / "table.md").read_text()
     assert read(tmp_path / "audit-clean" / "duplicates.csv")[1:] == []
 

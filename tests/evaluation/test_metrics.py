@@ -672,13 +672,13 @@ def test_controls_pass_at_chance_and_fail_above_it(world, rng):
     found = {
         (c.name.split(":")[0], c.view): c for c in controls(world, permuted=chance, metadata=first_view, resamples=100)
     }
-    assert found["labels permuted", "none"].verdict == found["labels permuted", "qf40"].verdict == "passed"
-    assert found["metadata only", "none"].verdict == "FAILED"
+    assert found["labels permuted", "none"].outcome == found["labels permuted", "qf40"].outcome == "passed"
+    assert found["metadata only", "none"].outcome == "FAILED"
     assert ("metadata only", "qf40") not in found  # it was not scored under that view
-    assert found["processed reals, blur", "none"].verdict == "FAILED"
-    assert found["processed reals, webp", "none"].verdict == "passed"
+    assert found["processed reals, blur", "none"].outcome == "FAILED"
+    assert found["processed reals, webp", "none"].outcome == "passed"
     backwards = changed(world, -world["logit"])
-    assert {c.verdict for c in controls(world, permuted=backwards, resamples=100) if "permuted" in c.name} == {
+    assert {c.outcome for c in controls(world, permuted=backwards, resamples=100) if "permuted" in c.name} == {
         "FAILED"
     }
     with pytest.raises(Refusal, match="differ"):
@@ -687,6 +687,6 @@ def test_controls_pass_at_chance_and_fail_above_it(world, rng):
 
 def test_control_without_a_threshold_or_reals_is_not_applicable(world):
     test = world.select(world["split"] == "test")
-    assert {c.verdict for c in controls(test, resamples=10)} == {"n/a"}
+    assert {c.outcome for c in controls(test, resamples=10)} == {"n/a"}
     edited = world.select((world["edit"] != "") | world.fake | (world["split"] == "val"))
-    assert {c.verdict for c in controls(edited, resamples=10)} == {"n/a"}
+    assert {c.outcome for c in controls(edited, resamples=10)} == {"n/a"}

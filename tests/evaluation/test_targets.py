@@ -167,7 +167,7 @@ def cell(low: float, high: float, value: float = 0.8) -> Cell:
 
 
 @pytest.mark.parametrize(
-    ("value", "read", "low", "high", "verdict"),
+    ("value", "read", "low", "high", "outcome"),
     [
         ("0.897", "verified", 0.85, 0.8965, "match"),  # printed 0.897 may be 0.8965
         ("0.897", "verified", 0.85, 0.8964, "miss"),
@@ -183,9 +183,9 @@ def cell(low: float, high: float, value: float = 0.8) -> Cell:
         ("0.860", "verified", 0.85, 0.95, "match"),
     ],
 )
-def test_match_and_miss_at_the_edges(value, read, low, high, verdict) -> None:
+def test_match_and_miss_at_the_edges(value, read, low, high, outcome) -> None:
     found = compare(target(value, read), cell(low, high, 0.88))
-    assert found.verdict == verdict
+    assert found.outcome == outcome
     assert found.difference == pytest.approx(0.88 - float(value), abs=1e-12)
 
 
@@ -193,7 +193,7 @@ def test_what_is_missing_is_neither() -> None:
     nan = float("nan")
     for nothing in (None, cell(nan, nan), cell(nan, nan, nan)):
         found = compare(target("0.9"), nothing)
-        assert found.verdict == "n/a" and np.isnan(found.difference)
+        assert found.outcome == "n/a" and np.isnan(found.difference)
 
 
 def test_our_number_is_the_one_that_is_meant() -> None:

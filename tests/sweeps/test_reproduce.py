@@ -152,7 +152,7 @@ def test_a_verdict_needs_method_encoder_and_data() -> None:
     right = run_of(job, SETS, (), recipe.COMMONPOOL, {})
     assert differences(job, right, at(18), SETS) == []
     (found,) = answer(job, at(18), [])
-    assert (found.verdict, found.difference, found.setting) == ("match", "+0.0030", "published")
+    assert (found.outcome, found.difference, found.setting) == ("match", "+0.0030", "published")
     for cell, evaluated, why in (
         (right, at(17), "17 generators are tested, 18 were published"),
         (run_of(job, SETS, (), "tiny", {}), at(18), f"encoder tiny instead of {recipe.COMMONPOOL}"),
@@ -161,12 +161,12 @@ def test_a_verdict_needs_method_encoder_and_data() -> None:
         (said,) = differences(job, cell, evaluated, SETS)
         assert said.startswith(why)
         (found,) = answer(job, evaluated, [said])
-        assert found.verdict == "none: not the published setting" and found.difference == "+0.0030"
+        assert found.outcome == "none: not the published setting" and found.difference == "+0.0030"
     unknown = job_of("drct2m-univfd-accuracy")  # its training set is: a table of the test set alone is not its data
     cell = run_of(unknown, SETS, (str(SETS["DRCT-2M"].manifest),), recipe.OPENAI, {})
     assert differences(unknown, cell, at(16), SETS) == ["data of your own instead of an unknown set -> DRCT-2M"]
     (found,) = answer(job_of("bfree-code-synthbuster-auc"), at(9), [])
-    assert found.verdict == "none: comparable, not the same method"
+    assert found.outcome == "none: comparable, not the same method"
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
@@ -203,7 +203,7 @@ def test_ours_beside_theirs_end_to_end(planted, tmp_path, monkeypatch, capsys) -
     rows = table(root / "reproduce.csv")
     for name, metric, theirs in (("accuracy", "balanced_accuracy_at_0.5", 0.908), ("ap", "ap", 0.989)):
         row, cell = rows[f"clipping-linear-10k-gan-{name}"], measured["all", "none", "mean:all", metric]
-        assert (float(row["published"]), row["read"], row["verdict"]) == (theirs, "verified", "none")
+        assert (float(row["published"]), row["read"], row["outcome"]) == (theirs, "verified", "none")
         assert [float(row[key]) for key in ("ours", "low", "high")] == [cell.value, cell.low, cell.high]
         assert float(row["difference"]) == pytest.approx(cell.value - theirs, abs=1e-12)
     record = json.loads((root / "provenance.json").read_text())
@@ -222,5 +222,5 @@ def test_ours_beside_theirs_end_to_end(planted, tmp_path, monkeypatch, capsys) -
     rows = table(root / "reproduce.csv")
     for row in rows.values():
         inside = float(row["low"]) - 0.0005 <= float(row["published"]) <= float(row["high"]) + 0.0005
-        assert (row["setting"], row["verdict"]) == ("published", "match" if inside else "miss")
+        assert (row["setting"], row["outcome"]) == ("published", "match" if inside else "miss")
     assert "not the published setting" not in (root / "table.md").read_text()
