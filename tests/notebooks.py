@@ -6,6 +6,7 @@ Executes the code cells of the first file in this process, in the current folder
 with fresh outputs (printed text, figures as PNG with few colours). Nothing is written if a cell raises.
 """
 
+import ast
 import base64
 import contextlib
 import io
@@ -40,14 +41,19 @@ def code_cells(notebook: Notebook) -> list[dict[str, Any]]:
 def execute(notebook: Notebook) -> None:
     """Run every code cell in one namespace and replace its outputs.
 
-    A value in the last line of a cell is not shown, as Jupyter would: print it. What a cell writes to stderr, such as
-    progress, passes through and is not saved.
+    What a cell writes to stderr, such as progress, passes through and is not saved. Raises `ValueError` for a cell
+    that ends with a value, which Jupyter would show and this would not.
     """
     space: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(code_cells(notebook), start=1):
-        printed = io.StringIO()
+        printed, tree, value = io.StringIO(), ast.parse("".join(cell["source"])), None
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         with contextlib.redirect_stdout(printed):
-            exec(compile("".join(cell["source"]), f"<cell {number}>", "exec"), space)
+            exec(compile(tree, f"<cell {number}>", "exec"), space)
+            if last:
+                value = eval(compile(ast.Expression(last.value), f"<cell {number}>", "eval"), space)
+        if value is not None:
+            raise ValueError(f"cell {number} ends with the value {value!r}: print it, or assign it")
         text = printed.getvalue().splitlines(keepends=True)
         cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": text}] if text else []
         cell["outputs"] += [

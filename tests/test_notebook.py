@@ -60,7 +60,7 @@ def test_the_tour_explains_each_step_and_shows_the_public_names() -> None:
 
 
 def test_outputs_that_differ_or_are_missing_are_found() -> None:
-    saved = notebook("print('AUC', 0.75, 'of', 24, 'groups')", "import matplotlib.pyplot as plt; plt.figure()")
+    saved = notebook("print('AUC', 0.75, 'of', 24, 'groups')", "import matplotlib.pyplot as plt; f = plt.figure()")
     execute(saved)
     assert shown(code_cells(saved)[0]) == ("AUC 0.75 of 24 groups\n", 0) and shown(code_cells(saved)[1]) == ("", 1)
 
@@ -86,3 +86,5 @@ def test_a_cell_that_raises_ends_the_run_and_nothing_is_saved(tmp_path) -> None:
     assert not (tmp_path / "fresh.ipynb").exists()
     with pytest.raises(NameError):
         execute(notebook("a = 1", "b"))
+    with pytest.raises(ValueError, match="cell 2 ends with the value 1"):
+        execute(notebook("a = 1; print(a)", "a"))
