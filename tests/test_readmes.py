@@ -58,6 +58,9 @@ def of(words: list[str]) -> tuple[type | None, list[str]]:
     if names:
         place, name = names[0]
         return config_class(Path(name).stem), words[place + 1 :]
+    if words[0] == "python" and words[1].startswith("tests/"):
+        assert (ROOT / words[1]).is_file(), words[1]
+        return None, []
     at = words.index("adapt") if "adapt" in words else None
     rest = words[at + 1 :] if at is not None else words[1:]
     if words[0] == "./launch.sh" and (not rest or rest[0] == "test"):

@@ -1,12 +1,9 @@
-"""The command `adapt`: names, hints, the doctor, and a wheel that is complete."""
+"""The command `adapt`: names, hints, and the doctor."""
 
 import importlib
-import os
 import re
-import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,56 +85,3 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert doctor.hub(doctor.Config(timeout=1)).startswith("cannot be reached (")
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    pytest.importorskip("setuptools", minversion="77")
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in names.splitlines():
-        if name.split("/")[0] in ("adapt", "recipes", "pyproject.toml", "README.md", "LICENSE"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    code = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, folder], cwd=source, capture_output=True, check=True)
-    (made,) = folder.glob("adapt_aigi-*.whl")
-    site = folder / "site"
-    with zipfile.ZipFile(made) as archive:
-        archive.extractall(site)
-    return site
-
-
-def test_the_wheel_holds_every_file(wheel) -> None:
-    kinds = ("*.py", "*.csv", "*.css", "*.js", "*.json", "*.safetensors", "*.txt")
-    for folder, packed in (("adapt", "adapt"), ("recipes", "adapt_recipes")):
-        for kind in kinds:
-            expected = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob(kind)}
-            assert expected == {path.relative_to(wheel / packed) for path in (wheel / packed).rglob(kind)}
-    (entry,) = wheel.glob("*.dist-info/entry_points.txt")
-    assert "adapt = adapt.__main__:main" in entry.read_text()
-
-
-def test_from_a_wheel_the_main_job_runs_and_its_detector_predicts(wheel, planted, tmp_path) -> None:
-    """In an empty folder, with the wheel's files in front of everything: no file of this checkout is read."""
-    environment = os.environ | {"PYTHONPATH": str(wheel), "ADAPT_CACHE": str(tmp_path / "cache")}
-
-    def adapt(*words: str) -> str:
-        command = [sys.executable, "-P", "-m", "adapt", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert str(wheel / "adapt_recipes") in adapt("doctor", "--no_network")
-    adapt("run", "lora", *f"--manifest {planted} --epochs 1 --resamples 20 --test_views none".split())
-    assert "adapt run lora" in (tmp_path / "results/runs/lora/table.md").read_text(encoding="utf-8")
-    detector = "results/runs/lora/detector"
-    adapt("predict", "--detector", detector, "--input", str(planted.parent), "--output", "x.csv", "--gallery", "0")
-    assert (tmp_path / "x.csv").read_text().count(",ok,") > 50
