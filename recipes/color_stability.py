@@ -68,7 +68,7 @@ def main(cfg: Config) -> None:
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
-    from adapt.evaluation.bootstrap import draw, interval
+    from adapt.evaluation.replicates import draw, interval
     from adapt.models.descriptors.color import FRAGILE_NAMES, NAMES, describe, describe_fragile
     from adapt.progress import bar
 

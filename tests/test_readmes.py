@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from adapt import __main__ as program
-from adapt.evaluation.bootstrap import GROUPED, MEANS, METRICS, WITHIN
+from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, WITHIN
 from adapt.evaluation.metrics import PREFIXES
 from adapt.files import open_table
 from adapt.sweeps.planned_runs import config_class

@@ -25,7 +25,7 @@ from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest, Words, split_member
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL, distinct, draw, interval, measure
+from adapt.evaluation.replicates import ALL, distinct, draw, interval, measure
 from adapt.progress import bar
 
 FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may use all

@@ -6,7 +6,7 @@ from adapt.benchmark.preprocessing import VIEWS
 from adapt.benchmark.timing import Ratio, Settings
 from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
-from adapt.evaluation.bootstrap import Key, replicate
+from adapt.evaluation.replicates import Key, replicate
 from adapt.features.cache import Features, extract
 from adapt.models.heads.probes import Probe
 from adapt.models.towers.backbones import Precision, load_backbone

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from adapt.benchmark.timing import Ratio, Settings, in_turns
-from adapt.evaluation.bootstrap import measure as all_metrics
+from adapt.evaluation.replicates import measure as all_metrics
 
 
 def measure(settings: Settings) -> list[Ratio]:

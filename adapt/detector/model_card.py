@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, Control, index, weakest
 from adapt.files import write_text
 from adapt.models.towers.tokens import read_json

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL, CHUNK, distinct, draw, interval, measure
+from adapt.evaluation.replicates import ALL, CHUNK, distinct, draw, interval, measure
 from adapt.evaluation.decision import EVERY, Decision
 from adapt.evaluation.open_set import OPEN_SET, class_logits, classes_of, familiarity
 from adapt.evaluation.scores import Scores

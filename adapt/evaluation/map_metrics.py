@@ -13,7 +13,7 @@ import numpy as np
 
 from adapt.data.masks import EXTENTS, GENERATED, PART, REAL
 from adapt.evaluation.attribution import Count, Rate
-from adapt.evaluation.bootstrap import distinct, draw, interval
+from adapt.evaluation.replicates import distinct, draw, interval
 from adapt.evaluation.scores import Scores
 
 BINS = 256

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL, Replicates, distinct, interval, replicate
+from adapt.evaluation.replicates import ALL, Replicates, distinct, interval, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 

@@ -1,6 +1,6 @@
 """Were the promises kept? Everything that was fitted on validation rows, measured on test rows with intervals.
 
-Metrics beside those of bootstrap.py, in the cells of metrics.py; a resample counts groups, so that each is a sum over
+Metrics beside those of replicates.py, in the cells of metrics.py; a resample counts groups, so that each is a sum over
 groups. At the stated error rate an image is called real, fake, or `unsure`:
 
     sure_false_alarm  share of photographs called fake        sure_miss  share of fakes called real
@@ -14,7 +14,7 @@ about the threshold alone. ece_calibrated is the expected calibration error of t
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL, BINS, CHUNK, MEANS, distinct, draw, interval
+from adapt.evaluation.replicates import ALL, BINS, CHUNK, MEANS, distinct, draw, interval
 from adapt.evaluation.decision import EVERY, Cuts, Decision, Thresholds
 from adapt.evaluation.metrics import Cell
 from adapt.evaluation.scores import Scores
@@ -144,7 +144,7 @@ def _photographs(name: str, view: str, label: str, found: Values, n: int) -> lis
 
 
 def _means(view: str, parts: dict[tuple[str, str], tuple[Values, int, int]], seen: dict[str, str]) -> list[Cell]:
-    """Over the generators of one view that have photographs, resample by resample, as in bootstrap.py."""
+    """Over the generators of one view that have photographs, resample by resample, as in replicates.py."""
     cells = []
     for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items():
         used = {key: part for key, part in parts.items() if part[1] and part[2] and seen[key[1]] in which}

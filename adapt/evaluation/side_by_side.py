@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL, LOWER_IS_BETTER, Replicates, distinct, interval, replicate
+from adapt.evaluation.replicates import ALL, LOWER_IS_BETTER, Replicates, distinct, interval, replicate
 from adapt.evaluation.metrics import PREFIXES, align
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold

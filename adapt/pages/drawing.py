@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.side_by_side import Number
 from adapt.files import write_bytes

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapt.evaluation.attribution import Count, Rate
-from adapt.evaluation.bootstrap import distinct
+from adapt.evaluation.replicates import distinct
 from adapt.number_table import write_rows
 from adapt.pages.tables import grid, show
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.decision import EVERY, Decision
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.promises import ERROR_RATE, OWN

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
-from adapt.evaluation.bootstrap import ALL, GROUPED, METRICS
+from adapt.evaluation.replicates import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
 from adapt.files import write_text

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.evaluation.attribution import Rate
-from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.side_by_side import Number, Place, read_numbers
 from adapt.files import has_table

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.evaluation import metrics
-from adapt.evaluation.bootstrap import ALL, distinct, interval, replicate
+from adapt.evaluation.replicates import ALL, distinct, interval, replicate
 from adapt.evaluation.scores import Scores
 from adapt.number_table import read_table, write_table
 from adapt.pages.drawing import cost_against_accuracy

@@ -10,7 +10,7 @@ from torch import nn
 
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector
-from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
 from adapt.evaluation.scores import Scores
 from adapt.number_table import write_table

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapt.data.images import Unreadable, read_image
 from adapt.data.views import parse_view
-from adapt.evaluation.bootstrap import ALL, Replicates, replicate
+from adapt.evaluation.replicates import ALL, Replicates, replicate
 from adapt.pages.drawing import SEEN, UNSEEN
 from adapt.pages.html import Gallery, Picture
 from adapt.pages.thumbnails import thumbnail

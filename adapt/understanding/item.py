@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from adapt.evaluation.bootstrap import distinct, interval
+from adapt.evaluation.replicates import distinct, interval
 from adapt.files import write_text
 from adapt.number_table import read_table, write_table
 from adapt.pages import html

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adapt.evaluation.bootstrap import ALL, replicate
+from adapt.evaluation.replicates import ALL, replicate
 from adapt.features.cache import Encoder, Features
 from adapt.models.towers.backbones import Backbone
 from adapt.pages.drawing import COLOURS, LINES, heat_map

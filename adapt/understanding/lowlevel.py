@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from adapt.data.images import Unreadable, read_image
 from adapt.data.views import parse_view
-from adapt.evaluation.bootstrap import distinct
+from adapt.evaluation.replicates import distinct
 from adapt.models.descriptors.spectra import TILE, mean_excess, peak_name, power_spectrum, radial_profile, strongest
 from adapt.pages.drawing import COLOURS, LINES
 from adapt.understanding.item import Item, Numbers, Value, mean, of_resamples

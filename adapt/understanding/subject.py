@@ -14,7 +14,7 @@ from adapt.data.groups import Images
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import draw
+from adapt.evaluation.replicates import draw
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Encoder, Features, extract
 from adapt.models.towers.backbones import Backbone, load_backbone

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import distinct
+from adapt.evaluation.replicates import distinct
 from adapt.models.towers.backbones import Backbone
 from adapt.pages.drawing import COLOURS, MARKERS
 from adapt.understanding.item import Item, Numbers, Value, jackknifed, mean, of_resamples

@@ -17,7 +17,7 @@ from adapt.collect.align import align
 from adapt.commands import audit as recipe
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL, draw
+from adapt.evaluation.replicates import ALL, draw
 from adapt.training.report import require_classes
 
 GROUPS = 40

@@ -8,7 +8,7 @@ import pytest
 from test_decision import world
 
 from adapt.commands import evaluate as recipe
-from adapt.evaluation.bootstrap import BINS, draw
+from adapt.evaluation.replicates import BINS, draw
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import evaluate, index
 from adapt.evaluation.promises import arms_of, keep

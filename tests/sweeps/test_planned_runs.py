@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 import adapt.training.report  # noqa: F401
 from adapt.cli import parse
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import draw
+from adapt.evaluation.replicates import draw
 from adapt.evaluation.scores import Scores
 from adapt.files import open_table
 from adapt.sweeps import planned_runs as cells_module

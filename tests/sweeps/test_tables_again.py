@@ -9,7 +9,7 @@ import pytest
 from adapt.benchmark.report import at_a_glance as of_benchmark
 from adapt.benchmark.timing import Ratio
 from adapt.errors import Refusal
-from adapt.evaluation.bootstrap import ALL
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell
 from adapt.sweeps import frontier
 from adapt.sweeps.at_a_glance import Glance, at_a_glance
