@@ -68,7 +68,7 @@ def main(cfg: Config) -> None:
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
-    from adapt.evaluation.replicates import draw, interval
+    from adapt.evaluation.jackknife import interval, leave_out
     from adapt.models.descriptors.color import FRAGILE_NAMES, NAMES, describe, describe_fragile
     from adapt.progress import bar
 
@@ -91,7 +91,7 @@ def main(cfg: Config) -> None:
         raise Refusal(f"{len(read)} readable unedited real images of {len(photos)}: a deviation needs at least 2")
     values = np.array(described, np.float64).transpose(1, 0, 2)  # (1 + views, images, statistics)
 
-    counts, column = draw(photos["set"][read], photos["group"][read], cfg.resamples, cfg.seed)
+    counts, column = leave_out(photos["set"][read], photos["group"][read], cfg.resamples, cfg.seed)
     drawn, shift = [], np.abs(values[1:] - values[0])
     for count in counts:  # the first is the sample itself
         chosen = np.repeat(np.arange(len(read)), count[column])
@@ -101,7 +101,7 @@ def main(cfg: Config) -> None:
 
     def drift(label: str, which: np.ndarray, v: int) -> Drift:
         mean = ratios[:, v, which].mean(axis=1) if which.any() else np.full(len(ratios), np.nan)
-        return Drift(label, views[v].name, float(mean[0]), *interval(mean[1:])[:2], len(read))
+        return Drift(label, views[v].name, float(mean[0]), *interval(mean, counts.shape[1]), len(read))
 
     every = [drift(name, names == name, v) for name in names for v in range(len(views))]
     kinds = {}

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from adapt import __main__ as program
-from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, WITHIN
 from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, WITHIN
 from adapt.files import open_table
 from adapt.sweeps.planned_runs import config_class
 

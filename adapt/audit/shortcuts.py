@@ -25,7 +25,8 @@ from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest, Words, split_member
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL, distinct, draw, interval, measure
+from adapt.evaluation.jackknife import leave_out, share_interval
+from adapt.evaluation.replicates import ALL, distinct, measure
 from adapt.progress import bar
 
 FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may use all
@@ -201,7 +202,7 @@ def shortcuts(
     ok, fake = facts.ok, manifest.fake
     if not (ok & fake).any() or not (ok & ~fake).any():
         raise Refusal("an audit compares readable real with readable fake images: add rows of both")
-    counts, column = draw(manifest["set"][ok], manifest["group"][ok], resamples, seed)
+    counts, column = leave_out(manifest["set"][ok], manifest["group"][ok], resamples, seed)
     folds = _folds(manifest["group"][ok], fake[ok], seed)
     where = {(ALL, ALL): np.full(ok.sum(), True)} | _comparisons(manifest["set"][ok], manifest["generator"][ok])
 
@@ -211,7 +212,8 @@ def shortcuts(
             here = fake[ok][rows]
             p = predict([values[rows] for values in columns], here, folds[rows])
             aucs = _aucs(p, here, counts, column[rows])
-            low, high, _ = interval(aucs[1:])
+            groups = min(len(np.unique(column[rows][here])), len(np.unique(column[rows][~here])))
+            low, high = share_interval(aucs, groups)
             found.append(
                 Unlike(of_set, generator, factor, float(aucs[0]), low, high, int((~here).sum()), int(here.sum()))
             )

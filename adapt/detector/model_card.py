@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, Control, index, weakest
+from adapt.evaluation.replicates import ALL
 from adapt.files import write_text
 from adapt.models.towers.tokens import read_json
 from adapt.pages.markdown_page import EMBEDDED

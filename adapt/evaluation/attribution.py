@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL, CHUNK, distinct, draw, interval, measure
 from adapt.evaluation.decision import EVERY, Decision
+from adapt.evaluation.jackknife import leave_out, share_interval
 from adapt.evaluation.open_set import OPEN_SET, class_logits, classes_of, familiarity
+from adapt.evaluation.replicates import ALL, CHUNK, distinct, measure
 from adapt.evaluation.scores import Scores
 
 ABSENT, EDIT = "absent: ", "edit:"  # how the labels of rows begin that are not those of a class
@@ -93,7 +94,7 @@ def attribute(
     logits = class_logits(test)
     if lost := int((test.ok & ~np.isfinite(logits).all(axis=1)).sum()):
         raise Refusal(f"{lost} readable test rows lack a finite logit of a class: score them again or drop them")
-    counts, group = draw(test["set"], test["group"], resamples, seed)
+    counts, group = leave_out(test["set"], test["group"], resamples, seed)
     place = {name: i for i, name in enumerate(names)}
     number = np.array([place[name] for name in true])
     measure, cut = (decision.familiarity, decision.rules(0.0).cuts[EVERY].known) if decision else ("energy", -np.inf)
@@ -178,8 +179,10 @@ def _closed_set(
             name: np.where(held, values, 0).sum(axis=1) / held.sum(axis=1)
             for name, values in (("macro_recall", recall), ("macro_f1", f1))
         }
-    rates = [_rate(view, name, "recall", recall[:, i], int(rows[0, i])) for i, name in enumerate(classes)]
-    return rates + [_rate(view, ALL, name, values, len(truth)) for name, values in means.items()]
+    rates = [
+        _rate(view, name, "recall", recall[:, i], int(rows[0, i]), group[truth == i]) for i, name in enumerate(classes)
+    ]
+    return rates + [_rate(view, ALL, name, values, len(truth), group) for name, values in means.items()]
 
 
 def _open_set(view: str, logits: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
@@ -193,7 +196,8 @@ def _open_set(view: str, logits: np.ndarray, known: np.ndarray, counts: np.ndarr
             for i, size in enumerate(sizes):
                 found = measure(size, half, known, weights, float("nan"))
                 values[i, first : first + step] = found["auc"]
-    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known)) for i, name in enumerate(OPEN_SET)]
+    rarer = min(group[known], group[~known], key=lambda of_kind: len(np.unique(of_kind)))
+    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer) for i, name in enumerate(OPEN_SET)]
 
 
 def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
@@ -202,7 +206,7 @@ def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, counts: np.nda
     with np.errstate(invalid="ignore"):
         shares = found / rows
     names = ("unknown_absent", "unknown_trained")
-    return [_rate(view, ALL, name, shares[:, i], int(rows[0, i])) for i, name in enumerate(names)]
+    return [_rate(view, ALL, name, shares[:, i], int(rows[0, i]), group[known == i]) for i, name in enumerate(names)]
 
 
 def _processed(
@@ -214,7 +218,7 @@ def _processed(
     found = _sums(counts, group, called, len(classes))
     with np.errstate(invalid="ignore"):
         shares = found / found.sum(axis=1, keepdims=True)
-    return [_rate(view, name, "processed_reals", shares[:, i], len(called)) for i, name in enumerate(classes)]
+    return [_rate(view, name, "processed_reals", shares[:, i], len(called), group) for i, name in enumerate(classes)]
 
 
 def _sums(counts: np.ndarray, group: np.ndarray, number: np.ndarray, width: int) -> np.ndarray:
@@ -225,7 +229,8 @@ def _sums(counts: np.ndarray, group: np.ndarray, number: np.ndarray, width: int)
     return np.concatenate([counts[first : first + step] @ table for first in range(0, len(counts), step)])
 
 
-def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int) -> Rate:
-    """From the sample itself and its resamples, (1 + r,)."""
-    low, high, skipped = interval(values[1:])
-    return Rate(view, label, metric, float(values[0]), low, high, n, 0 if np.isnan(values[0]) else skipped)
+def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray) -> Rate:
+    """From the statistic of all groups and without some of them, (1 + b,), and the groups of the n rows behind it."""
+    low, high = share_interval(values, len(np.unique(groups)))
+    skipped = 0 if np.isnan(values[0]) else int(np.isnan(values).sum())
+    return Rate(view, label, metric, float(values[0]), low, high, n, skipped)

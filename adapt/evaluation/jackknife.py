@@ -7,19 +7,21 @@ statistic (the delete-a-group jackknife, Efron 1982, section 3):
     se^2 = (b - 1) / b  sum over the b blocks of (t_i - mean of t)^2
 
 Intervals of shares (of AUC, AP, balanced accuracy, recall, false alarms, and of means of them) are laid on the logit
-scale with a quantile of Student's t, so that they stay between 0 and 1 and fit few groups; a tenth of a group on either
-side keeps a value of 0 or 1 from having no width. Simulated coverage: tests/evaluation/test_jackknife.py.
+scale with a quantile of Student's t, so that they stay between 0 and 1 and fit few groups; a tenth of a group on
+either side keeps a value of 0 or 1 from having no width. Simulated coverage: tests/evaluation/test_jackknife.py.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from adapt.errors import Refusal
 
 LEVEL = 0.95
 FEWEST = 10  # groups that an interval rests on; with fewer none is given
+DRAWS = 4000  # of the largest difference
 PSEUDO, FLOOR = 0.1, 0.15  # groups added on either side of a share, and to its standard error: tuned by simulation
 
 
@@ -63,43 +65,106 @@ def leave_out(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of a statistic of all groups, (1 + b,), the whole sample first; NaN where it is not known without some of them."""
+    """Of a statistic (1 + b,), of all groups first; NaN where it is not known without some of them."""
     without = values[1:]
     if len(without) < 2:
         return float("nan")
     return float(np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum()))
 
 
-def quantile(values: np.ndarray, groups: int, level: float = LEVEL) -> float:
-    """Of Student's t, two-sided, for a statistic (1 + b,) that rests on so many groups; NaN for fewer than `FEWEST`."""
+class Chance(NamedTuple):
+    """How far chance moves a number: its standard error, and the degrees of freedom behind it."""
+
+    error: float
+    freedom: float
+
+
+def chance(values: np.ndarray, groups: int, seeds: np.ndarray | None = None) -> Chance:
+    """Of a share or a difference of shares, (1 + b,), that rests on so many groups; NaN for fewer than `FEWEST`.
+
+    Two sources: other groups and, where the number is a mean over several training seeds, (s,), other seeds. Degrees
+    of freedom: Satterthwaite 1946.
+    """
     blocks = min(len(values) - 1, groups)
-    return float(t.ppf(0.5 + level / 2, blocks - 1)) if groups >= FEWEST and blocks > 1 else float("nan")
+    if groups < FEWEST or blocks < 2 or np.isnan(values).any():
+        return Chance(float("nan"), float("nan"))
+    of_groups = standard_error(values) ** 2 + (FLOOR / groups) ** 2
+    of_seeds, spent = 0.0, of_groups**2 / (blocks - 1)
+    if seeds is not None and len(seeds) > 1:
+        of_seeds = float(np.var(seeds, ddof=1)) / len(seeds)
+        spent += of_seeds**2 / (len(seeds) - 1)
+    return Chance(float(np.sqrt(of_groups + of_seeds)), (of_groups + of_seeds) ** 2 / spent)
 
 
-def share_interval(values: np.ndarray, groups: int, level: float = LEVEL) -> Interval:
+def share_interval(values: np.ndarray, groups: int, level: float = LEVEL, seeds: np.ndarray | None = None) -> Interval:
     """Interval of a statistic between 0 and 1, (1 + b,), that rests on so many groups (of its rarer class)."""
-    value, q = float(values[0]), quantile(values, groups, level)
-    error = np.hypot(standard_error(values), FLOOR / max(groups, 1))
-    if np.isnan(value) or np.isnan(error) or np.isnan(q):
+    value, (error, freedom) = float(values[0]), chance(values, groups, seeds)
+    if np.isnan(error):
         return NONE
     inner = (value * groups + PSEUDO) / (groups + 2 * PSEUDO)
-    ends = np.log(inner / (1 - inner)) + np.array([-q, q]) * error / (inner * (1 - inner))
-    low, high = 1 / (1 + np.exp(-ends))
+    reach = t.ppf(0.5 + level / 2, freedom) * error / (inner * (1 - inner))
+    middle = np.log(inner / (1 - inner))
+    low, high = (1 / (1 + np.exp(-(middle + side * reach))) for side in (-1, 1))
     return Interval(min(float(low), value), max(float(high), value))
 
 
-def interval(values: np.ndarray, groups: int, level: float = LEVEL) -> Interval:
-    """Interval of any other statistic, (1 + b,): value +- t quantile x standard error."""
-    reach = quantile(values, groups, level) * standard_error(values)
-    value = float(values[0])
-    return NONE if np.isnan(reach) or np.isnan(value) else Interval(value - reach, value + reach)
+def interval(values: np.ndarray, groups: int) -> Interval:
+    """Interval of a statistic of any scale, (1 + b,): value +- t quantile x standard error."""
+    blocks, error = min(len(values) - 1, groups), standard_error(values)
+    if groups < FEWEST or blocks < 2 or np.isnan(error):
+        return NONE
+    value, reach = float(values[0]), float(t.ppf(0.5 + LEVEL / 2, blocks - 1)) * error
+    return Interval(value - reach, value + reach)
 
 
-def difference_interval(values: np.ndarray, groups: int, level: float = LEVEL) -> Interval:
+def difference_interval(values: np.ndarray, groups: int, seeds: np.ndarray | None = None) -> Interval:
     """Interval of a difference of two shares on the same groups, (1 + b,)."""
-    error = np.hypot(standard_error(values), FLOOR / max(groups, 1))
-    reach, value = quantile(values, groups, level) * error, float(values[0])
-    return NONE if np.isnan(reach) or np.isnan(value) else Interval(value - reach, value + reach)
+    return Interval(*paired(values, groups, seeds)[:2])
+
+
+class Paired(NamedTuple):
+    """Interval of a difference, and the two-sided p of no difference; NaN where there are too few groups."""
+
+    low: float
+    high: float
+    p: float
+
+
+def paired(values: np.ndarray, groups: int, seeds: np.ndarray | None = None) -> Paired:
+    """Of a difference of two shares on the same groups, (1 + b,); `seeds`: the differences of single seeds, (s,)."""
+    value, (error, freedom) = float(values[0]), chance(values, groups, seeds)
+    if np.isnan(error):
+        return Paired(*NONE, float("nan"))
+    reach = float(t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    return Paired(value - reach, value + reach, float(2 * t.sf(abs(value) / error, freedom)))
+
+
+def surely_above(differences: Sequence[np.ndarray], groups: Sequence[int], seed: int = 0) -> list[bool]:
+    """Which of m differences of shares, (seeds, 1 + b) each, are above 0, all of them at 95 % together.
+
+    The largest of all standardised differences is simulated under no difference (max-T): what they have in common
+    through the groups from what they do when groups are left out, training seeds for each by itself. None is above 0
+    with a single seed, which says nothing about others.
+    """
+    rng, known, parts = np.random.default_rng(seed), [], []
+    for values, count in zip(differences, groups, strict=True):
+        mean = values.mean(axis=0)
+        error, freedom = chance(mean, count, values[:, 0])
+        known.append(len(values) > 1 and error == error)
+        if known[-1]:
+            without = mean[1:] - mean[1:].mean()
+            pulls = np.sqrt((len(without) - 1) / len(without)) * without
+            rest = np.sqrt(max(error**2 - (pulls**2).sum(), 0.0))
+            parts.append((float(mean[0]) / error, pulls / error, rest / error, freedom))
+    if not parts:
+        return [False] * len(known)
+    common = rng.standard_normal((len(parts[0][1]), DRAWS))
+    drawn = np.stack([pulls @ common + rest * rng.standard_normal(DRAWS) for _, pulls, rest, _ in parts])
+    # each at its own few degrees of freedom: a normal draw is stretched to the t of the same rank
+    stretched = np.stack([t.ppf(norm.cdf(row), part[3]) for row, part in zip(drawn, parts, strict=True)])
+    cut = np.quantile(np.abs(stretched).max(axis=0), LEVEL)
+    above = iter([part[0] > cut for part in parts])
+    return [bool(next(above)) if one else False for one in known]
 
 
 def worst_interval(parts: np.ndarray, groups: np.ndarray, highest: bool = False) -> Interval:

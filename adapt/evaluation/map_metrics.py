@@ -13,7 +13,8 @@ import numpy as np
 
 from adapt.data.masks import EXTENTS, GENERATED, PART, REAL
 from adapt.evaluation.attribution import Count, Rate
-from adapt.evaluation.replicates import distinct, draw, interval
+from adapt.evaluation.jackknife import NONE, leave_out, share_interval
+from adapt.evaluation.replicates import distinct
 from adapt.evaluation.scores import Scores
 
 BINS = 256
@@ -102,7 +103,7 @@ def evaluate_maps(maps: Maps, start: int, resamples: int = 1000, seed: int = 0) 
     `tools` their mean, balanced_accuracy.
     """
     test = np.flatnonzero((maps.scores["split"] == "test") & maps.scores.ok)
-    counts, column = draw(maps.scores["set"][test], maps.scores["group"][test], resamples, seed)
+    counts, column = leave_out(maps.scores["set"][test], maps.scores["group"][test], resamples, seed)
     rates = []
     for view in distinct(maps.scores["view"][test]):
         here = maps.scores["view"][test] == view
@@ -119,12 +120,12 @@ def evaluate_maps(maps: Maps, start: int, resamples: int = 1000, seed: int = 0) 
             made = {name: _mean(each[picked], w) for name, each in values.items()}
             made["pixel_auc_pooled"] = _pooled_auc(maps.changed[own], maps.unchanged[own], w)
             made["f1_best"] = _mean(found["f1"][picked], w).max(axis=1)
-            rates += [_rate(view, label, name, made[name], len(picked)) for name in LOCAL]
+            rates += [_rate(view, label, name, made[name], len(picked), group[picked]) for name in LOCAL]
         for label, chosen in _whole(maps, rows).items():
             if chosen.any():
                 means = _mean(area[chosen], counts[:, group[chosen]])
-                rates.append(_rate(view, label, "area", means, int(chosen.sum())))
-        rates += _recalls(view, maps, rows, counts[:, group])
+                rates.append(_rate(view, label, "area", means, int(chosen.sum()), group[chosen]))
+        rates += _recalls(view, maps, rows, counts[:, group], group)
     return rates
 
 
@@ -155,7 +156,7 @@ def _whole(maps: Maps, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"untouched": real & ~processed, "processed": real & processed, "generated": maps.extent[rows] == GENERATED}
 
 
-def _recalls(view: str, maps: Maps, rows: np.ndarray, w: np.ndarray) -> list[Rate]:
+def _recalls(view: str, maps: Maps, rows: np.ndarray, w: np.ndarray, group: np.ndarray) -> list[Rate]:
     """Recall of every extent and tool that the rows hold, and the mean of each kind. Tools that training lacked have
     no recall, for no answer is right; tools are asked only where something was made or changed, and where not."""
     out = []
@@ -170,9 +171,9 @@ def _recalls(view: str, maps: Maps, rows: np.ndarray, w: np.ndarray) -> list[Rat
             own = true == name
             if own.any():
                 recalls.append(_mean((called[own] == name).astype(float), w[:, own]))
-                out.append(_rate(view, f"{kind}:{name}", "recall", recalls[-1], int(own.sum())))
+                out.append(_rate(view, f"{kind}:{name}", "recall", recalls[-1], int(own.sum()), group[own]))
         known = int(np.isin(true, names).sum())
-        out.append(_rate(view, kind, "balanced_accuracy", np.mean(recalls, axis=0), known))
+        out.append(_rate(view, kind, "balanced_accuracy", np.mean(recalls, axis=0), known, group))
     return out
 
 
@@ -208,6 +209,7 @@ def _mean(values: np.ndarray, w: np.ndarray) -> np.ndarray:
         return (w @ values) / (total if values.ndim == 1 else total[:, None])
 
 
-def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int) -> Rate:
-    low, high, skipped = interval(values[1:])
-    return Rate(view, label, metric, float(values[0]), low, high, n, 0 if np.isnan(values[0]) else skipped)
+def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray) -> Rate:
+    low, high = NONE if metric in ("f1_best", "auc_bin_error") else share_interval(values, len(np.unique(groups)))
+    skipped = 0 if np.isnan(values[0]) else int(np.isnan(values).sum())
+    return Rate(view, label, metric, float(values[0]), low, high, n, skipped)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL, Replicates, distinct, interval, replicate
+from adapt.evaluation.jackknife import difference_interval, paired
+from adapt.evaluation.replicates import ALL, WITHOUT_INTERVAL, Replicates, distinct, interval_of, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
@@ -94,9 +95,9 @@ def evaluate(scores: Scores, resamples: int = 1000, seed: int = 0, threshold: fl
         cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
     for key, found in replicate(test, threshold, resamples, seed).items():
         for metric, values in found.values.items():
-            low, high, skipped = interval(values[1:])
-            skipped = 0 if np.isnan(values[0]) else skipped
+            low, high = interval_of(found, metric)
             value = float(values[0])
+            skipped = 0 if np.isnan(value) else int(np.isnan(values).sum())
             cells.append(Cell(*key, metric, value, low, high, found.n_real, found.n_fake, skipped, found.seen))
         if found.unreadable:
             cells.append(Cell(*key, "unreadable", found.unreadable, nan, nan, found.n_real, found.n_fake))
@@ -136,12 +137,11 @@ def compare(
     seed: int = 0,
     thresholds: tuple[float | None, float | None] = (None, None),
 ) -> list[Difference]:
-    """Paired bootstrap: every metric of `a` minus that of `b`, each at its own frozen threshold.
+    """Every metric of `a` minus that of `b` on the same groups, each at its own frozen threshold.
 
     `thresholds` (of a, of b) replace those picked on the validation rows. Both tables must score the same
     test rows; groups, sets, edits and `seen` are those of `a`. Rows that either could not read are left out
-    of both. p is the level at which the percentile interval would just touch 0: twice the smaller of the
-    shares of resamples with d <= 0 and with d >= 0, with 1 added to both counts so that p is never 0.
+    of both. p is two-sided, by the same t quantile as the interval.
     """
     return compare_means([(a, b)], resamples, seed, thresholds)
 
@@ -152,9 +152,9 @@ def compare_means(
     seed: int = 0,
     thresholds: tuple[float | None, float | None] = (None, None),
 ) -> list[Difference]:
-    """`compare` for means over several pairs, of training seeds say: every resample is drawn for all of them at once.
+    """`compare` for means over several pairs, one a training seed: the groups are left out of all of them at once.
 
-    The intervals tell what other groups would have changed; how far the pairs differ among themselves they do not.
+    The variance is that over groups plus that of a mean over seeds. A single pair says nothing about other seeds.
     """
     found = []
     for a, b in pairs:
@@ -167,13 +167,13 @@ def compare_means(
         for metric in one.values:
             values = np.mean([a[key].values[metric] for a, _ in found], axis=0)
             d = np.mean([a[key].values[metric] - b[key].values[metric] for a, b in found], axis=0)
-            low, high, skipped = interval(d[1:])
-            n = resamples - skipped
-            p = min(1.0, 2 * (1 + min((d[1:] <= 0).sum(), (d[1:] >= 0).sum())) / (1 + n)) if n else float("nan")
+            seeds = np.array([a[key].values[metric][0] - b[key].values[metric][0] for a, b in found])
+            known = metric not in WITHOUT_INTERVAL and not one.worst_of
+            low, high, p = paired(d, one.groups, seeds) if known else (float("nan"),) * 3
             a_value, change = float(values[0]), float(d[0])
-            skipped = 0 if np.isnan(d[0]) else skipped
+            skipped = 0 if np.isnan(d[0]) else int(np.isnan(d).sum())
             out.append(Difference(
-                    *key, metric, a_value, float(values[0] - d[0]), change, low, high, float(p),
+                    *key, metric, a_value, float(values[0] - d[0]), change, low, high, p,
                     one.n_real, one.n_fake, skipped,
                 )
             )  # fmt: skip
@@ -226,7 +226,7 @@ def controls(
         _, aligned = align(scores.select(np.isin(scores["view"], other["view"])), other)
         for (_, view, generator), found in replicate(aligned, float("nan"), resamples, seed).items():
             if generator == "mean:all":
-                low, high, _ = interval(found.values["auc"][1:])
+                low, high = interval_of(found, "auc")
                 off = max(low - 0.5, 0.5 - high)
                 out.append(_control(name, view, found, "auc", off))
     threshold = pick_threshold(scores) if threshold is None else threshold
@@ -235,13 +235,14 @@ def controls(
         if scope == ALL and label.startswith("edit:"):
             excess = processed.values["false_alarm"] - drawn[ALL, view, "real"].values["false_alarm"]
             name = f"processed reals, {label.removeprefix('edit:')}: false alarms"
-            out.append(_control(name, view, processed, "false_alarm", interval(excess[1:])[0]))
+            surely = difference_interval(excess, processed.groups).low
+            out.append(_control(name, view, processed, "false_alarm", surely))
     return out
 
 
 def _control(name: str, view: str, found: Replicates, metric: str, surely_off: float) -> Control:
     """`surely_off` is how far the number is from where it should be, at the near end of its interval."""
-    low, high, _ = interval(found.values[metric][1:])
+    low, high = interval_of(found, metric)
     outcome = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= TOLERANCE else "FAILED"
     value = float(found.values[metric][0])
     return Control(name, view, value, low, high, outcome, found.n_real, found.n_fake)

@@ -11,18 +11,31 @@ same with the thresholds of a view's own quality (of other views: the global one
 about the threshold alone. ece_calibrated is the expected calibration error of the calibrated p_fake.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL, BINS, CHUNK, MEANS, distinct, draw, interval
 from adapt.evaluation.decision import EVERY, Cuts, Decision, Thresholds
+from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval, worst_interval
 from adapt.evaluation.metrics import Cell
+from adapt.evaluation.replicates import ALL, BINS, CHUNK, MEANS, distinct
 from adapt.evaluation.scores import Scores
 
 ERROR_RATE = 0.05  # that pages measure
 OWN = "_per_quality"
 HIGHER_IS_BETTER = ("coverage", "balanced_accuracy")
-Values = dict[str, np.ndarray]  # metric -> (1 + resamples,)
+Values = dict[str, np.ndarray]  # metric -> (1 + b,), of all groups first, then without some of them
+
+
+class Part(NamedTuple):
+    """A generator beside the photographs of its set."""
+
+    values: Values
+    n_real: int
+    n_fake: int
+    groups: int  # that have rows of the rarer class
 
 
 def keep(
@@ -39,27 +52,29 @@ def keep(
     thresholds and calibration alone.
     """
     test = scores.select(scores["split"] == "test")
-    counts, column = draw(test["set"], test["group"], resamples, seed)
+    counts, column = leave_out(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
     p_fake, cells = decision.calibration(test["logit"]), []
     for view in distinct(test["view"]):
         here = (test["view"] == view) & test.ok
         arms = arms_of(view, decision, threshold, rate)
 
-        def values(rows: np.ndarray, here: np.ndarray = here, arms: dict[str, Cuts] = arms) -> tuple[Values, int]:
+        def values(rows: np.ndarray, here: np.ndarray = here, arms: dict[str, Cuts] = arms) -> tuple[Values, int, int]:
             used = np.flatnonzero(rows & here)
             sums = _sums(counts, column[used], _facts(test["logit"][used], p_fake[used], test.fake[used], arms))
-            return _shares(sums, arms), len(used)
+            return _shares(sums, arms), len(used), len(np.unique(column[used]))
 
         plain, edited = ~test.fake & (test["edit"] == ""), test["edit"] != ""
         parts = {}
         for name in distinct(test["set"][here]):
-            real, n_real = values(plain & (test["set"] == name))
-            cells += _photographs(name, view, "real", real, n_real)
+            real, n_real, of_real = values(plain & (test["set"] == name))
+            cells += _photographs(name, view, "real", real, n_real, of_real)
             for generator in distinct(test["generator"][here & test.fake & (test["set"] == name)]):
-                fake, n_fake = values((test["generator"] == generator) & (test["set"] == name))
-                parts[name, generator] = (_both(real, fake), n_real, n_fake)
-                cells += _cells((name, view, generator), parts[name, generator][0], n_real, n_fake, seen[generator])
+                fake, n_fake, of_fake = values((test["generator"] == generator) & (test["set"] == name))
+                groups = min(of_real, of_fake)
+                parts[name, generator] = Part(_both(real, fake), n_real, n_fake, groups)
+                both = parts[name, generator].values
+                cells += _cells((name, view, generator), both, n_real, n_fake, groups, seen[generator])
         cells += _photographs(ALL, view, "real", *values(plain))
         for edit in distinct(test["edit"][here & edited]):
             cells += _photographs(ALL, view, f"edit:{edit}", *values(test["edit"] == edit))
@@ -134,37 +149,53 @@ def _both(real: Values, fake: Values) -> Values:
     return found | {"ece_calibrated": 0.5 * np.abs(real["gap"] + fake["gap"]).sum(axis=1)}
 
 
-def _photographs(name: str, view: str, label: str, found: Values, n: int) -> list[Cell]:
+def _photographs(name: str, view: str, label: str, found: Values, n: int, groups: int) -> list[Cell]:
     values = {}
     for suffix in ("", OWN):
         if "fake" + suffix in found:
             values["sure_false_alarm" + suffix] = found["fake" + suffix]
             values["coverage" + suffix] = found["fake" + suffix] + found["real" + suffix]
-    return _cells((name, view, label), values, n, 0)
+    return _cells((name, view, label), values, n, 0, groups)
 
 
-def _means(view: str, parts: dict[tuple[str, str], tuple[Values, int, int]], seen: dict[str, str]) -> list[Cell]:
+def _means(view: str, parts: dict[tuple[str, str], Part], seen: dict[str, str]) -> list[Cell]:
     """Over the generators of one view that have photographs, resample by resample, as in replicates.py."""
     cells = []
     for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items():
-        used = {key: part for key, part in parts.items() if part[1] and part[2] and seen[key[1]] in which}
+        used = {key: part for key, part in parts.items() if part.n_real and part.n_fake and seen[key[1]] in which}
         if not used:
             continue
-        n_real = sum({name: n for (name, _), (_, n, _) in used.items()}.values())
-        values = {}
-        for metric in next(iter(used.values()))[0]:
-            stack = np.stack([found[metric] for found, _, _ in used.values()])
-            worst = stack.min(axis=0) if metric.startswith(HIGHER_IS_BETTER) else stack.max(axis=0)
-            values[metric] = worst if label == "worst:all" else stack.mean(axis=0)
-        cells += _cells((ALL, view, label), values, n_real, sum(n for _, _, n in used.values()))
+        n_real = sum({name: part.n_real for (name, _), part in used.items()}.values())
+        groups = np.array([part.groups for part in used.values()])
+        values, worst_of = {}, {}
+        for metric in next(iter(used.values())).values:
+            stack = np.stack([part.values[metric] for part in used.values()])
+            highest = not metric.startswith(HIGHER_IS_BETTER)
+            values[metric] = stack.mean(axis=0)
+            if label == "worst:all":
+                values[metric] = stack.max(axis=0) if highest else stack.min(axis=0)
+                worst_of[metric] = worst_interval(stack, groups, highest)
+        n_fake = sum(part.n_fake for part in used.values())
+        cells += _cells((ALL, view, label), values, n_real, n_fake, int(groups.mean()), worst_of=worst_of)
     return cells
 
 
-def _cells(key: tuple[str, str, str], values: Values, n_real: int, n_fake: int, seen: str = "") -> list[Cell]:
+def _cells(
+    key: tuple[str, str, str],
+    values: Values,
+    n_real: int,
+    n_fake: int,
+    groups: int,
+    seen: str = "",
+    worst_of: Mapping[str, Interval] | None = None,
+) -> list[Cell]:
+    """`worst_of`: intervals of the worst of several generators, by metric."""
     out = []
     for metric, found in values.items():
-        low, high, skipped = interval(found[1:])
+        low, high = NONE if metric.startswith("ece") else share_interval(found, groups)
+        if worst_of and metric in worst_of and not metric.startswith("ece"):
+            low, high = worst_of[metric]
         value = float(found[0])
-        skipped = 0 if np.isnan(value) else skipped
+        skipped = 0 if np.isnan(value) else int(np.isnan(found).sum())
         out.append(Cell(*key, metric, value, low, high, n_real, n_fake, skipped, seen))
     return out

@@ -1,7 +1,7 @@
-"""The bootstrap over groups, and every metric of one set of scores under all its resamples at once.
+"""Every metric of one set of scores, of all groups and without some of them, all at once.
 
-A resample is never built: drawing groups with replacement only says how often each group counts, so the
-scores are sorted once and each metric of every resample comes from cumulative sums of the multiplicities.
+A resample is never built: it only says which groups count, so the scores are sorted once and each metric of every
+resample comes from cumulative sums of the counts. What is left out: jackknife.py.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from adapt.errors import Refusal
+from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval, worst_interval
 from adapt.evaluation.scores import Scores
 
 BINS = 15  # of the expected calibration error
@@ -22,6 +22,9 @@ METRICS = (
 )
 ALARMS = ("false_alarm", "false_alarm_at_0.5")
 LOWER_IS_BETTER = ("ece", *ALARMS)
+# Gaps and cuts that are sought on the very rows they are measured on: they have a bias that leaving groups out does
+# not see, and no interval would cover them as often as it says.
+WITHOUT_INTERVAL = ("ece", "balanced_accuracy_oracle", *FALSE_ALARM_RATES)
 WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
 Item = TypeVar("Item", bound=Hashable)
 ALL = "all"  # in place of a set: over all sets
@@ -35,38 +38,15 @@ Key = tuple[str, str, str]  # set, view, generator
 
 @dataclass(frozen=True)
 class Replicates:
-    """The metrics of one cell: (1 + resamples,) each, of which the first is the sample itself."""
+    """The metrics of one cell: (1 + b,) each, of which the first is the sample itself; the others lack groups."""
 
     values: dict[str, np.ndarray]
     n_real: int
     n_fake: int
+    groups: int  # that have readable rows, of the rarer class
     seen: str = ""
     unreadable: int = 0
-
-
-def draw(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap over groups: each set's groups are drawn with replacement, as many as the set has.
-
-    Takes the set and the group of each row, both (n,). Returns counts (1 + resamples, g), how often each
-    group counts, and (n,) the column of each row's group. Resample 0 is the sample itself: every group once.
-    The draws depend on the seed, the sets' names and their numbers of groups, not on scores, views or row
-    order.
-    """
-    if resamples < 0:
-        raise Refusal(f"{resamples} resamples: give 0 (no intervals) or more, such as 1000")
-    blocks: list[np.ndarray] = []
-    column = np.zeros(len(sets), dtype=np.int64)
-    for name in sorted(set(sets)):
-        rows = sets == name
-        _, inverse = np.unique(groups[rows], return_inverse=True)
-        column[rows] = inverse + sum(block.shape[1] for block in blocks)
-        n = int(inverse.max()) + 1
-        rng = np.random.default_rng([seed, *name.encode("utf-8", "surrogateescape")])
-        block = np.ones((1 + resamples, n), dtype=np.int32)
-        for resample in range(1, 1 + resamples):
-            block[resample] = np.bincount(rng.integers(n, size=n), minlength=n)
-        blocks.append(block)
-    return np.concatenate(blocks, axis=1), column
+    worst_of: tuple["Replicates", ...] = ()  # of `worst:all`: the generators among which it is the worst
 
 
 def measure(
@@ -173,19 +153,20 @@ def within_groups(logit: np.ndarray, fake: np.ndarray, group: np.ndarray) -> tup
     return groups, {name: np.bincount(own, found[name], len(groups)) / number for name in WITHIN}
 
 
-def interval(values: np.ndarray) -> tuple[float, float, int]:
-    """95 % percentile interval of (r,) resamples; NaN (a class was absent) is skipped and counted."""
-    kept = values[~np.isnan(values)]
-    skipped = len(values) - len(kept)
-    if not len(kept):
-        return float("nan"), float("nan"), skipped
-    low, high = np.percentile(kept, [2.5, 97.5])
-    return float(low), float(high), skipped
+def interval_of(found: Replicates, metric: str) -> Interval:
+    """The 95 % interval of one metric; none for those of `WITHOUT_INTERVAL`."""
+    if metric in WITHOUT_INTERVAL:
+        return NONE
+    if found.worst_of:
+        parts = np.stack([part.values[metric] for part in found.worst_of])
+        groups = np.array([part.groups for part in found.worst_of])
+        return worst_interval(parts, groups, highest=metric in LOWER_IS_BETTER)
+    return share_interval(found.values[metric], found.groups)
 
 
 def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict[Key, Replicates]:
     """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means."""
-    counts, column = draw(test["set"], test["group"], resamples, seed)
+    counts, column = leave_out(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
     plain = ~test.fake & (test["edit"] == "")
     grouped = {label: test.fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
@@ -201,7 +182,9 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
             pieces.append(measure(test["logit"][used], test["p_fake"][used], fake, weights, threshold))
         values = {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in only}
         lost = 0 if own is None else int((own & ~test.ok).sum())
-        return Replicates(values, int((~fake).sum()), int(fake.sum()), seen, lost)
+        classes = [column[used][which] for which in (fake, ~fake) if which.any()]
+        groups = min((len(np.unique(of_class)) for of_class in classes), default=0)
+        return Replicates(values, int((~fake).sum()), int(fake.sum()), groups, seen, lost)
 
     def inside(rows: np.ndarray) -> Replicates | None:
         """Means over the groups that have both classes among the readable `rows`; None without such a group."""
@@ -212,7 +195,7 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
         weights, fake = counts[:, groups], test.fake[used][np.isin(column[used], groups)]
         with np.errstate(invalid="ignore"):  # a resample without any of these groups is NaN
             values = {metric: weights @ each / weights.sum(axis=1) for metric, each in found.items()}
-        return Replicates(values, int((~fake).sum()), int(fake.sum()))
+        return Replicates(values, int((~fake).sum()), int(fake.sum()), len(groups))
 
     out: dict[Key, Replicates] = {}
     for view in distinct(test["view"]):
@@ -252,7 +235,10 @@ def _aggregates(parts: dict[Key, Replicates], length: int) -> dict[str, Replicat
             worst = stack.max(axis=0) if metric in LOWER_IS_BETTER else stack.min(axis=0)
             values[metric] = worst if label == "worst:all" else stack.mean(axis=0)
         n_real = sum({key[0]: part.n_real for key, part in used.items()}.values())  # once a set
-        out[label] = Replicates(values, n_real, sum(part.n_fake for part in used.values()))
+        groups = int(np.mean([part.groups for part in used.values()])) if used else 0
+        worst_of = tuple(used.values()) if label == "worst:all" else ()
+        n_fake = sum(part.n_fake for part in used.values())
+        out[label] = Replicates(values, n_real, n_fake, groups, worst_of=worst_of)
     if not out["mean:selection"].n_fake:
         del out["mean:selection"]
     return out

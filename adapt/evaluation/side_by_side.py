@@ -1,8 +1,7 @@
 """Many detectors on the same test rows: means over training seeds, shared resamples, and who is surely ahead.
 
-All detectors see the same resamples of groups, so that the difference of any two of them has the interval of the
-paired bootstrap (`compare_means` of metrics.py) without being measured again. Rows that one of them could not read
-are left out of all.
+The same groups are left out of all detectors, so that the difference of any two of them has its interval (`paired` of
+jackknife.py) without being measured again. Rows that one of them could not read are left out of all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,16 @@ from typing import Literal
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL, LOWER_IS_BETTER, Replicates, distinct, interval, replicate
+from adapt.evaluation.jackknife import (
+    NONE,
+    Interval,
+    difference_interval,
+    share_interval,
+    surely_above,
+    worst_interval,
+)
 from adapt.evaluation.metrics import PREFIXES, align
+from adapt.evaluation.replicates import ALL, LOWER_IS_BETTER, WITHOUT_INTERVAL, Replicates, distinct, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.number_table import columns_of, read_rows, write_rows
@@ -72,12 +79,26 @@ class Number:
 
 @dataclass(frozen=True)
 class Drawn:
-    """(seeds, 1 + resamples) values of one number, of which the first column is the sample itself."""
+    """(seeds, 1 + b) values of one number, of all groups in the first column, then without some of them."""
 
     values: np.ndarray
     n_real: int
     n_fake: int
+    groups: int
     met: str = ""
+    worst_of: tuple["Drawn", ...] = ()  # the generators among which it is the worst
+
+    def interval(self, metric: str) -> Interval:
+        """Of the mean over seeds, with groups and seeds as sources of chance."""
+        values, seeds = self.values.mean(axis=0), self.values[:, 0]
+        if metric in WITHOUT_INTERVAL or metric == "gap_oracle_frozen":
+            return NONE
+        if metric in (*GAPS, EXCESS):
+            return difference_interval(values, self.groups, seeds)
+        if self.worst_of:
+            parts = np.stack([part.values.mean(axis=0) for part in self.worst_of])
+            return worst_interval(parts, np.array([part.groups for part in self.worst_of]))
+        return share_interval(values, self.groups, seeds=seeds)
 
 
 class SideBySide:
@@ -113,13 +134,13 @@ class SideBySide:
     def numbers(self, competitors: Iterable[Row], columns: Iterable[Place]) -> list[Number]:
         """All numbers; those in the `columns` are marked among the competitors, all other rows are controls."""
         competitors = list(competitors)
-        marks = {place: rank(self.of(place, competitors), place[3] in LOWER_IS_BETTER) for place in columns}
+        marks = rank({place: self.of(place, competitors) for place in columns})
         out = []
         for row, places in self.drawn.items():
             for place, drawn in places.items():
                 values = drawn.values.mean(axis=0)
-                low, high, _ = interval(values[1:])
                 single = drawn.values[:, 0]
+                low, high = drawn.interval(place[3])
                 seeds = float(single.min()), float(single.max())
                 mark = marks.get(place, {}).get(row, "")
                 role: Role = "method" if row in competitors else "control"
@@ -130,30 +151,41 @@ class SideBySide:
                 out.append(number)
         return out
 
-    def of(self, place: Place, rows: Iterable[Row]) -> dict[Row, np.ndarray]:
-        """(1 + resamples,) means over seeds of one number, by row."""
-        return {row: self.drawn[row][place].values.mean(axis=0) for row in rows if place in self.drawn[row]}
+    def of(self, place: Place, rows: Iterable[Row]) -> dict[Row, Drawn]:
+        """One number of these rows, where they have it."""
+        return {row: self.drawn[row][place] for row in rows if place in self.drawn[row]}
 
     def single(self, row: Row, seed: int) -> dict[Place, float]:
         """Each number of one seed, by its place among the seeds of the row."""
         return {place: float(drawn.values[seed, 0]) for place, drawn in self.drawn[row].items()}
 
 
-def rank(values: Mapping[Row, np.ndarray], lower_is_better: bool = False) -> dict[Row, Mark]:
-    """Who is `best`: the row with the best value, if the interval of its difference from every other row excludes 0.
+def rank(columns: Mapping[Place, Mapping[Row, Drawn]]) -> dict[Place, dict[Row, Mark]]:
+    """Who is `best` in each column: the row with the best mean over seeds, if it is surely ahead of all others.
 
-    Otherwise that row and all from which it is not separated are marked as a `tie`. (1 + resamples,) values by row.
+    Otherwise that row and all from which it is not separated are marked as a `tie`. Surely: with the groups and the
+    training seeds, paired by seed, as sources of chance, and for all columns and rows of the table together. A column
+    in which a row has one seed only, or in which the rows do not have the same seeds, gets no marks.
     """
-    known = {row: (-drawn if lower_is_better else drawn) for row, drawn in values.items() if drawn[0] == drawn[0]}
-    if len(known) < 2:
-        return {}
-    best = max(known, key=lambda row: known[row][0])
-    tied: dict[Row, Mark] = {
-        row: "tie"
-        for row, drawn in known.items()
-        if row != best and not interval((known[best] - drawn)[1:])[0] > 0  # NaN: without resamples nothing is sure
-    }
-    return {best: "tie", **tied} if tied else {best: "best"}
+    found: dict[Place, tuple[Row, list[Row]]] = {}
+    differences, groups = [], []
+    for place, rows in columns.items():
+        known = {row: one for row, one in rows.items() if not np.isnan(one.values[:, 0]).any()}
+        if len(known) < 2 or len({len(one.values) for one in known.values()}) > 1 or place[3] in WITHOUT_INTERVAL:
+            continue
+        sign = -1 if place[3] in LOWER_IS_BETTER else 1
+        best = max(known, key=lambda row: sign * known[row].values[:, 0].mean())
+        others = [row for row in known if row != best]
+        if len(known[best].values) > 1:
+            found[place] = best, others
+            differences += [sign * (known[best].values - known[row].values) for row in others]
+            groups += [known[row].groups for row in others]
+    ahead = iter(surely_above(differences, groups))
+    marks: dict[Place, dict[Row, Mark]] = {}
+    for place, (best, others) in found.items():
+        tied: dict[Row, Mark] = {row: "tie" for row in others if not next(ahead)}
+        marks[place] = {best: "tie", **tied} if tied else {best: "best"}
+    return marks
 
 
 def _blank(table: Scores, ok: np.ndarray) -> Scores:
@@ -170,7 +202,7 @@ def _places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Dra
         metrics = ("auc",) if own else KEPT.get(label, ()) if scope == ALL else ()
         for metric in metrics:
             values = cell.values[metric][None]
-            out[scope, view, label, metric] = Drawn(values, cell.n_real, cell.n_fake, cell.seen)
+            out[scope, view, label, metric] = Drawn(values, cell.n_real, cell.n_fake, cell.groups, cell.seen)
     return out
 
 
@@ -199,7 +231,8 @@ def _derived(drawn: Mapping[Place, Drawn]) -> dict[Place, Drawn]:
             every = np.stack([drawn[place].values for place in unseen])
             worst = every.mean(axis=1).argmin(axis=0)
             values = np.take_along_axis(every, np.broadcast_to(worst, (1, *every.shape[1:])), axis=0)[0]
-            out[ALL, view, WORST, "auc"] = replace(drawn[unseen[0]], values=values)
+            parts = tuple(drawn[place] for place in unseen)
+            out[ALL, view, WORST, "auc"] = replace(drawn[unseen[0]], values=values, worst_of=parts)
         for metric, (a, b) in GAPS.items():
             both = [drawn[ALL, view, "mean:all", name] for name in (a, b)]
             out[ALL, view, "mean:all", metric] = replace(both[0], values=both[0].values - both[1].values)

@@ -9,8 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, index
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.side_by_side import Number
 from adapt.files import write_bytes
 from adapt.text import plain

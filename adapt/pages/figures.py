@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
-from adapt.evaluation.replicates import ALL, BINS, distinct
 from adapt.evaluation.metrics import Cell, index
+from adapt.evaluation.replicates import ALL, BINS, distinct
 from adapt.evaluation.scores import Scores
 from adapt.pages.drawing import (
     COLOURS,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.metrics import PREFIXES, TOLERANCE
+from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, WORST, Number, Place, Row
 from adapt.pages.tables import name_of
 from adapt.text import escape_markdown

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.decision import EVERY, Decision
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.promises import ERROR_RATE, OWN
+from adapt.evaluation.replicates import ALL
 from adapt.pages.tables import grid, show, views_of
 
 PAGE = {  # row of the page: generator and metric

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapt.evaluation.attribution import ABSENT, Attribution, Column, Count, Rate
-from adapt.evaluation.replicates import distinct
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference
+from adapt.evaluation.replicates import distinct
 from adapt.number_table import read_rows
 
 

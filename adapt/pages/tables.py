@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
-from adapt.evaluation.replicates import ALL, GROUPED, METRICS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
+from adapt.evaluation.replicates import ALL, GROUPED, METRICS
 from adapt.files import write_text
 from adapt.number_table import write_rows
 from adapt.pages.markdown_page import page

@@ -12,8 +12,8 @@ from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.evaluation.attribution import Attribution, Column, Count, attribute
-from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.open_set import classes_of
+from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, Row
 from adapt.evaluation.thresholds import pick_threshold

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import PREFIXES
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.side_by_side import MEAN, Number, Row, write_numbers
 from adapt.files import write_text
 from adapt.pages import leaderboard

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from adapt.evaluation.attribution import Rate
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, index
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.side_by_side import Number, Place, read_numbers
 from adapt.files import has_table
 from adapt.number_table import read_rows

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.evaluation import metrics
-from adapt.evaluation.replicates import ALL, distinct, interval, replicate
+from adapt.evaluation.jackknife import share_interval
+from adapt.evaluation.replicates import ALL, distinct, replicate
 from adapt.evaluation.scores import Scores
 from adapt.number_table import read_table, write_table
 from adapt.pages.drawing import cost_against_accuracy
@@ -67,20 +68,21 @@ def over_views(tables: Sequence[Scores], resamples: int) -> dict[tuple[str, str]
     """
     values: dict[tuple[str, str], np.ndarray] = {}
     counts: dict[str, tuple[int, int]] = {}
+    groups: dict[str, int] = {}
     for scores in tables:
         test = scores.select(scores["split"] == "test")
         for (scope, view, label), found in replicate(test, float("nan"), resamples, seed=0).items():
             if scope == ALL and label in KINDS.values():
                 values[view, label] = values.get((view, label), 0) + found.values["auc"] / len(tables)
                 counts[label] = found.n_real, found.n_fake
+                groups[label] = found.groups
     views = distinct(view for view, _ in values)
     out = {}
     for kind, label in KINDS.items():
         values[MEAN, label] = np.mean([values[view, label] for view in views], axis=0)
         for view in (MEAN, *views):
             drawn = values[view, label]
-            low, high, skipped = interval(drawn[1:])
-            numbers = (float(drawn[0]), low, high, *counts[label], skipped)
+            numbers = (float(drawn[0]), *share_interval(drawn, groups[label]), *counts[label])
             out[view, kind] = metrics.Cell(ALL, view, label, "auc", *numbers)
     return out
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.scores import Scores
 from adapt.number_table import write_table
 from adapt.pages.drawing import save_png

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from adapt.data.manifest import Manifest
 from adapt.data.onboarding import pool
-from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.metrics import Difference, compare_means
+from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features
 from adapt.models.heads.probes import Probe, fit_probe

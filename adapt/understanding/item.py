@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from adapt.evaluation.replicates import distinct, interval
+from adapt.evaluation.jackknife import interval
+from adapt.evaluation.replicates import distinct
 from adapt.files import write_text
 from adapt.number_table import read_table, write_table
 from adapt.pages import html
@@ -20,7 +21,7 @@ from adapt.text import escape_markdown
 
 TITLE = "Understanding a detector"
 HOW_TO_READ = """\
-Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: percentile bootstrap over groups (a photograph and its
+Read `0.874 [0.851, 0.896]` as a value and its 95 % interval: jackknife over groups (a photograph and its
 fakes are one group), unless an item says else. All numbers are of unedited test images of {groups} groups ({real}
 real, {fake} fake), drawn by seed {seed}; the detector and its threshold are as they were saved. Where the summary says
 most, highest or lowest, that one was picked among several on these very images. An interval that holds the value of
@@ -37,8 +38,8 @@ class Value(NamedTuple):
 
 
 def of_resamples(values: np.ndarray, n: int) -> Value:
-    """From a statistic of every resample (1 + r,), the sample itself first."""
-    return Value(float(values[0]), *interval(values[1:])[:2], int(n))
+    """From a statistic (1 + b,): of all groups first, then without each block of them (evaluation/jackknife.py)."""
+    return Value(float(values[0]), *interval(values, len(values) - 1), int(n))
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> Value:

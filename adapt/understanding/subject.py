@@ -14,7 +14,7 @@ from adapt.data.groups import Images
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import draw
+from adapt.evaluation.jackknife import leave_out
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Encoder, Features, extract
 from adapt.models.towers.backbones import Backbone, load_backbone
@@ -32,7 +32,7 @@ class Subject:
     sample: Manifest  # readable unedited test images of the chosen groups
     pixels: Tensor  # (n, 3, size, size) uint8: the sample as the detector sees it
     unreadable: tuple[tuple[str, str], ...]  # path and reason of the others in these groups
-    weights: np.ndarray  # (1 + resamples, n): how often each image counts; row 0 is the sample itself
+    weights: np.ndarray  # (1 + b, n): which images count, 1 or 0; row 0 is the sample itself
     resamples: int
     seed: int
     cache: Path | None
@@ -112,7 +112,7 @@ def take(
     if not len(sample) or sample.fake.all() or not sample.fake.any():
         both = f"{int((~sample.fake).sum())} real and {int(sample.fake.sum())} fake"
         raise Refusal(f"{both} readable unedited test images among the chosen: both are needed; see the manifest")
-    counts, column = draw(sample["set"], sample["group"], resamples, seed)
+    counts, column = leave_out(sample["set"], sample["group"], resamples, seed)
     weights = counts[:, column]
     return Subject(detector, rows, sample, torch.stack(pixels), tuple(lost), weights, resamples, seed, cache, workers)
 

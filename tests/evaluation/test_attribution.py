@@ -16,10 +16,10 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score, roc_auc_sc
 from adapt.commands import evaluate as recipe
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import attribute
-from adapt.evaluation.replicates import draw
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import evaluate
 from adapt.evaluation.open_set import OPEN_SET, classes_of
+from adapt.evaluation.replicates import draw
 from adapt.evaluation.scores import Scores
 from adapt.pages import drawing, figures
 from adapt.pages.read_back import read_run

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score, roc_curve
 
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import METRICS, WITHIN, draw, interval, measure, replicate
 from adapt.evaluation.metrics import Cell, compare, compare_means, controls, evaluate, weakest
+from adapt.evaluation.replicates import METRICS, WITHIN, draw, interval, measure, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 

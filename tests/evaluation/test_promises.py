@@ -8,10 +8,10 @@ import pytest
 from test_decision import world
 
 from adapt.commands import evaluate as recipe
-from adapt.evaluation.replicates import BINS, draw
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import evaluate, index
 from adapt.evaluation.promises import arms_of, keep
+from adapt.evaluation.replicates import BINS, draw
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.pages.promises import promises_section

@@ -11,8 +11,8 @@ import pytest
 from adapt.cli import parse
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import METRICS
 from adapt.evaluation.metrics import Cell, evaluate, index
+from adapt.evaluation.replicates import METRICS
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.targets import (
     FOLDER,

@@ -33,8 +33,8 @@ import adapt.training.report  # noqa: F401
 from adapt.cli import parse
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import draw
 from adapt.evaluation.metrics import compare_means
+from adapt.evaluation.replicates import draw
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, WORST, SideBySide, rank, read_numbers, write_numbers
 from adapt.evaluation.thresholds import pick_threshold

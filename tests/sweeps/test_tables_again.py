@@ -9,8 +9,8 @@ import pytest
 from adapt.benchmark.report import at_a_glance as of_benchmark
 from adapt.benchmark.timing import Ratio
 from adapt.errors import Refusal
-from adapt.evaluation.replicates import ALL
 from adapt.evaluation.metrics import Cell
+from adapt.evaluation.replicates import ALL
 from adapt.sweeps import frontier
 from adapt.sweeps.at_a_glance import Glance, at_a_glance
 from adapt.sweeps.tables_again import recipe_of, same_but_rounding, study_of, tables_again, tables_of, with_tables
