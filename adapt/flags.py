@@ -104,8 +104,8 @@ class Tower(Encoder, Update, Steps):
 class Intervals(Checked):
     """What stands behind every interval."""
 
-    resamples: int = 1000  # bootstrap resamples of groups behind every interval
-    seed: int = 0  # seed of every random draw: views, initial weights, bootstrap
+    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
+    seed: int = 0  # seed of every random draw: views, initial weights, blocks of groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,10 @@ KINDS = {  # rows of the page: patterns of names
     **{f"log gradient of Y, {scale} px": [f"gradient{scale}_y"] for scale in (16, 8, 4, 2, 1)},
     **{f"high-pass correlations, {scale} px": [f"highpass{scale}_*"] for scale in (8, 4, 2, 1)},
 }
+BLOCKS = 16  # a median asks for blocks of more than the root of the number of groups (Shao and Wu 1989)
 ABOUT = """\
 Read `0.105 [0.091, 0.120]` as the median |drift| of a statistic between a view and the image as it is, divided by its
-deviation between the images, with a 95 % interval: percentile bootstrap over groups. A kind shows the mean over its
+deviation between the images, with a 95 % interval over groups. A kind shows the mean over its
 statistics; *worst* is the one that moves most under any view. Descriptor: `describe` of descriptors/color.py;
 ablation: `describe_fragile`, what JPEG does to colour at 1 and 2 px."""
 
@@ -91,7 +92,7 @@ def main(cfg: Config) -> None:
         raise Refusal(f"{len(read)} readable unedited real images of {len(photos)}: a deviation needs at least 2")
     values = np.array(described, np.float64).transpose(1, 0, 2)  # (1 + views, images, statistics)
 
-    counts, column = leave_out(photos["set"][read], photos["group"][read], cfg.resamples, cfg.seed)
+    counts, column = leave_out(photos["set"][read], photos["group"][read], min(cfg.resamples, BLOCKS), cfg.seed)
     drawn, shift = [], np.abs(values[1:] - values[0])
     for count in counts:  # the first is the sample itself
         chosen = np.repeat(np.arange(len(read)), count[column])

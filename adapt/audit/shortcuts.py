@@ -304,7 +304,7 @@ def _shares(values: np.ndarray, rest: np.ndarray, fake: np.ndarray, weight: np.n
 
 
 def _aucs(p: np.ndarray, fake: np.ndarray, counts: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """AUC (1 + resamples,) of rows that belong to groups `column` of the resamples `counts`; see `bootstrap.draw`.
+    """AUC (1 + b,) of rows that belong to groups `column` of the resamples `counts`; see `leave_out`.
 
     A tree has few distinct values: rows of one value and class are counted together, group by group, so that 100,000
     images cost no more than their groups.

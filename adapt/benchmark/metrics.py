@@ -1,4 +1,4 @@
-"""The bootstrap: every metric of all resamples from one sort, against AUC and AP of each resample by scikit-learn."""
+"""Resampling: every metric of all resamples from one sort, against AUC and AP of each resample by scikit-learn."""
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 AUC: how well a small tree that sees this factor alone tells fakes from reals of groups it was not fitted on (0.5 is
-guessing), with a 95 % interval: percentile bootstrap over groups. *worst*: of all comparisons (all rows, each set,
+guessing), with a 95 % interval over groups. *worst*: of all comparisons (all rows, each set,
 each generator of a set with the set's reals) the one most surely above 0.5. SHORTCUT: the interval of one comparison
 lies above 0.55. content: a byte count of files that are all written alike, so the pictures alone explain it; it must
 never reach a model. allowed: found, but listed in --allow. JPEG factors also see that a file is no JPEG. Folders and

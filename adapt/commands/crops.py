@@ -4,7 +4,7 @@
 
 Scores the validation and test rows of a manifest with one crop as the detector was trained, with five (corners and
 centre) and with tiles at native resolution whose features are averaged, each with its own threshold from validation
-rows, and compares each with one crop by a paired bootstrap. The scores of each stay, for `adapt evaluate`. Without
+rows, and compares each with one crop, paired by group. The scores of each stay, for `adapt evaluate`. Without
 --manifest on the embedded world: 2,136 images x 4 views with `tiny` are 85,000 encoder passes. Expected there: five
 crops and tiles find unseen generators better than one crop (AUC 0.948 and 0.950 against 0.927 on 48 of its test
 scenes, view none), at five and four times the cost, and five crops alarm more often on processed photographs at

@@ -26,7 +26,7 @@ class Config(Intervals):
     """What to evaluate."""
 
     scores: Path  # table of scores, .parquet or .csv
-    compare: Path | None = None  # scores of a second detector on the same test rows: paired bootstrap
+    compare: Path | None = None  # scores of a second detector on the same test rows, compared by group
     permuted: Path | None = None  # control: scores of the same recipe trained on permuted labels
     metadata: Path | None = None  # control: scores of a classifier that saw file metadata only
     output_dir: Path | None = None  # default: the folder of the scores
@@ -73,8 +73,8 @@ def main(cfg: Config) -> None:
     files = {"scores": cfg.scores, "b": cfg.compare, "permuted": cfg.permuted, "metadata": cfg.metadata}
     provenance["evaluation"] = {
         **{f"{name} sha256": sha256(path) for name, path in files.items() if path is not None},
-        "bootstrap resamples": cfg.resamples,
-        "bootstrap seed": cfg.seed,
+        "resamples": cfg.resamples,
+        "resampling seed": cfg.seed,
         "adapt": __version__,
     }
     promises = promises_section(cells, decision, cfg.error_rate)

@@ -19,7 +19,7 @@ To sort images of the kinds that it was measured on, so that a person looks at t
 detectors. It is not meant to decide about a person on its own: a single image needs other evidence. It judges whole
 images; parts that were generated or retouched were not measured."""
 READ = """\
-`0.874 [0.851, 0.896]` is a value with its 95 % interval (bootstrap over scenes). AUC: the chance that a fake scores
+`0.874 [0.851, 0.896]` is a value with its 95 % interval (over scenes). AUC: the chance that a fake scores
 above a real image; seen generators had training images, unseen ones had none. Balanced accuracy and false alarms are
 at the frozen threshold. Processed reals are photographs that were only resized, sharpened or denoised."""
 UNKNOWN = "see the page of the base weights"

@@ -1,7 +1,7 @@
 """From Scores to numbers with intervals: one detector, two detectors compared, and the controls.
 
 Every generator is scored against the unedited reals of its own `set` under the same view. Only `test` rows
-are reported; `val` rows choose the threshold. Intervals are 95 % percentile intervals of a bootstrap over
+are reported; `val` rows choose the threshold. Intervals are 95 % intervals of a jackknife over
 groups, given the threshold. Beside the generators' own names, the column `generator` of a `Cell` has words for the
 reals, for aggregates (`mean:unseen`) and for processed reals: README.md has the table of them, and of all metrics.
 

@@ -15,8 +15,8 @@ SPECIAL = {
     **{TIE: r"$^{\dagger}$", "±": r"$\pm$"},
 }
 CAPTION = (
-    r"Subscript and superscript: 95\,\% interval (bootstrap over groups); {\tiny$\pm$}: half the range over seeds. "
-    r"Bold: the best of its column, separated from all others by a paired bootstrap (no correction); "
+    r"Subscript and superscript: 95\,\% interval (over groups and seeds); {\tiny$\pm$}: half the range over seeds. "
+    r"Bold: the best of its column, separated from all others in all columns at once; "
     r"$^{\dagger}$: the best and those not separated from it. Rows below the last rule: controls."
 )  # of a table in which something is marked
 

@@ -12,15 +12,15 @@ from adapt.text import escape_markdown
 COSTS = {"trainable_parameters": "trainable parameters", "minutes": "minutes", "peak_memory_mib": "peak memory, MiB"}
 TIE = "†"
 ABOUT_NUMBERS = f"""\
-`0.874 [0.851, 0.896] ±0.004`: mean over training seeds, its 95 % interval (bootstrap over test groups, the same
-resamples for all rows, given the thresholds), and half the distance between the smallest and the largest seed.
+`0.874 [0.851, 0.896] ±0.004`: mean over training seeds, its 95 % interval (over test groups and training
+seeds, given the thresholds), and half the distance between the smallest and the largest seed.
 Seen generators have training images, unseen ones were never met. Columns without a view are means over the views;
-worst: the unseen generator with the lowest of these means, chosen anew in every resample. Balanced accuracy: at one
+worst: the unseen generator with the lowest of these means. Balanced accuracy: at one
 threshold a detector, frozen on validation images. ECE: calibration error of p, all generators, 15 bins.
-**Bold**: the best of its column, where the interval of the paired difference from every other row (same resamples,
-95 %, not corrected for the number of comparisons) excludes 0. Elsewhere the best and all rows that are not separated
-from it carry {TIE}. Controls take no part, and nothing was selected on test data. Rows that one method could not read
-are left out of all."""
+**Bold**: the best of its column, where it is ahead of every other row (paired by group and seed, at 95 % for all
+columns and rows of the table together). Elsewhere the best and all rows that are not separated from it carry {TIE}.
+With one seed nothing is marked: it says nothing about other seeds. Controls take no part, and nothing was selected on
+test data. Rows that one method could not read are left out of all."""
 ABOUT_TRANSFER = """\
 Mean balanced accuracy over all generators. Frozen: one threshold, from validation images of all views. Oracle: the
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains

@@ -18,18 +18,18 @@ COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real
 COMPARED = ("auc", "balanced_accuracy", "real_first")  # on the page; the CSV file has every metric
 MET = {"train": "training", "val": "validation only", "": "never"}
 HOW_TO_READ = """\
-Read `0.874 [0.851, 0.896]` as the value and its 95 % interval: percentile bootstrap over groups (a photograph
-and its fakes are one group), given the threshold. AUC: the chance that a fake scores above a real image; 0.5
-is guessing. Each generator is compared with the unedited real images of its own set under the same view. Seen
-generators have training images, unseen ones were never met; one used for selection only stands apart. One
-threshold, frozen on validation images, serves all views. False alarms: share of real images called fake; a share of
-exactly 0 or 1 leaves nothing to resample, so read its empty interval as up to 3 / n."""
+Read `0.874 [0.851, 0.896]` as the value and its 95 % interval over groups (jackknife; a photograph and its fakes are
+one group), given the threshold. With fewer than 10 groups there is no interval. AUC: the chance that a fake scores
+above a real image; 0.5 is guessing. Each generator is compared with the unedited real images of its own set under the
+same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
+One threshold, frozen on validation images, serves all views. False alarms: share of real images called fake. Worst:
+its interval knows that it is the lowest of several."""
 ABOUT_METRICS = """\
 `_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
 ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
 weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer than
-100 and 20 real images that means without any. ece and `_oracle` grow when groups are drawn twice, so that their
-interval may lie above the value; likewise ap and auc with few groups."""
+100 and 20 real images that means without any. ece, `_oracle` and tpr_at_fpr are sought on the very rows that they
+are measured on: no interval would cover them as often as it says, so they have none."""
 HEADLINE = {
     "view": (),
     "AUC seen": ("mean:seen", "auc"),
@@ -50,7 +50,7 @@ ABOUT_WITHIN = (
     "image has the lowest score (a tie is shared); pair ranking: share of its fakes that score above it (a tie counts "
     "half)."
 )
-ABOUT_P = "Paired bootstrap on the same resamples; p is two-sided, not corrected for the number of comparisons."
+ABOUT_P = "Paired by group; p is two-sided, by the t of the interval, not corrected for the number of comparisons."
 
 ABOUT_CONTROLS = (
     "Permuted labels and metadata only: passed if the interval touches 0.5 +- 0.05. Processed reals: failed if they "
@@ -280,8 +280,8 @@ def _attribution(found: Attribution) -> list[str]:
     if any(count.true.startswith((ABSENT, EDIT)) for count in found.counts):
         page += ["Taken for, the most frequent three of the classes:", grid(_taken_for(found, views))]
     if skipped := [rate for rate in found.rates if rate.skipped]:
-        lines = (f"{r.metric} of {r.label}, view {r.view}: {r.skipped} resamples without its rows" for r in skipped)
-        page += ["Intervals that rest on fewer resamples:", "\n".join(f"- {escape_markdown(line)}" for line in lines)]
+        lines = (f"{r.metric} of {r.label}, view {r.view}: all its rows are in few groups" for r in skipped)
+        page += ["Without an interval:", "\n".join(f"- {escape_markdown(line)}" for line in lines)]
     return page
 
 
@@ -301,7 +301,7 @@ def _taken_for(found: Attribution, views: Sequence[str]) -> list[list[str]]:
 
 
 def _missing(cells: Sequence[Cell]) -> list[str]:
-    """Unreadable rows, and why some numbers are n/a or rest on fewer resamples."""
+    """Unreadable rows, and why some numbers are n/a or have no interval."""
     rows = [["set", "view", "of", "rows"]]
     rows += [[c.set or "-", c.view, c.generator, f"{c.value:.0f}"] for c in cells if c.metric == "unreadable"]
     notes = []
@@ -314,10 +314,10 @@ def _missing(cells: Sequence[Cell]) -> list[str]:
                 kind = "fake" if cell.n_real else "unedited real"
                 notes.append(f"{where}: no readable {kind} image here, so it is n/a and in no mean")
             elif cell.skipped:
-                notes.append(f"{where}: {cell.skipped} resamples without one of the classes were skipped")
+                notes.append(f"{where}: one of the classes is in one group alone, so there is no interval")
         elif cell.set == ALL and cell.metric == "real_first" and cell.skipped:
             where = f"{cell.generator}, view {cell.view}"
-            notes.append(f"{where}: {cell.skipped} resamples without a group that has both classes were skipped")
+            notes.append(f"{where}: one group alone has both classes, so there is no interval")
     page = ["## Unreadable rows", grid(rows) if rows[1:] else "None."]
     return page + (["## Notes", "\n".join(f"- {escape_markdown(note)}" for note in notes)] if notes else [])
 

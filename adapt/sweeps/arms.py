@@ -12,10 +12,10 @@ from adapt.training.comparison import Study, contrast
 from adapt.training.run import RunConfig
 
 ABOUT = """\
-Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired bootstrap over test
-groups (95 %, p not corrected for the number of comparisons), and the range of the differences of single seeds.
-`better` and `worse` are said only where the interval excludes 0. In the tables of means the brackets hold the
-smallest and the largest value of a seed."""
+Means over {seeds} seed(s); every run picks its epoch on validation data. Differences: paired, with intervals over
+test groups and seeds (95 %, p not corrected for the number of comparisons), and the range of the differences of
+single seeds. `better` and `worse` are said only where the interval excludes 0; with one seed never. In the tables of
+means the brackets hold the smallest and the largest value of a seed."""
 
 
 class VariantsConfig(RunConfig, Protocol):

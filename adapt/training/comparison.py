@@ -110,11 +110,11 @@ class Study:
 def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], resamples: int, seed: int) -> list[str]:
     """Heading and table of a page: the first detector minus the second, means over pairs (of training seeds).
 
-    `better` and `worse` are said only where the interval of the paired bootstrap over groups excludes 0; the smallest
-    and the largest difference of a single pair stand beside it.
+    `better` and `worse` are said only where there are several training seeds and the interval, over groups and seeds,
+    excludes 0; the smallest and the largest difference of a single pair stand beside it.
     """
     found = compare_means(pairs, resamples, seed)
-    single = [{_place(d): d.value for d in compare_means([pair], 1, seed)} for pair in pairs]
+    single = [{_place(d): d.value for d in compare_means([pair], 0, seed)} for pair in pairs]
     rows = [["view", "what", *names, "difference", "p", "single seeds", "outcome"]]
     places = {_place(d): d for d in found}
     for view in dict.fromkeys(d.view for d in found):
@@ -124,6 +124,8 @@ def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], res
             each = [values[_place(d)] for values in single]
             more, less = ("worse", "better") if metric == "false_alarm" else ("better", "worse")
             outcome = more if d.low > 0 else less if d.high < 0 else "not separated"
+            if len(pairs) == 1:
+                outcome = "one seed"
             spread = f"{min(each):+.3f} to {max(each):+.3f}"
             rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, outcome])
     return [f"## {names[0]} minus {names[1]}", grid(rows)]

@@ -44,7 +44,7 @@ the photographs and the fakes of the new generator are used. 0 shots: the detect
 and a LoRA without any, the LoRA trained as long: what goes beyond them is what the shots taught.
 In metrics.csv `mean:selection` is the new generator, `mean:all` all others."""
 ABOUT_GAINS = """\
-Intervals: paired bootstrap over the test groups (95 %), of the mean over draws; about one in twenty would exclude 0
+Intervals (95 %): over the test groups and the draws, paired; about one in twenty would exclude 0
 by chance where nothing has changed. `All others` below 0 is what was forgotten."""
 AS_IS = "the detector as it is"
 HALVES, TRAINABLE = 2, 4  # shots from which some can be held back, and from which two are left to train keys with

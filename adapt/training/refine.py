@@ -21,7 +21,7 @@ from adapt.processes import Scoring
 
 ABOUT = (
     "a: this detector, b: the one it goes on from, at {folder}. AUC against the unedited reals of the same set and "
-    "view, on the same test rows; 95 % intervals of a paired bootstrap over groups. Better and worse are said where "
+    "view, on the same test rows; 95 % intervals over groups, paired. Better and worse are said where "
     "the interval excludes 0, as about one in twenty would by chance where nothing has changed."
 )
 ABOUT_HOLES = (
