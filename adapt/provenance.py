@@ -51,9 +51,13 @@ def revision() -> str:
         return ""
 
 
-@functools.cache  # reading them takes 13 ms, and every space of features asks
 def versions() -> dict[str, str]:
     """Python, adapt, and every package that can change a number."""
+    return dict(_versions())  # the caller's own
+
+
+@functools.cache  # reading them takes 13 ms, and every space of features asks
+def _versions() -> dict[str, str]:
     import adapt
 
     return {"python": platform.python_version(), "adapt": adapt.__version__} | {

@@ -69,3 +69,10 @@ def test_a_detector_predicts_what_the_encoder_and_head_say(planted) -> None:
     for row in rows:
         assert row["logit"] == pytest.approx(by_path[row["path"]], abs=1e-3)
         assert row["verdict"] == ("fake" if row["logit"] >= 0 else "real")
+
+
+def test_who_changes_the_versions_changes_a_copy() -> None:
+    from adapt import provenance
+
+    provenance.versions().clear()
+    assert provenance.versions()["adapt"] == adapt.__version__

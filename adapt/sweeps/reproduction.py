@@ -22,7 +22,7 @@ RUN = "run"  # folder of the run inside that of its page
 ABOUT = """\
 Match: the published figure lies in our 95 % interval (over groups), widened at both ends by half a unit of
 its last digit, and by 0.001 if it was decoded from a plot; else miss. Difference: ours minus theirs. The interval is
-that of our test rows and one training seed; papers print none. There is a outcome only where method, encoder and data
+that of our test rows and one training seed; papers print none. There is an outcome only where method, encoder and data
 are the published ones. A published accuracy at p = 0.5 stands beside our balanced accuracy at 0.5, which is the same
 on sets of as many real images as fakes."""
 COLUMNS = ("target", "metric", "view", "read", "published", "ours", "low", "high", "difference", "outcome", "setting")

@@ -40,7 +40,7 @@ def batches(
 
 
 def equal(a, b) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("pixels", "fake", "weight", "group"))
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("inputs", "fake", "weight", "group"))
 
 
 def test_workers_and_restarts_change_nothing(world) -> None:
