@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.evaluation import metrics
-from adapt.evaluation.jackknife import share_interval
+from adapt.evaluation.jackknife import NONE, share_interval
 from adapt.evaluation.replicates import ALL, distinct, replicate
 from adapt.evaluation.scores import Scores
 from adapt.number_table import read_table, write_table
@@ -82,7 +82,8 @@ def over_views(tables: Sequence[Scores], resamples: int) -> dict[tuple[str, str]
         values[MEAN, label] = np.mean([values[view, label] for view in views], axis=0)
         for view in (MEAN, *views):
             drawn = values[view, label]
-            numbers = (float(drawn[0]), *share_interval(drawn, groups[label]), *counts[label])
+            ends = NONE if label == "worst:all" else share_interval(drawn, groups[label])  # a mean of minima
+            numbers = (float(drawn[0]), *ends, *counts[label])
             out[view, kind] = metrics.Cell(ALL, view, label, "auc", *numbers)
     return out
 

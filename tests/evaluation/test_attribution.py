@@ -17,9 +17,9 @@ from adapt.commands import evaluate as recipe
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import attribute
 from adapt.evaluation.decision import fit_decision
+from adapt.evaluation.jackknife import leave_out, share_interval
 from adapt.evaluation.metrics import evaluate
 from adapt.evaluation.open_set import OPEN_SET, classes_of
-from adapt.evaluation.replicates import draw
 from adapt.evaluation.scores import Scores
 from adapt.pages import drawing, figures
 from adapt.pages.read_back import read_run
@@ -164,13 +164,13 @@ def test_max_softmax_has_no_ties_where_it_rounds_to_one():
 
 
 def test_resamples_equal_those_really_built():
-    """Groups of unlike size, one of which alone holds a class: some resamples lack it."""
-    scores = simulate(n=5, broken=6, views=("none",), seed=3)
+    """Groups of unlike size, one of which alone holds a class: the resample without it lacks the class."""
+    scores = simulate(n=14, broken=6, views=("none",), seed=3)
     alone = (scores["family"] == "diffusion") & (scores["split"] == "test") & (scores["group"] != "test1")
     scores = scores.select(~alone)
     found, resamples = rates(attribute(scores, 40, seed=9)), 40
     test = scores.select(scores["split"] == "test")
-    counts, group = draw(test["set"], test["group"], resamples, 9)
+    counts, group = leave_out(test["set"], test["group"], resamples, 9)
     logits = np.stack([test[f"logit_{name}"] for name in CLASSES], axis=1)
     built: dict[str, list[float]] = {}
     for drawn in counts[1:]:
@@ -189,12 +189,30 @@ def test_resamples_equal_those_really_built():
         built.setdefault("macro_f1 all", []).append(f1_score(true[kept], called[kept], **macro))
         for name, size in sizes(logits[rows][fake]).items():
             built.setdefault(f"auroc_{name} all", []).append(roc_auc_score(kept[fake], size))
-    assert 0 < np.isnan(built["recall diffusion"]).sum() < resamples
+    assert np.isnan(built["recall diffusion"]).sum() == 1
+    own, family = test.ok, test["family"]
+
+    def held_by(rows: np.ndarray) -> int:
+        return len(set(test["group"][own & rows]))
+
+    known = np.isin(family, CLASSES) & (test["edit"] == "")
+    groups = {
+        "macro_recall": held_by(known),
+        "macro_f1": held_by(known),
+        "processed_reals": held_by(test["edit"] != ""),
+    }
     assert len(built) == len(found)
     for key, values in built.items():
         metric, label = key.split(" ")
         rate = found["none", label, metric]
-        assert [rate.low, rate.high] == pytest.approx(np.nanpercentile(values, [2.5, 97.5])), key
+        if metric == "recall":
+            count = held_by(known & (family == label))
+        elif metric.startswith("auroc"):
+            count = min(held_by(test.fake & known), held_by(test.fake & ~known))
+        else:
+            count = groups[metric]
+        expected = share_interval(np.array([rate.value, *values]), count)
+        assert [rate.low, rate.high] == pytest.approx(expected, nan_ok=True), key
         assert rate.skipped == np.isnan(values).sum()
 
 
@@ -204,7 +222,7 @@ def test_unknown_families_at_the_cut_of_validation():
     decision = fit_decision(scores)
     found, resamples = rates(attribute(scores, 30, 2, decision=decision)), 30
     test = scores.select(scores["split"] == "test")
-    counts, group = draw(test["set"], test["group"], resamples, 2)
+    counts, group = leave_out(test["set"], test["group"], resamples, 2)
     logits = np.stack([test[f"logit_{name}"] for name in CLASSES], axis=1)
     low = sizes(logits)[decision.familiarity]
     cut = decision.rules(0.0).at(None).known
@@ -214,7 +232,8 @@ def test_unknown_families_at_the_cut_of_validation():
         kept = test.ok & test.fake & (np.isin(test["family"], CLASSES) == trained)
         shares = [low[rows[kept[rows]]].mean() for rows in (np.repeat(np.arange(len(test)), c[group]) for c in counts)]
         rate = found["none", "all", name]
-        assert [rate.value, rate.low, rate.high] == pytest.approx([shares[0], *np.percentile(shares[1:], [2.5, 97.5])])
+        expected = share_interval(np.array(shares), len(set(test["group"][kept])))
+        assert [rate.value, rate.low, rate.high] == pytest.approx([shares[0], *expected])
         assert rate.n == kept.sum()
     page = markdown(evaluate(scores, 0), attribution=attribute(scores, 0, decision=decision))
     assert "| fakes of absent classes called unknown | 0." in page

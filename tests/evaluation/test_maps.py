@@ -132,7 +132,7 @@ def test_every_number_of_the_page_by_brute_force() -> None:
 
 
 def test_intervals_resample_groups_not_images() -> None:
-    """Groups of twins: a bootstrap over images would give narrower intervals than that over the groups."""
+    """Groups of twins: images left out one by one would give narrower intervals than groups do."""
     found = images(12)
     twins = table([pair for pair in found for _ in range(2)], [PART] * 24, edits=[""] * 24)
     lone = Maps(**vars(twins) | {"scores": Scores(twins.scores.columns | {"group": twins.scores["path"]})})

@@ -33,8 +33,8 @@ import adapt.training.report  # noqa: F401
 from adapt.cli import parse
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
+from adapt.evaluation.jackknife import difference_interval, leave_out, share_interval
 from adapt.evaluation.metrics import compare_means
-from adapt.evaluation.replicates import draw
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import MEAN, WORST, SideBySide, rank, read_numbers, write_numbers
 from adapt.evaluation.thresholds import pick_threshold
@@ -489,12 +489,13 @@ def test_bold_stands_only_where_the_paired_test_separates(built) -> None:
     bold = {(row[0].strip(), titles[i]) for row in rows for i, word in enumerate(row) if "**" in word}
     assert ("strong", "AUC, unseen, mean") in bold and ("strong", "AUC, seen, none") not in bold
     assert {method for method, _ in bold} == {"strong"}
-    # the intervals behind the marks are those of the paired bootstrap
+    # the intervals behind the marks are those of compare_means: over groups and seeds
     pairs = list(zip(tables["strong", "x"], tables["twin", "x"], strict=True))
     expected = {(d.set, d.view, d.generator, d.metric): d for d in compare_means(pairs, 200, 0)}
-    for place in (("all", "none", "mean:seen", "auc"), ("all", "qf65", "mean:all", "ece"), ("s", "none", "b", "auc")):
+    for place in (("all", "none", "mean:seen", "auc"), ("s", "none", "b", "auc")):
         a, b = (beside.of(place, [(m, "x")])[m, "x"] for m in ("strong", "twin"))
-        low, high = np.percentile((a - b)[1:], [2.5, 97.5])
+        difference = a.values - b.values
+        low, high = difference_interval(difference.mean(axis=0), a.groups, difference[:, 0])
         assert (low, high) == pytest.approx((expected[place].low, expected[place].high), abs=1e-12)
 
 
@@ -502,9 +503,9 @@ def test_intervals_of_means_over_views_and_of_the_worst(built) -> None:
     """Against resamples weighed one by one with sklearn."""
     tables = built[0]
     test = [t.select(t["split"] == "test") for t in tables["twin", "x"]]
-    counts, column = draw(test[0]["set"], test[0]["group"], 200, 0)
+    counts, column = leave_out(test[0]["set"], test[0]["group"], 200, 0)
     values = []
-    for weight in counts[:60]:
+    for weight in counts:
         each = {}
         for name in "bc":
             aucs = []
@@ -514,15 +515,17 @@ def test_intervals_of_means_over_views_and_of_the_worst(built) -> None:
                     aucs.append(roc_auc_score(t.fake[rows], t["logit"][rows], sample_weight=weight[column][rows]))
             each[name] = np.mean(aucs)
         values.append((np.mean(list(each.values())), min(each.values())))
-    beside = SideBySide(59)
+    beside = SideBySide(200)
     beside.add({("twin", "x"): tables["twin", "x"]}, {})
     found = {n.place: n for n in beside.numbers([("twin", "x")], [])}
     for place, of in ((("all", MEAN, "mean:unseen", "auc"), 0), (("all", MEAN, WORST, "auc"), 1)):
         drawn = np.array([value[of] for value in values])
-        # fewer resamples draw the same first groups
-        low, high = np.percentile(drawn[1:], [2.5, 97.5])
         number = found[place]
-        assert (number.value, number.low, number.high) == pytest.approx((drawn[0], low, high), abs=1e-12)
+        assert number.value == pytest.approx(drawn[0], abs=1e-12) and number.low < number.value < number.high
+        if of == 0:  # of the mean: over groups, and over the seeds
+            count = beside.drawn["twin", "x"][place].groups
+            low, high = share_interval(drawn, count, seeds=beside.drawn["twin", "x"][place].values[:, 0])
+            assert (number.low, number.high) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_a_row_that_one_detector_cannot_read_is_left_out_of_all() -> None:

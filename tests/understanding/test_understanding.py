@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import understand
+from scipy import stats
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -87,11 +88,14 @@ def noise(n: int, size: int = 16, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_mean_has_the_interval_of_its_resamples_and_leaves_nan_out():
-    values = np.array([1.0, 2.0, np.nan, 4.0])
-    weights = np.array([[1, 1, 1, 1], [2, 0, 5, 1], [0, 0, 3, 0], [0, 1, 0, 0]])
-    found = mean(values, weights)
-    assert found.value == pytest.approx(7 / 3) and found.n == 3
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile([2, 2], [2.5, 97.5])))
+    values = np.array([*np.random.default_rng(0).normal(5, 2, 14), np.nan])
+    weights = np.concatenate([np.ones((1, 15)), 1 - np.eye(15)[:14]])  # no resample lacks the NaN
+    found, known = mean(values, weights), values[:14]
+    assert found.value == pytest.approx(known.mean()) and found.n == 14
+    reach = stats.t.ppf(0.975, 13) * known.std(ddof=1) / 14**0.5
+    assert (found.low, found.high) == pytest.approx((known.mean() - reach, known.mean() + reach))
+    few = mean(values[-6:], weights[:6, -6:])
+    assert np.isnan([few.low, few.high]).all()
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():
