@@ -87,7 +87,7 @@ def add_adapter(
     backbone: Backbone,
     targets: Targets,
     rank: int = 8,
-    alpha: float = 8,
+    alpha: float | None = None,
     dropout: float = 0.0,
     last_blocks: int | None = None,
     seed: int = 0,
@@ -95,7 +95,8 @@ def add_adapter(
 ) -> None:
     """Put a fresh adapter on the backbone; afterwards only the adapter requires gradients, and it is fp32.
 
-    `update` svd trains the last `rank` singular directions of each weight; it has no `alpha`.
+    `alpha` is the rank unless it is given. `update` svd trains the last `rank` singular directions of each weight; it
+    has no `alpha`.
     """
     from peft import LNTuningConfig, LoraConfig, get_peft_model
 
@@ -107,7 +108,8 @@ def add_adapter(
         # as one expression: in a list `norm` would also mean `patch_embed.norm`, which may be no norm at all
         config = LNTuningConfig(target_modules="|".join(map(re.escape, names)))
     else:
-        size = {"r": doubled or rank, "lora_alpha": doubled or alpha}  # alpha / r = 1: a residual is not scaled
+        scale = rank if alpha is None else alpha
+        size = {"r": doubled or rank, "lora_alpha": doubled or scale}  # alpha / r = 1: a residual is not scaled
         config = LoraConfig(**size, lora_dropout=dropout, target_modules=names, bias="none")
         _train_fast(config)
     with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
