@@ -145,8 +145,11 @@ def test_a_small_update_keeps_its_digits_in_bf16(change) -> None:
     assert ((found - exact).norm() / exact.norm()).item() < 0.02
 
 
-def test_weight_decay_pulls_to_the_start() -> None:
-    backbone, base = residual("tiny"), load_backbone("tiny")
+@pytest.mark.parametrize("kind", ["svd", "norm"])
+def test_weight_decay_pulls_to_the_start(kind) -> None:
+    backbone, base = residual("tiny") if kind == "svd" else load_backbone("tiny"), load_backbone("tiny")
+    if kind == "norm":
+        add_adapter(backbone, "norm")
     train(backbone)
     moved = [p.detach().clone() for p in trainable(backbone).values()]
     optimizer = torch.optim.AdamW(trainable(backbone).values(), lr=0.1, weight_decay=1.0)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adapt.errors import Refusal
-from adapt.models.adapters.residual import plain_state, train_residual
+from adapt.models.adapters.residual import plain_state, settle, train_change, train_residual
 from adapt.models.towers.backbones import NORMS, Backbone
 from adapt.text import one_line
 
@@ -115,6 +115,10 @@ def add_adapter(
     with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
         torch.manual_seed(seed)
         backbone.tower = get_peft_model(backbone.tower, config)
+    if targets == "norm":
+        for name in names:
+            layer = backbone.tower.get_submodule(f"base_model.model.{name}")
+            train_change(layer.ln_tuning_layers["default"])
     if update == "svd":
         for name in names:
             train_residual(backbone.tower.get_submodule(f"base_model.model.{name}"), name, rank)
@@ -174,6 +178,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
 
 def merge_adapter(backbone: Backbone) -> None:
     """Add the adapter into the weights, for inference without overhead."""
+    if backbone.tower.peft_config["default"].peft_type == "LN_TUNING":
+        settle(backbone.tower)  # peft assigns the weights of a norm once more, as if they were tensors
     backbone.tower = backbone.tower.merge_and_unload()
 
 
