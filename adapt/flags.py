@@ -84,7 +84,7 @@ class Update(Checked):
     targets: Literal["qv", "qkvo", "mlp", "all", "norm"] = "all"  # layers that are adapted; norm: tune the norms only
     update: Literal["lora", "svd"] = "lora"  # svd: each weight's last `rank` singular directions (Effort: rank 1)
     rank: int = 8  # rank of each update
-    alpha: float = 8  # scale: the update of a LoRA is alpha / rank * B A
+    alpha: float | None = None  # scale: the update of a LoRA is alpha / rank * B A; None: the rank
     dropout: float = 0.0  # share of the adapters' inputs that are set to 0 in training
     last_blocks: int | None = None  # adapt the last k blocks only
     cache_prefix: bool = False  # keep the tokens below those blocks on disk; trains on central crops
@@ -93,6 +93,8 @@ class Update(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0, self, "dropout", below=1)
+        if self.alpha is None:  # one rule for every recipe: another rank leaves the size of the update as it is
+            object.__setattr__(self, "alpha", float(self.rank))
 
 
 @dataclass(frozen=True, kw_only=True)

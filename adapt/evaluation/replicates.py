@@ -11,8 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
+<<<<<<< HEAD:adapt/evaluation/replicates.py
 from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval, worst_interval
 from adapt.evaluation.scores import Scores
+=======
+from adapt.errors import Refusal
+from adapt.evaluation.scores import Comparison, Scores, comparisons
+>>>>>>> main:adapt/evaluation/bootstrap.py
 
 BINS = 15  # of the expected calibration error
 FALSE_ALARM_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
@@ -198,14 +203,16 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
         return Replicates(values, int((~fake).sum()), int(fake.sum()), len(groups))
 
     out: dict[Key, Replicates] = {}
+    found: dict[str, list[Comparison]] = {}
+    for one in comparisons(test):
+        found.setdefault(one.view, []).append(one)
     for view in distinct(test["view"]):
         here = test["view"] == view
         sets = {name: here & (test["set"] == name) for name in distinct(test["set"][here])}
         parts = {}
-        for name, rows in sets.items():
-            for generator in distinct(test["generator"][rows & test.fake]):
-                own = rows & (test["generator"] == generator)
-                parts[name, view, generator] = cell(own | (rows & plain), own, seen[generator])
+        for one in found.get(view, []):
+            key = one.set, view, one.generator
+            parts[key] = cell(one.fakes | (one.reals & plain), one.fakes, seen[one.generator])
         out |= parts
         # a fake whose set has no reals is compared with nothing, and one that served selection stands apart
         matched = np.isin(test["set"], distinct(test["set"][here & plain & test.ok]))
@@ -219,8 +226,8 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
                 out[name, view, label] = cell(rows & which, own, only=ALARMS)
         out |= {(ALL, view, label): found for label, found in _aggregates(parts, 1 + resamples).items()}
         for (name, rows), (label, fakes) in itertools.product((sets | {ALL: here}).items(), grouped.items()):
-            if found := inside(rows & (fakes | plain)):
-                out[name, view, label] = found
+            if groups := inside(rows & (fakes | plain)):
+                out[name, view, label] = groups
     return out
 
 

@@ -1,9 +1,10 @@
 """Scores: the table every method ends in and the only thing the evaluator reads. One row an (image, view)."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -145,6 +146,30 @@ def _logit(p: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):  # what is outside 0..1 becomes NaN and is refused
         logit = np.log(p) - np.log1p(-p)
     return np.clip(logit, -745.0, 37.0)
+
+
+class Comparison(NamedTuple):
+    """A generator under a view, and the reals that it is scored against."""
+
+    set: str
+    view: str
+    generator: str
+    fakes: np.ndarray  # (n,) bool over the rows of a table, readable or not
+    reals: np.ndarray  # (n,) bool: of the same set under the same view, processed ones (`edit`) included
+
+
+def comparisons(scores: Scores) -> Iterator[Comparison]:
+    """What is measured of a table, and so what may choose between settings: every generator beside its own reals.
+
+    Reals of another set differ from its fakes by more than by being real.
+    """
+    for view in dict.fromkeys(scores["view"]):
+        here = scores["view"] == view
+        for name in dict.fromkeys(scores["set"][here]):
+            rows = here & (scores["set"] == name)
+            for generator in dict.fromkeys(scores["generator"][rows & scores.fake]):
+                fakes = rows & (scores["generator"] == generator)
+                yield Comparison(name, view, generator, fakes, rows & ~scores.fake)
 
 
 def _check(columns: dict[str, np.ndarray]) -> None:

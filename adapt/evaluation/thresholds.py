@@ -19,17 +19,26 @@ def unedited_validation(scores: Scores) -> Scores:
 
 
 def balanced_weights(rows: Scores) -> np.ndarray:
-    """(n,) that sum to 1 in each class, the same for every generator. Rows of both classes are needed."""
-    _, generator, number = np.unique(rows["generator"], return_inverse=True, return_counts=True)
-    return 1 / number[generator] / np.where(rows.fake, len(number) - 1, 1)
+    """(n,) that sum to 1 in each class, the same for every set, and in a set for every generator.
+
+    Rows of both classes are needed; a set without one of them has its say with the other.
+    """
+    weight = np.zeros(len(rows))
+    for of_class in (rows.fake, ~rows.fake):
+        sets = set(rows["set"][of_class])
+        for name in sets:
+            here = of_class & (rows["set"] == name)
+            _, generator, number = np.unique(rows["generator"][here], return_inverse=True, return_counts=True)
+            weight[here] = 1 / number[generator] / len(number) / len(sets)
+    return weight
 
 
 def pick_threshold(scores: Scores) -> float:
     """The one threshold of a detector: best balanced accuracy on the `val` rows of all views pooled.
 
-    Generators weigh equally, processed reals are left out. Among equally good cuts the widest gap between
-    two neighbouring logits wins, and the threshold is its middle. If no cut beats 0.5 nothing is called
-    fake; without validation rows of both classes it is NaN.
+    Sets weigh equally, and in a set generators; processed reals are left out. Among equally good cuts the widest
+    gap between two neighbouring logits wins, and the threshold is its middle. If no cut beats 0.5 nothing is
+    called fake; without validation rows of both classes it is NaN.
     """
     val = unedited_validation(scores)
     if val.fake.all() or not val.fake.any():

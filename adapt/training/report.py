@@ -22,7 +22,7 @@ from adapt.evaluation.attribution import Column, attribute
 from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.promises import keep
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Scores, comparisons
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
 from adapt.pages.promises import promises_section
@@ -71,30 +71,36 @@ def require_classes(rows: Manifest) -> None:
         print(f"audit: {audit}", file=sys.stderr)
 
 
-def validation_aucs(scores: Scores) -> dict[tuple[str, str], float]:
-    """AUC for each (view, generator) of these rows against all their reals, processed ones included.
+def validation_aucs(scores: Scores) -> dict[tuple[str, str, str], float]:
+    """AUC for each (set, view, generator) of these rows against all reals of its set, processed ones included.
 
     A processed photograph is a photograph: an epoch that takes it for a fake must not be selected.
     """
     from sklearn.metrics import roc_auc_score
 
     aucs = {}
-    for view in dict.fromkeys(scores["view"]):
-        rows = scores.ok & (scores["view"] == view)
-        for generator in dict.fromkeys(scores["generator"][rows & scores.fake]):
-            chosen = rows & (~scores.fake | (scores["generator"] == generator))
-            if (~scores.fake[chosen]).any():
-                aucs[view, generator] = float(roc_auc_score(scores.fake[chosen], scores["logit"][chosen]))
+    for one in comparisons(scores):
+        rows = scores.ok & (one.fakes | one.reals)
+        if (scores.ok & one.fakes).any() and (scores.ok & one.reals).any():
+            aucs[one.set, one.view, one.generator] = float(roc_auc_score(scores.fake[rows], scores["logit"][rows]))
     return aucs
 
 
 def validation_score(scores: Scores) -> float:
-    """What selects an epoch: mean AUC over views, half of it from generators held out of training if there are any."""
+    """What selects an epoch: mean AUC over views, generators and sets, each set with the same say.
+
+    Half of it is from generators held out of training, if there are any.
+    """
     aucs, seen = validation_aucs(scores), dict(zip(scores["generator"], scores["seen"], strict=True))
-    kinds = [[auc for (_, generator), auc in aucs.items() if seen[generator] == kind] for kind in ("train", "val")]
-    means = [np.mean(kind) for kind in kinds if kind]
+    means = []
+    for kind in ("train", "val"):
+        by_set: dict[str, list[float]] = {}
+        for (of_set, _, generator), auc in aucs.items():
+            if seen[generator] == kind:
+                by_set.setdefault(of_set, []).append(auc)
+        means += [np.mean([np.mean(of_set) for of_set in by_set.values()])] if by_set else []
     if not means:
-        raise Refusal("no readable validation images of both classes: an epoch cannot be selected")
+        raise Refusal("no readable validation images of both classes in a set: an epoch cannot be selected")
     return float(np.mean(means))
 
 
@@ -109,10 +115,12 @@ def log_validation(run: Run, scores: Scores) -> None:
         run.log(
             {
                 f"val/{view}/loss": float(loss),
-                f"val/{view}/auc": float(np.mean([a for (v, _), a in aucs.items() if v == view])),
+                f"val/{view}/auc": float(np.mean([a for (_, v, _), a in aucs.items() if v == view])),
             }
         )
-        run.log({f"val/{view}/auc_{generator}": auc for (v, generator), auc in aucs.items() if v == view})
+        several = len({of_set for of_set, *_ in aucs}) > 1
+        names = {key: f"{key[0]}_{key[2]}" if several else key[2] for key in aucs}
+        run.log({f"val/{view}/auc_{names[key]}": auc for key, auc in aucs.items() if key[1] == view})
         run.track.writer.add_pr_curve(f"val/{view}", fake[rows], scores["p_fake"][rows], run.step_number)
     run.say(f"step {run.step_number}: validation {validation_score(scores):.4f} (mean AUC)")
 

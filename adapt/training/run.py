@@ -253,16 +253,18 @@ class Run(Processes):
             torch.manual_seed(hash((self.seed, self.step_number, self._micro, rank)))
             self.unreadable.update(batch.unreadable)
             self._seen, self._images = batch, self._images + len(batch.fake) * world
-            yield batch.to(self.device)
-            if self._micro == accumulation - 1:
+            last = self._micro == accumulation - 1
+            # the forward pass, too, must run in here: outside it DDP prepares the sum over processes
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                yield batch.to(self.device)
+            if last:
                 progress.update()
         progress.close()
 
     def step(self, loss: Tensor, max_grad_norm: float) -> None:
         """Backward; at the last micro-batch of a step also clip, update, log, checkpoint, and heed a SIGTERM."""
         last = self._micro == self._accumulation - 1
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
-            self.accelerator.backward(loss / self._accumulation)
+        self.accelerator.backward(loss / self._accumulation)
         self._sums.append(loss.detach().float() / self._accumulation)
         if not last:
             return

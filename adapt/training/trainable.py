@@ -42,7 +42,8 @@ def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], objec
         if adapter.peft_type == "LORA":
             own |= {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
     for name, has in own.items():
-        if (asked := getattr(config, name)) not in (getattr(default, name), has):
+        unasked = float(config.rank) if name == "alpha" else getattr(default, name)
+        if (asked := getattr(config, name)) not in (unasked, has):
             raise Refusal(f"--{name} {asked}: training goes on from {folder}, which has {has}; leave the flag out")
     if getattr(head, "pairs", ()):
         raise Refusal(f"{folder} counts votes of duels (svm, several classes), which cannot be trained on")

@@ -644,3 +644,42 @@ def test_control_without_a_threshold_or_reals_is_not_applicable(world):
     assert {c.outcome for c in controls(test, resamples=10)} == {"n/a"}
     edited = world.select((world["edit"] != "") | world.fake | (world["split"] == "val"))
     assert {c.outcome for c in controls(edited, resamples=10)} == {"n/a"}
+
+
+# -- what selects sees what is measured --
+
+
+def test_selection_and_evaluation_compare_a_generator_with_the_same_reals() -> None:
+    """Two sets that differ as a whole: against the reals of the other set a useless score looks excellent."""
+    from adapt.training.report import validation_aucs, validation_score
+
+    rng, blocks = np.random.default_rng(0), []
+    for of_set, generator, count, level in (
+        *(("A", "real", 60, 0), ("A", "gan", 60, 0)),
+        *(("B", "real", 300, -4), ("B", "sd", 60, -4)),
+    ):
+        blocks += [(of_set, generator, level + rng.normal()) for _ in range(count)]
+    columns = {"path": [str(i) for i in range(len(blocks))], "seen": ["train"] * len(blocks)}
+    columns |= {name: [block[i] for block in blocks] for i, name in enumerate(("set", "generator", "logit"))}
+    val = Scores(columns | {"split": ["val"] * len(blocks)})
+    as_test = evaluate(Scores(columns | {"split": ["test"] * len(blocks)}), 0, threshold=0.0)
+    selected = validation_aucs(val)
+    assert set(selected) == {("A", "none", "gan"), ("B", "none", "sd")}
+    for (of_set, view, generator), auc in selected.items():
+        assert auc == pytest.approx(find(as_test, generator, "auc", view, of_set).value)
+        assert 0.35 < auc < 0.65
+    mean = find(as_test, "mean:all", "auc", set_="all").value
+    assert validation_score(val) == pytest.approx(mean)
+
+
+def test_each_set_has_the_same_say_in_threshold_and_selection() -> None:
+    from adapt.evaluation.thresholds import balanced_weights
+
+    sets = ["A"] * 6 + ["B"] * 30
+    generators = ["real", "real", "x", "x", "y", "y"] + ["real"] * 20 + ["z"] * 10
+    rows = Scores({"path": [str(i) for i in range(36)], "set": sets, "generator": generators, "logit": np.zeros(36)})
+    weight, of_set = balanced_weights(rows), np.array(sets)
+    for fake in (False, True):
+        for name in "AB":
+            assert weight[(rows.fake == fake) & (of_set == name)].sum() == pytest.approx(0.5)
+    assert weight[2:4].sum() == pytest.approx(0.25)

@@ -20,6 +20,7 @@ import adapt.training.report  # noqa: F401
 from adapt.detector.detector import load_detector
 from adapt.errors import Refusal
 from adapt.models.adapters.lora import add_adapter, load_adapter, merge_adapter, save_adapter, target_modules
+from adapt.models.adapters.residual import Left, Right
 from adapt.models.towers.backbones import Backbone, load_backbone
 from adapt.training import checkpoint
 
@@ -100,6 +101,8 @@ def test_the_trained_weight_is_the_formula() -> None:
             [p.detach().double().numpy() for p in module["default"].parametrizations.weight.parameters()]
             for module in (layer.lora_A, layer.lora_B)
         )
+        start_v, start = (module["default"].parametrizations.weight[0] for module in (layer.lora_A, layer.lora_B))
+        v, u, s = v + start_v.v.double().numpy(), u + start.u.double().numpy(), s + start.s.double().numpy()
         left, size, right = np.linalg.svd(base[n.removeprefix("base_model.model.")].weight.detach().double().numpy())
         principal = (left[:, : len(size)] * size)[:, :-3] @ right[: len(size)][:-3]
         expected[n.removeprefix("base_model.model.")] = principal + (u * s) @ v
@@ -124,6 +127,39 @@ def test_reloaded_equals_saved_bit_for_bit(name, tmp_path) -> None:
     assert len(tensors) == 2 * len(tied(backbone)) and all(".lora_" in key for key in tensors)
     merge_adapter(again)
     torch.testing.assert_close(again(pixels(again)), before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [0.001, 0.003, 0.05])
+def test_a_small_update_keeps_its_digits_in_bf16(change) -> None:
+    """Against the update in double precision: of a difference of two rounded products nothing would be left."""
+    draw = torch.Generator().manual_seed(0)
+    u, s, vt = torch.linalg.svd(0.05 * torch.randn(96, 96, generator=draw))
+    right, left = Right(vt[-2:].clone(), (4, 96)), Left(u[:, -2:].clone(), s[-2:].clone(), (96, 4))
+    dv, du = (change * torch.randn(shape, generator=draw) / 96**0.5 for shape in ((2, 96), (96, 2)))
+    ds = change * s[-2:] * torch.randn(2, generator=draw)
+    x = torch.randn(64, 96, generator=draw)
+    exact = ((u[:, -2:] + du).double() * (s[-2:] + ds).double()) @ (vt[-2:] + dv).double()
+    exact = x.double() @ (exact - (u[:, -2:].double() * s[-2:].double()) @ vt[-2:].double()).T
+    a, b, x = right(dv).bfloat16(), left(du, ds).bfloat16(), x.bfloat16()
+    found = ((x @ a.T) @ b.T).double()
+    assert ((found - exact).norm() / exact.norm()).item() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["svd", "norm"])
+def test_weight_decay_pulls_to_the_start(kind) -> None:
+    backbone, base = residual("tiny") if kind == "svd" else load_backbone("tiny"), load_backbone("tiny")
+    if kind == "norm":
+        add_adapter(backbone, "norm")
+    train(backbone)
+    moved = [p.detach().clone() for p in trainable(backbone).values()]
+    optimizer = torch.optim.AdamW(trainable(backbone).values(), lr=0.1, weight_decay=1.0)
+    for p in trainable(backbone).values():
+        p.grad = torch.zeros_like(p)
+    for _ in range(200):
+        optimizer.step()
+    assert all(p.abs().max() < 1e-6 for p in trainable(backbone).values()) and any(m.abs().max() > 1e-3 for m in moved)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(pixels(base)), base(pixels(base)), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adapt.errors import Refusal
-from adapt.models.adapters.residual import plain_state, train_residual
+from adapt.models.adapters.residual import plain_state, settle, train_change, train_residual
 from adapt.models.towers.backbones import NORMS, Backbone
 from adapt.text import one_line
 
@@ -87,7 +87,7 @@ def add_adapter(
     backbone: Backbone,
     targets: Targets,
     rank: int = 8,
-    alpha: float = 8,
+    alpha: float | None = None,
     dropout: float = 0.0,
     last_blocks: int | None = None,
     seed: int = 0,
@@ -95,7 +95,8 @@ def add_adapter(
 ) -> None:
     """Put a fresh adapter on the backbone; afterwards only the adapter requires gradients, and it is fp32.
 
-    `update` svd trains the last `rank` singular directions of each weight; it has no `alpha`.
+    `alpha` is the rank unless it is given. `update` svd trains the last `rank` singular directions of each weight; it
+    has no `alpha`.
     """
     from peft import LNTuningConfig, LoraConfig, get_peft_model
 
@@ -107,12 +108,17 @@ def add_adapter(
         # as one expression: in a list `norm` would also mean `patch_embed.norm`, which may be no norm at all
         config = LNTuningConfig(target_modules="|".join(map(re.escape, names)))
     else:
-        size = {"r": doubled or rank, "lora_alpha": doubled or alpha}  # alpha / r = 1: a residual is not scaled
+        scale = rank if alpha is None else alpha
+        size = {"r": doubled or rank, "lora_alpha": doubled or scale}  # alpha / r = 1: a residual is not scaled
         config = LoraConfig(**size, lora_dropout=dropout, target_modules=names, bias="none")
         _train_fast(config)
     with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
         torch.manual_seed(seed)
         backbone.tower = get_peft_model(backbone.tower, config)
+    if targets == "norm":
+        for name in names:
+            layer = backbone.tower.get_submodule(f"base_model.model.{name}")
+            train_change(layer.ln_tuning_layers["default"])
     if update == "svd":
         for name in names:
             train_residual(backbone.tower.get_submodule(f"base_model.model.{name}"), name, rank)
@@ -172,6 +178,8 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
 
 def merge_adapter(backbone: Backbone) -> None:
     """Add the adapter into the weights, for inference without overhead."""
+    if backbone.tower.peft_config["default"].peft_type == "LN_TUNING":
+        settle(backbone.tower)  # peft assigns the weights of a norm once more, as if they were tensors
     backbone.tower = backbone.tower.merge_and_unload()
 
 

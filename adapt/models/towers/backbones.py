@@ -324,7 +324,7 @@ def _bf16_pays(device: torch.device, tower: nn.Module) -> bool:
 
 
 def _to_fp32(module: nn.Module, inputs: tuple) -> tuple:
-    frozen = isinstance(module, nn.LayerNorm) and not any(p.requires_grad for p in module.parameters(recurse=False))
+    frozen = isinstance(module, nn.LayerNorm) and not any(p.requires_grad for p in module.parameters())
     if frozen and inputs[0].requires_grad and inputs[0].device.type == "cpu":
         return inputs  # torch's own kernel widens them inside; but gradients of weights it would add up in bf16
     return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
