@@ -11,13 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-<<<<<<< HEAD:adapt/evaluation/replicates.py
 from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval, worst_interval
-from adapt.evaluation.scores import Scores
-=======
-from adapt.errors import Refusal
 from adapt.evaluation.scores import Comparison, Scores, comparisons
->>>>>>> main:adapt/evaluation/bootstrap.py
 
 BINS = 15  # of the expected calibration error
 FALSE_ALARM_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
