@@ -219,7 +219,7 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
             for label, which in edits.items():
                 own = None if name == ALL or label == "edit:all" else rows & which
                 out[name, view, label] = cell(rows & which, own, only=ALARMS)
-        out |= {(ALL, view, label): found for label, found in _aggregates(parts, 1 + resamples).items()}
+        out |= {(ALL, view, label): found for label, found in _aggregates(parts, len(counts)).items()}
         for (name, rows), (label, fakes) in itertools.product((sets | {ALL: here}).items(), grouped.items()):
             if groups := inside(rows & (fakes | plain)):
                 out[name, view, label] = groups

@@ -164,19 +164,20 @@ def rank(columns: Mapping[Place, Mapping[Row, Drawn]]) -> dict[Place, dict[Row, 
     """Who is `best` in each column: the row with the best mean over seeds, if it is surely ahead of all others.
 
     Otherwise that row and all from which it is not separated are marked as a `tie`. Surely: with the groups and the
-    training seeds, paired by seed, as sources of chance, and for all columns and rows of the table together. A column
-    in which a row has one seed only, or in which the rows do not have the same seeds, gets no marks.
+    training seeds, paired by seed, as sources of chance, and for all columns and rows of the table together. A row
+    with one seed, or with other seeds than most, takes no part: its column has no mark where it has the best value.
     """
     found: dict[Place, tuple[Row, list[Row]]] = {}
     differences, groups = [], []
     for place, rows in columns.items():
         known = {row: one for row, one in rows.items() if not np.isnan(one.values[:, 0]).any()}
-        if len(known) < 2 or len({len(one.values) for one in known.values()}) > 1 or place[3] in WITHOUT_INTERVAL:
+        if not known or place[3] in WITHOUT_INTERVAL:
             continue
         sign = -1 if place[3] in LOWER_IS_BETTER else 1
         best = max(known, key=lambda row: sign * known[row].values[:, 0].mean())
-        others = [row for row in known if row != best]
-        if len(known[best].values) > 1:
+        seeds = max(len(one.values) for one in known.values())
+        others = [row for row, one in known.items() if row != best and len(one.values) == seeds]
+        if others and len(known[best].values) == seeds > 1:
             found[place] = best, others
             differences += [sign * (known[best].values - known[row].values) for row in others]
             groups += [known[row].groups for row in others]

@@ -127,20 +127,20 @@ def test_every_number_of_the_page_by_brute_force() -> None:
     assert rates["extents:real", "recall"].value == pytest.approx(np.mean(right))
     recalls = [rates[f"extents:{name}", "recall"].value for name in EXTENTS]
     assert rates["extents", "balanced_accuracy"].value == pytest.approx(np.mean(recalls))
-    assert all(r.low <= r.value + 1e-9 and r.value <= r.high + 1e-9 for (_, m), r in rates.items() if m == "area")
+    assert np.isnan([r.low for r in rates.values()]).all()  # of fewer than ten groups
     assert mean_pixel_auc(maps, maps.scores.fake) == pytest.approx(rates["part", "pixel_auc"].value)
 
 
 def test_intervals_resample_groups_not_images() -> None:
     """Groups of twins: images left out one by one would give narrower intervals than groups do."""
-    found = images(12)
-    twins = table([pair for pair in found for _ in range(2)], [PART] * 24, edits=[""] * 24)
+    found = images(9) + images(8)
+    twins = table([pair for pair in found for _ in range(2)], [PART] * 34, edits=[""] * 34)
     lone = Maps(**vars(twins) | {"scores": Scores(twins.scores.columns | {"group": twins.scores["path"]})})
     width = []
     for maps in (twins, lone):
         rate = next(r for r in evaluate_maps(maps, 128, 600) if (r.label, r.metric) == ("part", "pixel_auc"))
         width.append(rate.high - rate.low)
-    assert 1.2 < width[0] / width[1] < 1.7  # sqrt(2)
+    assert 1.3 < width[0] / width[1] < 2  # sqrt(2), and a larger t of fewer groups
 
 
 def joined(a: Maps, b: Maps) -> Maps:

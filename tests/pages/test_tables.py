@@ -81,7 +81,8 @@ def test_numbers_on_the_page_are_the_rounded_numbers_of_the_csv_file(tmp_path, c
     at = {(r["set"], r["view"], r["generator"], r["metric"]): r for r in rows}
 
     def shown(*key):
-        return "{:.3f} [{:.3f}, {:.3f}]".format(*(float(at[key][name]) for name in ("value", "low", "high")))
+        value, low, high = (at[key][name] for name in ("value", "low", "high"))
+        return f"{float(value):.3f}" + ("" if low == "n/a" else f" [{float(low):.3f}, {float(high):.3f}]")
 
     page = (tmp_path / "table.md").read_text(encoding="utf-8")
     names = (
@@ -153,7 +154,7 @@ def test_page_carries_controls_comparison_provenance_and_the_embedded_label(scor
     assert "- command: python x.py --a b\\|c\n- hardware:\n  - cores: 2\n  - gpus: a, b\n" in same
     assert section(same, "Controls")[1][:2] == ["labels permuted: mean AUC", "none"]
     row = next(r for r in section(same, "Comparison") if r[:3] == ["none", "mean:all", "auc"])
-    assert row[3] == row[4] and row[5:] == ["+0.000 [+0.000, +0.000]", "1.000"]
+    assert row[3] == row[4] and row[5].startswith("+0.000 [-0.0") and row[6] == "1.000"
     assert "Embedded world" not in same
     embedded = evaluate(simulate(set_="embedded", n=5), 0)
     assert "**Embedded world**" in markdown(embedded).split("## Headline")[0]

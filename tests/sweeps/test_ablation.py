@@ -36,7 +36,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.jackknife import difference_interval, leave_out, share_interval
 from adapt.evaluation.metrics import compare_means
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import MEAN, WORST, SideBySide, rank, read_numbers, write_numbers
+from adapt.evaluation.side_by_side import MEAN, WORST, Drawn, SideBySide, rank, read_numbers, write_numbers
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.pages import html, leaderboard
 from adapt.pages.latex import escape, table
@@ -546,14 +546,26 @@ def test_a_row_that_one_detector_cannot_read_is_left_out_of_all() -> None:
 
 
 def test_ranks() -> None:
-    up = np.array([0.9, 0.91, 0.89, 0.9])
-    assert rank({"a": up, "b": up - 0.2}) == {"a": "best"}
-    assert rank({"a": up, "b": up - 0.2}, lower_is_better=True) == {"b": "best"}
-    assert rank({"a": up, "b": up.copy(), "c": up - 0.3}) == {"a": "tie", "b": "tie"}
-    assert rank({"a": up, "b": np.full(4, np.nan)}) == {} == rank({"a": up})  # nobody to be better than
-    noise = np.random.default_rng(0).normal(size=100)  # resamples move both alike: only a paired test sees it
-    assert rank({"a": noise, "b": noise - 0.01}) == {"a": "best"}
-    assert rank({"a": up[:1], "b": up[:1] - 0.2}) == {"a": "tie", "b": "tie"}  # without resamples nothing is sure
+    rng = np.random.default_rng(0)
+    up = 0.9 + 0.001 * rng.normal(size=(3, 61)) + 0.02 * rng.normal(size=61)  # groups move all seeds alike
+    auc, ece = ("all", MEAN, "mean:all", "auc"), ("all", MEAN, "real", "false_alarm")
+
+    def marks(rows: dict[str, np.ndarray], place=auc) -> dict[str, str]:
+        drawn = {(name, "x"): Drawn(values, 60, 60, 60) for name, values in rows.items()}
+        return {name: mark for (name, _), mark in rank({place: drawn}).get(place, {}).items()}
+
+    assert marks({"a": up, "b": up - 0.2}) == {"a": "best"}
+    assert marks({"a": up, "b": up - 0.2}, ece) == {"b": "best"}
+    assert marks({"a": up, "b": up.copy(), "c": up - 0.3}) == {"a": "tie", "b": "tie"}
+    assert marks({"a": up, "b": np.full((3, 61), np.nan)}) == {} == marks({"a": up})  # nobody to be better than
+    assert marks({"a": up, "b": up - 0.05}) == {"a": "best"}  # the groups move both alike: only a paired test sees it
+    assert marks({"a": up[:, :1], "b": up[:, :1] - 0.2}) == {
+        "a": "tie",
+        "b": "tie",
+    }  # without resamples
+    assert marks({"a": up[:1], "b": up[:1] - 0.2}) == {}  # one seed says nothing about others
+    assert marks({"a": up, "b": up - 0.2, "once": up[:1] - 0.3}) == {"a": "best"}
+    assert marks({"a": up, "b": up - 0.2, "once": up[:1] + 0.05}) == {}  # and may not be beaten by being left out
 
 
 # -- LaTeX ----------------------------------------------------------------------------------------------------------

@@ -399,7 +399,7 @@ def test_content_is_the_detectors_own_score(done, config, subject):
             aucs += [roc_auc_score(scores.fake[here], scores["logit"][here])] if seen else []
         row = table(done, "content")["Views", view, "AUC seen"]
         assert float(row["value"]) == pytest.approx(np.mean(aucs), abs=1e-5)
-        assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+        assert (row["low"], row["high"]) == ("n/a", "n/a")  # of fewer than ten groups
     assert table(done, "content")["Views", "shuffle64", "unreadable"]["value"] == str(len(subject.sample))
     assert table(done, "content")["Views", "shuffle64", "AUC seen"]["value"] == "n/a"
 
