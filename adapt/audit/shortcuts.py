@@ -25,7 +25,7 @@ from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest, Words, split_member
 from adapt.errors import Refusal
-from adapt.evaluation.jackknife import leave_out, share_interval
+from adapt.evaluation.jackknife import FEWEST, leave_out, share_interval
 from adapt.evaluation.replicates import ALL, distinct, measure
 from adapt.progress import bar
 
@@ -50,7 +50,8 @@ ENCODING = ("format", "JPEG quality", "JPEG tables", "chroma subsampling")
 TOGETHER = "all counted together"
 TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this, as for the controls of a result
 ALLOWED = ("file name", "folder", "history")  # see the words of `adapt audit`
-COLOURS = {"SHORTCUT": "#D55E00", "content": "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2"}
+UNSURE = "cannot tell"
+COLOURS = {"SHORTCUT": "#D55E00", "content": "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2", UNSURE: "0.75"}
 FOLDS = 5
 FEW = 20  # a generator with fewer images is not compared by itself
 ALIGN = "run `adapt align`: one decoder, size and codec for all images"
@@ -193,9 +194,10 @@ def shortcuts(
 ) -> tuple[list[Unlike], dict[str, str]]:
     """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's finding.
 
-    Verdicts: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
-    `content` (byte counts of files that are all written alike: only the picture is left to explain them), `clean`.
-    `TOGETHER` is a tree over the columns of all factors that count. Refuses rows without readable reals and fakes.
+    Findings: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
+    `content` (byte counts of files that are all written alike: only the picture is left to explain them), `cannot
+    tell` (too few groups in every comparison), `clean`. `TOGETHER` is a tree over the columns of all factors that
+    count. Refuses rows without readable reals and fakes.
     """
     if unknown := set(allow) - set(FACTORS):
         raise Refusal(f"unknown factor {sorted(unknown)[0]!r}: allow some of {', '.join(FACTORS)}")
@@ -223,15 +225,18 @@ def shortcuts(
     known = {factor: names for factor, names in FACTORS.items() if set(names) <= set(facts.columns)}
     cells = {factor: compare(factor, names) for factor, names in known.items()}
     surely = {factor for factor, found in cells.items() if any(cell.surely for cell in found)}
-    findings = dict.fromkeys(known, "clean") | dict.fromkeys(surely, "SHORTCUT")
+    unsure = {factor for factor, found in cells.items() if all(np.isnan(cell.low) for cell in found)}
+    findings = dict.fromkeys(known, "clean") | dict.fromkeys(unsure, UNSURE) | dict.fromkeys(surely, "SHORTCUT")
     for factor in surely & set(BYTES):
         if all(alike[cell.set, cell.generator] for cell in cells[factor] if cell.surely):
             findings[factor] = "content"
-    findings |= dict.fromkeys(surely & set(allow), "allowed")
+    findings |= dict.fromkeys((surely | unsure) & set(allow), "allowed")
     out = set(allow) | {factor for factor, finding in findings.items() if finding == "content"}
     names = tuple(itertools.chain(*(known[factor] for factor in known if factor not in out)))
     cells[TOGETHER] = compare(TOGETHER, names)
     findings[TOGETHER] = "SHORTCUT" if any(cell.surely for cell in cells[TOGETHER]) else "clean"
+    if all(np.isnan(cell.low) for cell in cells[TOGETHER]):
+        findings[TOGETHER] = UNSURE
     return list(itertools.chain(*cells.values())), findings
 
 
@@ -322,7 +327,8 @@ def _aucs(p: np.ndarray, fake: np.ndarray, counts: np.ndarray, column: np.ndarra
 
 def worst(cells: Sequence[Unlike], factor: str) -> Unlike:
     """Of all comparisons of a factor the one most surely above chance."""
-    return max((cell for cell in cells if cell.factor == factor), key=lambda cell: (cell.low, cell.value))
+    own = (cell for cell in cells if cell.factor == factor)
+    return max(own, key=lambda cell: (-1.0 if np.isnan(cell.low) else cell.low, cell.value))
 
 
 def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[Twin]) -> list[str]:
@@ -332,6 +338,9 @@ def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[
         if finding in ("SHORTCUT", "allowed"):
             counted = "" if finding == "SHORTCUT" else " (allowed)"
             lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
+    if unsure := [factor for factor, finding in findings.items() if finding == UNSURE]:
+        few = f"a class has fewer than {FEWEST} groups in every comparison: audit more images"
+        lines.append(f"cannot tell of {', '.join(unsure)}: {few}")
     for kind in ("pixels", "near", "embedding"):
         if pairs := sum(twin.kind == kind for twin in found):
             what = "same pixels" if kind == "pixels" else "nearly the same picture"

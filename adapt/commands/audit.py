@@ -3,9 +3,9 @@
     adapt audit --manifest data.csv --output_dir results/audit
 
 Reads every file once. Writes table.md (what was found, what to do), audit.csv (AUC of each factor), duplicates.csv,
-figures/shortcuts.png, config.yaml and provenance.json. Status for scripts: 0 clean, 1 shortcuts or leaks found, 2
-refused. Time: 340 images of 224 px per second on one core (--processes adds more), then 3 s for 1,700 images and 9
-generators. Expected: `adapt align --size resize224` cleans JPEG photographs against PNG fakes.
+figures/shortcuts.png, config.yaml and provenance.json. Status for scripts: 0 clean, 1 shortcuts or leaks found or too
+few groups to tell, 2 refused. Time: 340 images of 224 px per second on one core (--processes adds more), then 3 s for
+1,700 images and 9 generators. Expected: `adapt align --size resize224` cleans JPEG photographs against PNG fakes.
 """
 
 import json
@@ -61,7 +61,7 @@ def main(cfg: Config) -> None:
     from adapt import provenance
     from adapt.audit.duplicates import twins
     from adapt.audit.record import keep_finding
-    from adapt.audit.shortcuts import balance, examine, figure, remedies, shortcuts
+    from adapt.audit.shortcuts import UNSURE, balance, examine, figure, remedies, shortcuts
     from adapt.embedded import read_manifests
     from adapt.files import write_text
     from adapt.number_table import write_table
@@ -77,12 +77,13 @@ def main(cfg: Config) -> None:
     vectors = embed(rows, cfg.embedding) if cfg.embedding else None
     pairs = twins(rows, facts.pixels, facts.hashes, vectors=vectors, least=cfg.similarity)
     todo = remedies(cells, findings, pairs)
-    clean = "SHORTCUT" not in findings.values() and not pairs
+    clean = not {"SHORTCUT", UNSURE} & set(findings.values()) and not pairs
 
     table = factor_table(cells, findings)
     lost = [(path, reason) for path, reason in zip(rows["path"], facts.reason, strict=True) if reason]
+    found = "SHORTCUT" in findings.values() or pairs
     sections = [
-        "**Clean.**" if clean else "**Shortcuts or leaks found.**",
+        "**Clean.**" if clean else "**Shortcuts or leaks found.**" if found else "**Too few images to tell.**",
         "\n".join(f"- {escape_markdown(line)}" for line in todo),
     ]
     sections += ["## Shortcuts", ABOUT, grid(table), picture("shortcuts")]

@@ -391,7 +391,7 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
     for d in difference:
         if d.metric == "auc" and (d.generator, d.view) in aim and d.set == "embedded":
             assert (
-                f"| {d.generator} | embedded | training | {d.view} | {d.a:.3f} | {d.b:.3f} | {d.value:+.3f} [" in page
+                f"| {d.generator} | embedded | training | {d.view} | {d.a:.3f} | {d.b:.3f} | {d.value:+.3f} " in page
             )
 
 
