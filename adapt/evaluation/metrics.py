@@ -10,16 +10,18 @@ Means and the worst stand under the set `all`: every (set, generator) that has b
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from adapt.errors import Refusal
-from adapt.evaluation.jackknife import difference_interval, paired
+from adapt.evaluation.jackknife import Interval, difference_interval, paired
 from adapt.evaluation.replicates import ALL, WITHOUT_INTERVAL, Replicates, distinct, interval_of, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
-TOLERANCE = 0.05  # of the controls: in AUC from 0.5, and in false alarms
+CHANCE, EXCESS = 0.1, 0.05  # of the controls: in AUC from 0.5; in false alarms above those on unedited reals
+Outcome = Literal["passed", "FAILED", "cannot tell", "n/a"]
 PREFIXES = (
     "mean:",
     "worst:",
@@ -74,7 +76,7 @@ class Control:
     value: float
     low: float
     high: float
-    outcome: str  # passed, FAILED or n/a
+    outcome: Outcome
     n_real: int
     n_fake: int
 
@@ -214,10 +216,10 @@ def controls(
 ) -> list[Control]:
     """The three controls of a result, per view; the first two where their tables are given.
 
-    Labels permuted in training, and a classifier that sees metadata only: the mean AUC over all generators
-    passes if its interval touches 0.5 +- `TOLERANCE`. Processed reals: their false-alarm rate passes unless
-    it exceeds that of the unedited reals by more than `TOLERANCE` in 97.5 % of the resamples. The two tables
-    must hold the test rows of `scores` under each view they have.
+    Labels permuted in training, and a classifier that sees metadata only: the mean AUC over all generators must lie
+    in 0.5 +- `CHANCE`. Processed reals: their false-alarm rate must exceed that of the unedited reals by `EXCESS` at
+    most. `outcome_of` says what their intervals tell. The two tables must hold the test rows of `scores` under each
+    view they have.
     """
     out = []
     for name, other in (("labels permuted: mean AUC", permuted), ("metadata only: mean AUC", metadata)):
@@ -226,24 +228,33 @@ def controls(
         _, aligned = align(scores.select(np.isin(scores["view"], other["view"])), other)
         for (_, view, generator), found in replicate(aligned, float("nan"), resamples, seed).items():
             if generator == "mean:all":
-                low, high = interval_of(found, "auc")
-                off = max(low - 0.5, 0.5 - high)
-                out.append(_control(name, view, found, "auc", off))
+                outcome = outcome_of(interval_of(found, "auc"), 0.5 - CHANCE, 0.5 + CHANCE)
+                out.append(_control(name, view, found, "auc", outcome))
     threshold = pick_threshold(scores) if threshold is None else threshold
     drawn = replicate(_test_rows(scores), threshold, resamples, seed)
     for (scope, view, label), processed in drawn.items():
         if scope == ALL and label.startswith("edit:"):
             excess = processed.values["false_alarm"] - drawn[ALL, view, "real"].values["false_alarm"]
             name = f"processed reals, {label.removeprefix('edit:')}: false alarms"
-            surely = difference_interval(excess, processed.groups).low
-            out.append(_control(name, view, processed, "false_alarm", surely))
+            outcome = outcome_of(difference_interval(excess, processed.groups), -1, EXCESS)
+            out.append(_control(name, view, processed, "false_alarm", outcome))
     return out
 
 
-def _control(name: str, view: str, found: Replicates, metric: str, surely_off: float) -> Control:
-    """`surely_off` is how far the number is from where it should be, at the near end of its interval."""
+def outcome_of(found: Interval, least: float, most: float) -> Outcome:
+    """`passed` where a whole interval lies between the two, `FAILED` where none of it does, else `cannot tell`.
+
+    A control that merely was not seen to fail has not passed: with few images nothing is seen.
+    """
+    if np.isnan(found.low):
+        return "n/a"
+    if least <= found.low and found.high <= most:
+        return "passed"
+    return "FAILED" if found.low > most or found.high < least else "cannot tell"
+
+
+def _control(name: str, view: str, found: Replicates, metric: str, outcome: Outcome) -> Control:
     low, high = interval_of(found, metric)
-    outcome = "n/a" if np.isnan(surely_off) else "passed" if surely_off <= TOLERANCE else "FAILED"
     value = float(found.values[metric][0])
     return Control(name, view, value, low, high, outcome, found.n_real, found.n_fake)
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adapt.evaluation.metrics import PREFIXES, TOLERANCE
+from adapt.evaluation.jackknife import Interval
+from adapt.evaluation.metrics import CHANCE, PREFIXES, outcome_of
+from adapt.evaluation.metrics import EXCESS as EXCESS_ALLOWED
 from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, WORST, Number, Place, Row
 from adapt.pages.tables import name_of
@@ -26,9 +28,9 @@ Mean balanced accuracy over all generators. Frozen: one threshold, from validati
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
 over the frozen one is the price of a threshold that does not fit, and never below 0."""
 ABOUT_CONTROLS = f"""\
-Labels permuted in training, and metadata of the files only: passed if the interval touches 0.5 +- {TOLERANCE}.
-Processed reals, mean over views: failed if they raise surely more than {TOLERANCE} false alarms above those on
-unedited reals."""
+Labels permuted in training, and metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE},
+FAILED if none of it does, else there are too few images to tell. Processed reals, mean over views: the same of at most
+{EXCESS_ALLOWED} false alarms above those on unedited reals."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,8 @@ def controls(numbers: Sequence[Number]) -> Table:
             number = found.get(place)
             if number is None or number.value != number.value:
                 continue
-            off = max(number.low - 0.5, 0.5 - number.high) if control else number.low
-            outcome = "n/a" if off != off else "passed" if off <= TOLERANCE else "FAILED"
+            least, most = (0.5 - CHANCE, 0.5 + CHANCE) if control else (-1.0, EXCESS_ALLOWED)
+            outcome = outcome_of(Interval(number.low, number.high), least, most)
             what = "AUC, all generators" if control else "false alarms that processing adds"
             words = [Entry(word, word) for word in (label(row, numbers), what, view, outcome)]
             rows.append([*words[:3], entry(number, sign="" if control else "+"), words[3]])

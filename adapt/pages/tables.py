@@ -53,9 +53,9 @@ ABOUT_WITHIN = (
 ABOUT_P = "Paired by group; p is two-sided, by the t of the interval, not corrected for the number of comparisons."
 
 ABOUT_CONTROLS = (
-    "Permuted labels and metadata only: passed if the interval touches 0.5 +- 0.05. Processed reals: failed if they "
-    "raise surely more than 0.05 false alarms above those on unedited reals. Each kind of processing is tested; those "
-    "that pass are not repeated here."
+    "Permuted labels and metadata only: passed if the whole interval lies in 0.5 +- 0.1, FAILED if none of it does, "
+    "else there are too few images to tell. Processed reals: the same of at most 0.05 false alarms above those on "
+    "unedited reals. Each kind of processing is tested; only those that failed are repeated here."
 )
 ABOUT_ATTRIBUTION = (
     "An image is attributed to the class with the largest logit. Recall: share of a class's images attributed to it. "
