@@ -11,7 +11,8 @@ from adapt.cli import at_least
 from adapt.errors import Refusal
 
 LEAST: dict[int, tuple[str, ...]] = {  # smallest value of shared flags, wherever they are declared
-    1: ("rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps", "resamples", "processes"),
+    2: ("resamples",),  # one block says nothing of chance
+    1: ("rank", "epochs", "groups", "gradient_accumulation_steps", "checkpointing_steps", "processes"),
     0: ("learning_rate", "head_learning_rate", "weight_decay", "warmup", "seed", "seeds"),
 }
 
@@ -106,7 +107,7 @@ class Tower(Encoder, Update, Steps):
 class Intervals(Checked):
     """What stands behind every interval."""
 
-    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
+    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
     seed: int = 0  # seed of every random draw: views, initial weights, blocks of groups
 
 

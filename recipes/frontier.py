@@ -49,7 +49,7 @@ class Config(Rows, Encoder, Views, Sweep):
     groups: int = 8  # groups per optimizer step, over all processes
     head_learning_rate: float = 4e-3  # step size for the linear head
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
-    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
+    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
     num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class Config(Rows, Views):
     head_learning_rate: float = 4e-3  # LoRA: step size for the head
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what is not in the cache
-    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
+    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
     num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
     processes: int = 1  # training processes per LoRA run
 

@@ -35,7 +35,7 @@ class Config(Rows, Encoder, Views, Steps):
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
     rank: int = 8  # rank of each update; alpha is the same
     last_blocks: int | None = None  # adapt the last k blocks only
-    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
+    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
 
     def __post_init__(self) -> None:
         super().__post_init__()

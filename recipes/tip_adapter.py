@@ -35,7 +35,7 @@ class Config(Rows, Encoder, Views, Cached, Intervals):
     draws: int = 3  # of each number of shots
     epochs: int = 20  # of Tip-Adapter-F
     learning_rate: float = 1e-3  # of its keys
-    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
+    resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
 
     def __post_init__(self) -> None:
         super().__post_init__()

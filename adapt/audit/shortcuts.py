@@ -335,7 +335,7 @@ def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[
     """What to do about each finding, a line each; a picture's byte count asks for nothing."""
     lines = []
     for factor, finding in findings.items():
-        if finding in ("SHORTCUT", "allowed"):
+        if finding == "SHORTCUT" or (finding == "allowed" and worst(cells, factor).surely):
             counted = "" if finding == "SHORTCUT" else " (allowed)"
             lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
     if unsure := [factor for factor, finding in findings.items() if finding == UNSURE]:

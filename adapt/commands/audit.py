@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 AUC: how well a small tree that sees this factor alone tells fakes from reals of groups it was not fitted on (0.5 is
-guessing), with a 95 % interval over groups. *worst*: of all comparisons (all rows, each set,
-each generator of a set with the set's reals) the one most surely above 0.5. SHORTCUT: the interval of one comparison
-lies above 0.55. content: a byte count of files that are all written alike, so the pictures alone explain it; it must
-never reach a model. allowed: found, but listed in --allow. JPEG factors also see that a file is no JPEG. Folders and
-names never reach a model of this package; other loaders sort by them."""
+guessing), with a 95 % interval over groups. *worst*: of all comparisons (all rows, each set, each generator of a
+set with the set's reals) the one most surely above 0.5. SHORTCUT: the interval of one comparison lies above 0.55.
+content: a byte count of files that are all written alike, so the pictures alone explain it; it must never reach a
+model. allowed: listed in --allow. cannot tell: every comparison has fewer than 10 groups of a class. JPEG factors
+also see that a file is no JPEG. Folders and names never reach a model of this package; other loaders sort by them."""
 ABOUT_TWINS = """\
 The same picture in two splits or under two labels. pixels: the decoded pixels are equal, whatever the container;
 near: a 64-bit perceptual hash differs by at most 4 bits (compressed or scaled again; crops are not found).
@@ -51,7 +51,8 @@ class Config(Rows, Intervals):
     processes: int = 1  # processes that decode images
 
     def __post_init__(self) -> None:
-        at_least(1, self, "processes", "resamples")
+        at_least(1, self, "processes")
+        at_least(2, self, "resamples")  # one block says nothing of chance
         at_least(0, self, "seed", "similarity")
 
 

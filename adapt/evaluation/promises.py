@@ -192,9 +192,9 @@ def _cells(
     """`worst_of`: intervals of the worst of several generators, by metric."""
     out = []
     for metric, found in values.items():
-        low, high = NONE if metric.startswith("ece") else share_interval(found, groups)
-        if worst_of and metric in worst_of and not metric.startswith("ece"):
-            low, high = worst_of[metric]
+        low, high = (worst_of or {}).get(metric) or share_interval(found, groups)
+        if metric.startswith("ece"):
+            low, high = NONE  # see WITHOUT_INTERVAL
         value = float(found[0])
         skipped = 0 if np.isnan(value) else int(np.isnan(found).sum())
         out.append(Cell(*key, metric, value, low, high, n_real, n_fake, skipped, seen))

@@ -124,7 +124,9 @@ def contrast(names: tuple[str, str], pairs: Sequence[tuple[Scores, Scores]], res
             each = [values[_place(d)] for values in single]
             more, less = ("worse", "better") if metric == "false_alarm" else ("better", "worse")
             outcome = more if d.low > 0 else less if d.high < 0 else "not separated"
-            if len(pairs) == 1:
+            if d.low != d.low:
+                outcome = "n/a"  # too few groups
+            elif len(pairs) == 1:
                 outcome = "one seed"
             spread = f"{min(each):+.3f} to {max(each):+.3f}"
             rows.append([view, title, f"{d.a:.3f}", f"{d.b:.3f}", show(d, "+"), f"{d.p:.3f}", spread, outcome])

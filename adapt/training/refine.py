@@ -157,6 +157,8 @@ def changes(found: Sequence[Difference], aim: Aim, seen: dict[str, str], folder:
 
 
 def outcome(d: Difference) -> str:
+    if d.low != d.low:
+        return "n/a"  # too few groups
     return "better" if d.low > 0 else "worse" if d.high < 0 else "not separated"
 
 

@@ -226,7 +226,8 @@ def test_controls_stand_last_and_take_no_part(config, numbers) -> None:
     assert row.value == pytest.approx(value, abs=1e-12) and row.role == "control"
     outcomes = {(row[0].value, row[2].value): row[4].value for row in leaderboard.controls(numbers).rows}
     assert {"labels-permuted", "metadata only"} <= {method for method, _ in outcomes}
-    assert outcomes["metadata only", "none"] in ("passed", "cannot tell")  # a small world
+    own = next(n for n in numbers if n.place == ("all", "none", "mean:all", "auc") and n.method == "metadata only")
+    assert outcomes["metadata only", "none"] == ("passed" if own.low >= 0.4 and own.high <= 0.6 else "cannot tell")
     assert ("metadata only", "qf65") not in outcomes
 
 

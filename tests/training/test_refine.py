@@ -37,6 +37,7 @@ from adapt.files import sha256
 from adapt.models.adapters.lora import add_adapter
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import load_backbone
+from adapt.pages.tables import show
 from adapt.sweeps import planned_runs as cells_module
 from adapt.training.few_shot import CLASSES, gains, recast, refitted, shot_rows, tip_heads
 from adapt.training.on_features import score_features
@@ -391,7 +392,7 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
     for d in difference:
         if d.metric == "auc" and (d.generator, d.view) in aim and d.set == "embedded":
             assert (
-                f"| {d.generator} | embedded | training | {d.view} | {d.a:.3f} | {d.b:.3f} | {d.value:+.3f} " in page
+                f"| {d.generator} | embedded | training | {d.view} | {d.a:.3f} | {d.b:.3f} | {show(d, '+')} |" in page
             )
 
 
