@@ -153,14 +153,15 @@ def finish(
     the study's `best` head: it is frozen on the scores of that head and saved, and scores.parquet holds these; its
     card names the `train_views`.
     """
-    if detector is not None and study.best is not None:
-        facts["detector"] = ", ".join(map(" ".join, zip(study.keys, study.best.key, strict=True)))
+    best = study.best if detector is not None else None
+    if best is not None:
+        facts["detector"] = ", ".join(map(" ".join, zip(study.keys, best.key, strict=True)))
     record = run.record(**facts, data=describe(rows))
-    if detector is not None and study.best is not None:
-        detector.freeze(study.best.scores)
-        study.best.scores.write(run.folder / "scores.parquet")
+    if detector is not None and best is not None:
+        detector.freeze(best.scores)
+        best.scores.write(run.folder / "scores.parquet")
         of_detector = record | {"trained_on": trained_on(rows)}
-        save_detector(run, detector, of_detector, facts, train_views, study.cells[study.best.key])
+        save_detector(run, detector, of_detector, facts, train_views, study.cells[best.key])
     if len(study.cells) == 1:
         study.latest.write(run.folder / "scores.parquet")
     else:
