@@ -109,13 +109,5 @@ class Tuning:
         """Scores of rows under views, in every process."""
         if self.features:
             return score_features(self.features, which, views, self.head.eval())
-        return score(
-            self.detector,
-            self.rows,
-            which,
-            tuple(views),
-            progress=progress,
-            workers=self.processes.workers(num_workers),
-            share=self.processes.share_of_rows,
-            gather=self.processes.gather,
-        )
+        scoring = self.processes.scoring(num_workers)
+        return score(self.detector, self.rows, which, tuple(views), progress=progress, **scoring)
