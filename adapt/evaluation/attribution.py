@@ -13,9 +13,10 @@ import numpy as np
 
 from adapt.errors import Refusal
 from adapt.evaluation.decision import EVERY, Decision
-from adapt.evaluation.jackknife import leave_out, share_interval
+from adapt.evaluation.jackknife import Dealt, deal, share_interval
+from adapt.evaluation.numbering import numbered
 from adapt.evaluation.open_set import OPEN_SET, class_logits, classes_of, familiarity
-from adapt.evaluation.replicates import ALL, CHUNK, distinct, measure
+from adapt.evaluation.replicates import ALL, auc_without, distinct
 from adapt.evaluation.scores import Scores
 
 ABSENT, EDIT = "absent: ", "edit:"  # how the labels of rows begin that are not those of a class
@@ -94,9 +95,9 @@ def attribute(
     logits = class_logits(test)
     if lost := int((test.ok & ~np.isfinite(logits).all(axis=1)).sum()):
         raise Refusal(f"{lost} readable test rows lack a finite logit of a class: score them again or drop them")
-    counts, group = leave_out(test["set"], test["group"], resamples, seed)
-    place = {name: i for i, name in enumerate(names)}
-    number = np.array([place[name] for name in true])
+    dealt = deal(test["set"], test["group"], resamples, seed)
+    held_names, of_row = numbered(true)
+    number = np.array([names.index(name) for name in held_names])[of_row]
     measure, cut = (decision.familiarity, decision.rules(0.0).cuts[EVERY].known) if decision else ("energy", -np.inf)
     rates, cells = [], []
     for view in distinct(test["view"]):
@@ -105,14 +106,13 @@ def attribute(
         called = logits[rows].argmax(axis=1)
         cells += _confusion(view, names, classes, truth, called, edit)
         closed, edited = (edit == "") & (truth < len(classes)), edit != ""
-        drawn = group[rows]
-        rates += _closed_set(view, classes, truth[closed], called[closed], counts, drawn[closed])
+        rates += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed])
         known = truth[fake] < len(classes)
-        rates += _open_set(view, logits[rows][fake], known, counts, drawn[fake])
+        rates += _open_set(view, logits[rows][fake], known, dealt, rows[fake])
         if cut > -np.inf:
             rejected = familiarity(logits[rows][fake])[measure] < cut
-            rates += _rejected(view, rejected, known, counts, drawn[fake])
-        rates += _processed(view, classes, called[edited], counts, drawn[edited])
+            rates += _rejected(view, rejected, known, dealt, rows[fake])
+        rates += _processed(view, classes, called[edited], dealt, rows[edited])
     held = set(true[test["edit"] == ""])
     untested = tuple(name for name in classes if name not in held)
     return Attribution(column, classes, names[len(classes) :], untested, tuple(rates), tuple(cells))
@@ -165,68 +165,64 @@ def _confusion(
 
 
 def _closed_set(
-    view: str, classes: tuple[str, ...], truth: np.ndarray, called: np.ndarray, counts: np.ndarray, group: np.ndarray
+    view: str, classes: tuple[str, ...], truth: np.ndarray, called: np.ndarray, dealt: Dealt, rows: np.ndarray
 ) -> list[Rate]:
     """Recall per class and the two means, from rows of trained classes."""
     right = truth == called
-    hits = _sums(counts, group[right], truth[right], len(classes))
-    rows, calls = (_sums(counts, group, number, len(classes)) for number in (truth, called))
-    held = rows > 0
+    hits = _counts(dealt, rows[right], truth[right], len(classes))
+    trues, calls = (_counts(dealt, rows, number, len(classes)) for number in (truth, called))
+    held = trues > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        recall = hits / rows
-        f1 = 2 * hits / (rows + calls)
+        recall = hits / trues
+        f1 = 2 * hits / (trues + calls)
         means = {
             name: np.where(held, values, 0).sum(axis=1) / held.sum(axis=1)
             for name, values in (("macro_recall", recall), ("macro_f1", f1))
         }
     rates = [
-        _rate(view, name, "recall", recall[:, i], int(rows[0, i]), group[truth == i]) for i, name in enumerate(classes)
+        _rate(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]])
+        for i, name in enumerate(classes)
     ]
-    return rates + [_rate(view, ALL, name, values, len(truth), group) for name, values in means.items()]
+    return rates + [_rate(view, ALL, name, values, len(truth), dealt.group[rows]) for name, values in means.items()]
 
 
-def _open_set(view: str, logits: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
+def _open_set(view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
     """AUROC of known (n,) bool against the other fakes by what the logits (n, c) say."""
-    sizes = familiarity(logits).values()
-    values = np.full((len(OPEN_SET), len(counts)), np.nan)
+    values = np.full((len(OPEN_SET), 1 + dealt.blocks), np.nan)
     if known.any() and not known.all():
-        half, step = np.full(len(known), 0.5), max(1, CHUNK // len(known))
-        for first in range(0, len(counts), step):
-            weights = counts[first : first + step, group]
-            for i, size in enumerate(sizes):
-                found = measure(size, half, known, weights, float("nan"))
-                values[i, first : first + step] = found["auc"]
+        for i, size in enumerate(familiarity(logits).values()):
+            _, place = np.unique(-size, return_inverse=True)
+            values[i] = auc_without(place, known, dealt.block[rows], dealt.blocks)
+    group = dealt.group[rows]
     rarer = min(group[known], group[~known], key=lambda of_kind: len(np.unique(of_kind)))
     return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer) for i, name in enumerate(OPEN_SET)]
 
 
-def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, counts: np.ndarray, group: np.ndarray) -> list[Rate]:
+def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
     """Shares of the fakes (n,) bool of absent and of trained classes that are rejected."""
-    rows, found = (_sums(counts, group[used], known[used].astype(int), 2) for used in (slice(None), rejected))
+    every, found = (_counts(dealt, rows[used], known[used].astype(int), 2) for used in (slice(None), rejected))
     with np.errstate(invalid="ignore"):
-        shares = found / rows
-    names = ("unknown_absent", "unknown_trained")
-    return [_rate(view, ALL, name, shares[:, i], int(rows[0, i]), group[known == i]) for i, name in enumerate(names)]
+        shares = found / every
+    return [
+        _rate(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]])
+        for i, name in enumerate(("unknown_absent", "unknown_trained"))
+    ]
 
 
-def _processed(
-    view: str, classes: tuple[str, ...], called: np.ndarray, counts: np.ndarray, group: np.ndarray
-) -> list[Rate]:
+def _processed(view: str, classes: tuple[str, ...], called: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
     """Share of the processed reals attributed to each class."""
     if not len(called):
         return []
-    found = _sums(counts, group, called, len(classes))
+    found = _counts(dealt, rows, called, len(classes))
     with np.errstate(invalid="ignore"):
         shares = found / found.sum(axis=1, keepdims=True)
+    group = dealt.group[rows]
     return [_rate(view, name, "processed_reals", shares[:, i], len(called), group) for i, name in enumerate(classes)]
 
 
-def _sums(counts: np.ndarray, group: np.ndarray, number: np.ndarray, width: int) -> np.ndarray:
-    """Rows of each number in each resample: counts (r, g), group and number (n,) -> (r, width)."""
-    groups = counts.shape[1]
-    table = np.bincount(group * width + number, minlength=groups * width).reshape(groups, width).astype(np.float64)
-    step = max(1, CHUNK // groups)
-    return np.concatenate([counts[first : first + step] @ table for first in range(0, len(counts), step)])
+def _counts(dealt: Dealt, rows: np.ndarray, number: np.ndarray, width: int) -> np.ndarray:
+    """How many of these rows have each number (n,), of all groups first, then without each block: (1 + b, width)."""
+    return np.stack([dealt.sums(rows, number == i) for i in range(width)], axis=1)
 
 
 def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray) -> Rate:

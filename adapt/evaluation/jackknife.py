@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from adapt.errors import Refusal
+from adapt.evaluation.numbering import numbered
 
 LEVEL = 0.95
 FEWEST = 10  # groups that an interval rests on; with fewer none is given
@@ -36,33 +37,64 @@ class Interval(NamedTuple):
 NONE = Interval(float("nan"), float("nan"))
 
 
-def leave_out(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which groups count in each resample, and the column of each row's group.
+class Dealt(NamedTuple):
+    """Groups dealt to blocks: each block is left out in turn."""
 
-    Takes the set and the group of each row, both (n,). Returns counts (1 + b, g) uint8, 1 or 0, and (n,). Resample 0
-    has every group; every other one lacks a block. b is the number of groups, at most `resamples`, and 0 where there
-    is one group only. Groups are dealt to blocks by the seed, each set by itself, so that scores, views and the order
-    of rows change nothing.
+    group: np.ndarray  # (n,) int64: the number of each row's group
+    block: np.ndarray  # (n,) int32: the block of each row's group
+    groups: int
+    blocks: int  # 0: nothing is left out
+
+    def sums(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Sums of values (m,) or (m, k) of these rows, of all groups first, then without each block: (1 + b[, k])."""
+        if values.ndim == 1:
+            return sums_without(self.block[rows], self.blocks, values)
+        return np.stack([sums_without(self.block[rows], self.blocks, column) for column in values.T], axis=1)
+
+
+def sums_without(block: np.ndarray, blocks: int, values: np.ndarray) -> np.ndarray:
+    """Sum of values (n,), of all rows first, then without the rows of each block: (1 + b,) float64."""
+    of_block = np.bincount(block, values, max(1, blocks))
+    total = of_block.sum()
+    return np.concatenate([[total], total - of_block[:blocks]])
+
+
+def deal(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Dealt:
+    """Deal the groups to blocks, from the set and the group of each row, both (n,).
+
+    There are as many blocks as groups, at most `resamples`, and none where there is one group only. Groups are dealt
+    by the seed, each set by itself, so that scores, views and the order of rows change nothing.
     """
     if resamples < 0:
         raise Refusal(f"{resamples} resamples: give 0 (no intervals) or more, such as 200")
     column = np.zeros(len(sets), dtype=np.int64)
     order: list[np.ndarray] = []
     total = 0
-    for name in sorted(set(sets)):
-        rows = sets == name
-        _, inverse = np.unique(groups[rows], return_inverse=True)
+    names, of_set = numbered(sets)
+    for number, name in enumerate(names):
+        rows = np.flatnonzero(of_set == number)
+        of_group, inverse = numbered(groups[rows])
         column[rows] = inverse + total
-        n = int(inverse.max()) + 1
         rng = np.random.default_rng([seed, *name.encode("utf-8", "surrogateescape")])
-        order.append(total + rng.permutation(n))
-        total += n
+        order.append(total + rng.permutation(len(of_group)))
+        total += len(of_group)
     blocks = min(resamples, total) if total > 1 and resamples > 1 else 0
-    counts = np.ones((1 + blocks, total), dtype=np.uint8)
+    block = np.zeros(total, dtype=np.int32)
     if blocks:
-        dealt = np.concatenate(order)
-        counts[1 + np.arange(total) * blocks // total, dealt] = 0
-    return counts, column
+        block[np.concatenate(order)] = np.arange(total) * blocks // total
+    return Dealt(column, block[column], total, blocks)
+
+
+def leave_out(sets: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which groups count in each resample, and the column of each row's group; see `deal`.
+
+    Returns counts (1 + b, g) uint8, 1 or 0, and (n,). Resample 0 has every group; every other one lacks a block.
+    """
+    dealt = deal(sets, groups, resamples, seed)
+    counts = np.ones((1 + dealt.blocks, dealt.groups), dtype=np.uint8)
+    if dealt.blocks:
+        counts[1 + dealt.block, dealt.group] = 0
+    return counts, dealt.group
 
 
 def standard_error(values: np.ndarray) -> float:

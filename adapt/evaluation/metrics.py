@@ -16,6 +16,7 @@ import numpy as np
 
 from adapt.errors import Refusal
 from adapt.evaluation.jackknife import Interval, difference_interval, paired
+from adapt.evaluation.numbering import numbered
 from adapt.evaluation.replicates import ALL, WITHOUT_INTERVAL, Replicates, distinct, interval_of, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
@@ -188,15 +189,20 @@ def align(a: Scores, b: Scores) -> tuple[Scores, Scores]:
     Refuses tables whose test rows (path, view, generator) differ.
     """
     a, b = _test_rows(a), _test_rows(b)
-    keys_a, keys_b = (list(zip(t["path"], t["view"], t["generator"], strict=True)) for t in (a, b))
-    if different := set(keys_a) ^ set(keys_b):
-        path, view, generator = min(different)
+    keys, n = np.zeros(len(a) + len(b), dtype=np.int64), len(a)
+    for column in ("path", "view", "generator"):
+        names, number = numbered(np.concatenate([a[column], b[column]]))
+        keys = np.unique(keys * len(names) + number, return_inverse=True)[1]
+    in_one = np.bincount(keys[:n], minlength=keys.max() + 1) != np.bincount(keys[n:], minlength=keys.max() + 1)
+    if in_one.any():
+        different = np.flatnonzero(in_one[keys])
+        rows = ((table, row) for table, row in ((a, r) if r < n else (b, r - n) for r in different))
+        path, view, generator = min((t["path"][r], t["view"][r], t["generator"][r]) for t, r in rows)
         raise Refusal(
             f"the two tables differ in {len(different)} test rows, such as {path!r} ({generator}) under view "
             f"{view!r}: score the same images under the same views with both detectors"
         )
-    place = {key: row for row, key in enumerate(keys_b)}
-    b = b.select(np.array([place[key] for key in keys_a]))
+    b = b.select(np.argsort(keys[n:], kind="stable")[keys[:n]])
     ok = a.ok & b.ok
     status = np.where(ok, "ok", "unreadable: in one of the two tables")
     blank = [
@@ -231,7 +237,10 @@ def controls(
                 outcome = outcome_of(interval_of(found, "auc"), 0.5 - CHANCE, 0.5 + CHANCE)
                 out.append(_control(name, view, found, "auc", outcome))
     threshold = pick_threshold(scores) if threshold is None else threshold
-    drawn = replicate(_test_rows(scores), threshold, resamples, seed)
+    test = _test_rows(scores)
+    if not (test["edit"] != "").any():
+        return out
+    drawn = replicate(test, threshold, resamples, seed)
     for (scope, view, label), processed in drawn.items():
         if scope == ALL and label.startswith("edit:"):
             excess = processed.values["false_alarm"] - drawn[ALL, view, "real"].values["false_alarm"]

@@ -18,9 +18,9 @@ import numpy as np
 
 from adapt.errors import Refusal
 from adapt.evaluation.decision import EVERY, Cuts, Decision, Thresholds
-from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval, worst_interval
+from adapt.evaluation.jackknife import NONE, Interval, deal, share_interval, worst_interval
 from adapt.evaluation.metrics import Cell
-from adapt.evaluation.replicates import ALL, BINS, CHUNK, MEANS, distinct
+from adapt.evaluation.replicates import ALL, BINS, MEANS, distinct
 from adapt.evaluation.scores import Scores
 
 ERROR_RATE = 0.05  # that pages measure
@@ -52,7 +52,7 @@ def keep(
     thresholds and calibration alone.
     """
     test = scores.select(scores["split"] == "test")
-    counts, column = leave_out(test["set"], test["group"], resamples, seed)
+    dealt = deal(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
     p_fake, cells = decision.calibration(test["logit"]), []
     for view in distinct(test["view"]):
@@ -61,8 +61,8 @@ def keep(
 
         def values(rows: np.ndarray, here: np.ndarray = here, arms: dict[str, Cuts] = arms) -> tuple[Values, int, int]:
             used = np.flatnonzero(rows & here)
-            sums = _sums(counts, column[used], _facts(test["logit"][used], p_fake[used], test.fake[used], arms))
-            return _shares(sums, arms), len(used), len(np.unique(column[used]))
+            sums = dealt.sums(used, _facts(test["logit"][used], p_fake[used], test.fake[used], arms))
+            return _shares(sums, arms), len(used), len(np.unique(dealt.group[used]))
 
         plain, edited = ~test.fake & (test["edit"] == ""), test["edit"] != ""
         parts = {}
@@ -108,15 +108,6 @@ def _facts(logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, arms: dict[s
         called, first = cuts.verdicts(logit), 1 + BINS + 3 * i
         facts[:, first : first + 3] = np.stack([called == "fake", called == "real", logit >= cuts.threshold], axis=1)
     return facts
-
-
-def _sums(counts: np.ndarray, column: np.ndarray, facts: np.ndarray) -> np.ndarray:
-    """Sums of the rows' facts (n, k) in each resample: (r, k)."""
-    groups, place = np.unique(column, return_inverse=True)
-    table = np.zeros((len(groups), facts.shape[1]))
-    np.add.at(table, place, facts)
-    step = max(1, CHUNK // max(1, len(groups)))
-    return np.concatenate([counts[i : i + step, groups] @ table for i in range(0, len(counts), step)])
 
 
 def _shares(sums: np.ndarray, arms: dict[str, Cuts]) -> Values:

@@ -1,7 +1,7 @@
-"""Every metric of one set of scores, of all groups and without some of them, all at once.
+"""Every metric of one set of scores, of all groups and without each block of them, all at once.
 
-A resample is never built: it only says which groups count, so the scores are sorted once and each metric of every
-resample comes from cumulative sums of the counts. What is left out: jackknife.py.
+No table is built again without a block: the scores are sorted once, and what a block adds to a number of rows or of
+pairs is taken away from the total. What is left out: jackknife.py.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval, worst_interval
+from adapt.evaluation.jackknife import NONE, Interval, deal, share_interval, sums_without, worst_interval
 from adapt.evaluation.scores import Comparison, Scores, comparisons
 
 BINS = 15  # of the expected calibration error
@@ -30,7 +30,6 @@ Item = TypeVar("Item", bound=Hashable)
 ALL = "all"  # in place of a set: over all sets
 MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
 GROUPED = {"within:all": "mean:all", "within:seen": "mean:seen", "within:unseen": "mean:unseen"}  # the same fakes
-CHUNK = 8_000_000  # resamples x rows whose multiplicities are held at once: 32 MB
 BLOCK = 65_536  # resamples x rows that are computed together: 0.5 MB an array, what a core's cache holds
 
 Key = tuple[str, str, str]  # set, view, generator
@@ -38,7 +37,10 @@ Key = tuple[str, str, str]  # set, view, generator
 
 @dataclass(frozen=True)
 class Replicates:
-    """The metrics of one cell: (1 + b,) each, of which the first is the sample itself; the others lack groups."""
+    """The metrics of one cell: (1 + b,) each, of which the first is the sample itself; the others lack a block.
+
+    Those of `WITHOUT_INTERVAL` are (1,): of the sample alone.
+    """
 
     values: dict[str, np.ndarray]
     n_real: int
@@ -126,6 +128,71 @@ def _ece(sums: np.ndarray, n_fake: np.ndarray, n_real: np.ndarray) -> np.ndarray
     return np.where((n_fake == 0) | (n_real == 0), np.nan, 0.5 * np.abs(gap).sum(axis=1))
 
 
+def measure_without(
+    logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, threshold: float
+) -> dict[str, np.ndarray]:
+    """Every metric of `METRICS`, of all rows and without each block of them: (n,), (n,), (n,) bool, (n,) -> (1 + b,).
+
+    Those of `WITHOUT_INTERVAL` are (1,), of all rows. `measure` says what they are and would give the same numbers.
+    """
+    if not len(logit):
+        return {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in METRICS}
+    found = measure(logit, p_fake, fake, np.ones((1, len(logit)), np.uint8), threshold)
+    every = np.ones(len(logit))
+    n_fake, n_real = (sums_without(block[rows], blocks, every[rows]) for rows in (fake, ~fake))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for suffix, cut in (("", threshold), ("_at_0.5", 0.0)):
+            called = np.full(len(logit), np.nan) if np.isnan(cut) else (logit >= cut).astype(float)
+            hit, alarm = (sums_without(block[rows], blocks, called[rows]) for rows in (fake, ~fake))
+            recall, false_alarm = hit / n_fake, alarm / n_real
+            found |= {f"recall{suffix}": recall, f"false_alarm{suffix}": false_alarm}
+            found[f"balanced_accuracy{suffix}"] = 0.5 * (recall + 1 - false_alarm)
+    _, place = np.unique(-logit, return_inverse=True)  # from the highest on
+    found["auc"] = auc_without(place, fake, block, blocks)
+    found["ap"] = _ap_without(place, fake, block, blocks)
+    return {name: found[name] for name in METRICS}
+
+
+def auc_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
+    """AUC of all rows, then without each block: (1 + b,); NaN where a class is absent.
+
+    `place` (n,) int64: the rank of each row's score among the distinct ones, from the highest on. Of all pairs that
+    are the wrong way round, a block takes away those of its fakes with any real and of its reals with any fake, of
+    which those inside the block were counted twice.
+    """
+    k = int(place.max(initial=-1)) + 1
+    reals, fakes = (np.bincount(place[rows], minlength=k) for rows in (~fake, fake))
+    over_fake = (2 * reals.cumsum() - reals)[place[fake]].astype(np.float64)  # twice the reals above, ties once
+    under_real = (2 * (fakes.sum() - fakes.cumsum()) + fakes)[place[~fake]].astype(np.float64)
+    wrong = np.full(1 + blocks, over_fake.sum())
+    if blocks:
+        cells, inverse = np.unique(block.astype(np.int64) * k + place, return_inverse=True)
+        reals, fakes = (np.bincount(inverse[rows], minlength=len(cells)) for rows in (~fake, fake))
+        of_cell = cells // k
+        before = np.concatenate([[0], np.bincount(of_cell, reals, blocks).cumsum()])[of_cell]  # of earlier blocks
+        inside = np.bincount(of_cell, fakes * (2 * (reals.cumsum() - before) - reals), blocks)
+        lost = np.bincount(block[fake], over_fake, blocks) + np.bincount(block[~fake], under_real, blocks)
+        wrong[1:] -= lost - inside
+    n_fake, n_real = (sums_without(block[rows], blocks, np.ones(rows.sum())) for rows in (fake, ~fake))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((n_fake == 0) | (n_real == 0), np.nan, 1 - 0.5 * wrong / (n_fake * n_real))
+
+
+def _ap_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
+    """Average precision of all rows, then without each block: (1 + b,); NaN where a class is absent."""
+    k = int(place.max()) + 1
+    d_tp, d_called = np.bincount(place[fake], minlength=k), np.bincount(place, minlength=k)
+    order = np.argsort(block, kind="stable")
+    own = [np.empty(0, np.int64), *np.split(order, np.cumsum(np.bincount(block, minlength=blocks))[:-1])][: 1 + blocks]
+    out = np.full(1 + blocks, np.nan)
+    for i, rows in enumerate(own):
+        tp = d_tp - np.bincount(place[rows[fake[rows]]], minlength=k)
+        called = d_called - np.bincount(place[rows], minlength=k)
+        if 0 < (n_fake := tp.sum()) < called.sum():
+            out[i] = tp @ (tp.cumsum() / np.maximum(called.cumsum(), 1)) / n_fake
+    return out
+
+
 def within_groups(logit: np.ndarray, fake: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """How the reals of each group rank among its fakes: (n,), (n,) bool, (n,) ints -> groups (g,), `WITHIN` (g,).
 
@@ -166,36 +233,45 @@ def interval_of(found: Replicates, metric: str) -> Interval:
 
 def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict[Key, Replicates]:
     """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means."""
-    counts, column = leave_out(test["set"], test["group"], resamples, seed)
+    dealt = deal(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
-    plain = ~test.fake & (test["edit"] == "")
-    grouped = {label: test.fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
+    fake, ok = test.fake, test.ok
+    plain = ~fake & (test["edit"] == "")
+    block_of = np.zeros(dealt.groups, dtype=np.int32)
+    block_of[dealt.group] = dealt.block
+    grouped = {label: fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
 
     def cell(
         rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only: Sequence[str] = METRICS
     ) -> Replicates:
         """Metrics of the readable `rows`; the unreadable ones among `own` are counted."""
-        used = np.flatnonzero(rows & test.ok)
-        fake, pieces, step = test.fake[used], [], max(1, CHUNK // max(1, len(used)))
-        for first in range(0, len(counts), step):
-            weights = counts[first : first + step, column[used]]
-            pieces.append(measure(test["logit"][used], test["p_fake"][used], fake, weights, threshold))
-        values = {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in only}
-        lost = 0 if own is None else int((own & ~test.ok).sum())
-        classes = [column[used][which] for which in (fake, ~fake) if which.any()]
+        used = np.flatnonzero(rows & ok)
+        real_or_fake = fake[used]
+        values = measure_without(
+            test["logit"][used], test["p_fake"][used], real_or_fake, dealt.block[used], dealt.blocks, threshold
+        )
+        lost = 0 if own is None else int((own & ~ok).sum())
+        classes = [dealt.group[used[which]] for which in (real_or_fake, ~real_or_fake) if which.any()]
         groups = min((len(np.unique(of_class)) for of_class in classes), default=0)
-        return Replicates(values, int((~fake).sum()), int(fake.sum()), groups, seen, lost)
+        kept = {metric: values[metric] for metric in only}
+        return Replicates(kept, int((~real_or_fake).sum()), int(real_or_fake.sum()), groups, seen, lost)
 
     def inside(rows: np.ndarray) -> Replicates | None:
         """Means over the groups that have both classes among the readable `rows`; None without such a group."""
-        used = np.flatnonzero(rows & test.ok)
-        groups, found = within_groups(test["logit"][used], test.fake[used], column[used])
+        used = np.flatnonzero(rows & ok)
+        groups, found = within_groups(test["logit"][used], fake[used], dealt.group[used])
         if not len(groups):
             return None
-        weights, fake = counts[:, groups], test.fake[used][np.isin(column[used], groups)]
-        with np.errstate(invalid="ignore"):  # a resample without any of these groups is NaN
-            values = {metric: weights @ each / weights.sum(axis=1) for metric, each in found.items()}
-        return Replicates(values, int((~fake).sum()), int(fake.sum()), len(groups))
+        number = sums_without(block_of[groups], dealt.blocks, np.ones(len(groups)))
+        with np.errstate(invalid="ignore"):  # without the only block that has any of these groups it is NaN
+            values = {
+                metric: sums_without(block_of[groups], dealt.blocks, each) / np.where(number, number, np.nan)
+                for metric, each in found.items()
+            }
+        held = np.zeros(dealt.groups, dtype=bool)
+        held[groups] = True
+        both = fake[used[held[dealt.group[used]]]]
+        return Replicates(values, int((~both).sum()), int(both.sum()), len(groups))
 
     out: dict[Key, Replicates] = {}
     found: dict[str, list[Comparison]] = {}
@@ -210,8 +286,8 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
             parts[key] = cell(one.fakes | (one.reals & plain), one.fakes, seen[one.generator])
         out |= parts
         # a fake whose set has no reals is compared with nothing, and one that served selection stands apart
-        matched = np.isin(test["set"], distinct(test["set"][here & plain & test.ok]))
-        pooled = test.fake & matched & (test["seen"] != "val")
+        matched = np.isin(test["set"], distinct(test["set"][here & plain & ok]))
+        pooled = fake & matched & (test["seen"] != "val")
         for name, rows in (sets | {ALL: here}).items():
             out[name, view, "pooled:all"] = cell(rows & (pooled | plain))
             edits = {f"edit:{edit}": test["edit"] == edit for edit in distinct(test["edit"][rows]) if edit}
@@ -219,19 +295,19 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
             for label, which in edits.items():
                 own = None if name == ALL or label == "edit:all" else rows & which
                 out[name, view, label] = cell(rows & which, own, only=ALARMS)
-        out |= {(ALL, view, label): found for label, found in _aggregates(parts, len(counts)).items()}
+        out |= {(ALL, view, label): found for label, found in _aggregates(parts, dealt.blocks).items()}
         for (name, rows), (label, fakes) in itertools.product((sets | {ALL: here}).items(), grouped.items()):
             if groups := inside(rows & (fakes | plain)):
                 out[name, view, label] = groups
     return out
 
 
-def _aggregates(parts: dict[Key, Replicates], length: int) -> dict[str, Replicates]:
+def _aggregates(parts: dict[Key, Replicates], blocks: int) -> dict[str, Replicates]:
     """Means and the worst over the cells of one view that have both classes, resample by resample."""
     out = {}
     for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items():
         used = {key: part for key, part in parts.items() if part.n_real and part.n_fake and part.seen in which}
-        values = {metric: np.full(length, np.nan) for metric in METRICS}
+        values = {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in METRICS}
         for metric in METRICS if used else ():
             stack = np.stack([part.values[metric] for part in used.values()])
             worst = stack.max(axis=0) if metric in LOWER_IS_BETTER else stack.min(axis=0)

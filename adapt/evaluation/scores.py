@@ -1,20 +1,27 @@
 """Scores: the table every method ends in and the only thing the evaluator reads. One row an (image, view)."""
 
 import csv
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from adapt.errors import Refusal
+from adapt.evaluation.numbering import numbered
 from adapt.files import atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEXT = ("path", "group", "generator", "family", "split", "set", "edit", "seen", "view", "status")
 NUMBERS = ("logit", "p_fake")
+PIECE = 100_000  # rows of CSV that are held as text at once
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
 ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
+KEYS = ("path", "group", "generator", "split", "set", "edit", "seen", "view")  # columns that are compared by name
 # A table in which one key has two values contradicts itself; a group in two splits is a leak.
 ONE_VALUE = (
     *(("path", column) for column in ("generator", "group", "split", "set", "edit")),
@@ -65,7 +72,12 @@ class Scores:
 
     def select(self, rows: np.ndarray) -> "Scores":
         """The rows of a boolean mask or an array of indices, in that order."""
-        return Scores({name: values[rows] for name, values in self.columns.items()})
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        if rows.dtype != bool and len(np.unique(rows)) < len(rows):
+            return Scores(columns)  # which refuses the row that stands twice
+        some = object.__new__(Scores)  # rows of a table that was checked need no second check
+        object.__setattr__(some, "columns", columns)
+        return some
 
     def join(self, other: "Scores") -> "Scores":
         """The rows of both tables, with the columns that both have."""
@@ -104,7 +116,7 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
             raise Refusal(f"scores lack the column {column!r}: add it (found: {', '.join(given)})")
     if "logit" not in given and "p_fake" not in given:
         raise Refusal(f"scores need a column 'logit' or 'p_fake' (found: {', '.join(given)})")
-    given = {name: given[name] for name in given if name in (*TEXT, *NUMBERS) or name.startswith("logit_")}
+    given = {name: given[name] for name in given if name in TEXT or _is_number(name)}
     n = len(given["path"])
     for name, values in given.items():
         if len(values) != n:
@@ -112,9 +124,7 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
     columns = {}
     for name in TEXT:
         values = given.get(name, given["path"] if name == "group" else [DEFAULTS.get(name, "")] * n)
-        columns[name] = np.array([_text(value) for value in values], dtype=object)
-        if name in DEFAULTS:
-            columns[name][columns[name] == ""] = DEFAULTS[name]
+        columns[name] = _texts(values, DEFAULTS.get(name, ""))
     columns["group"] = np.where(columns["group"] == "", columns["path"], columns["group"])
     columns["seen"][columns["generator"] == "real"] = "train"
     columns |= {name: _numbers(name, values) for name, values in given.items() if name not in TEXT}
@@ -125,10 +135,15 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
     return {name: columns[name] for name in (*TEXT, *NUMBERS, *columns)}
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return "" if value is None else str(value)
+def _texts(values: Iterable, default: str) -> np.ndarray:
+    """(n,) object of str, of which equal ones are one object: they take no memory of their own."""
+    known: dict[object, str] = {None: default, "": default}
+    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
+    for value in set(rows) - known.keys():
+        known[value] = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    found = np.empty(len(rows), dtype=object)
+    found[:] = list(map(known.__getitem__, rows))
+    return found
 
 
 def _numbers(name: str, values: Iterable) -> np.ndarray:
@@ -181,9 +196,10 @@ def _check(columns: dict[str, np.ndarray]) -> None:
             where = f"{columns['path'][row]!r}, view {columns['view'][row]!r}"
             raise Refusal(f"{int(bad.sum())} rows of scores {why}; the first is {where}")
 
+    numbers = {name: numbered(columns[name]) for name in KEYS}
     for name, allowed in ALLOWED.items():
-        bad = ~np.isin(columns[name], allowed)
-        refuse_any(bad, f"have {name} {set(columns[name][bad])}, not one of {allowed}")
+        if strange := set(numbers[name][0]) - set(allowed):
+            refuse_any(np.isin(columns[name], list(strange)), f"have {name} {strange}, not one of {allowed}")
     ok = columns["status"] == "ok"
     logit, p = columns["logit"], columns["p_fake"]
     refuse_any((columns["path"] == "") | (columns["generator"] == ""), "have an empty path or generator")
@@ -192,16 +208,22 @@ def _check(columns: dict[str, np.ndarray]) -> None:
     refuse_any(~ok & ~(np.isnan(logit) & np.isnan(p)), "have a score but a status other than ok: drop one")
     edited = columns["edit"] != ""
     refuse_any(edited & (columns["generator"] != "real"), "are fakes with an edit: use a view instead")
-    seen = set()
-    for pair in zip(columns["path"], columns["view"], strict=True):
-        if pair in seen:
-            raise Refusal(f"{pair[0]!r} stands twice under view {pair[1]!r}: keep one score a (path, view)")
-        seen.add(pair)
+    _, first = _pairs(numbers["path"], numbers["view"])
+    if len(first) < len(ok):
+        row = int(np.setdiff1d(np.arange(len(ok)), first)[0])
+        path, view = columns["path"][row], columns["view"][row]
+        raise Refusal(f"{path!r} stands twice under view {view!r}: keep one score a (path, view)")
     for key, value in ONE_VALUE:
-        first = dict(zip(columns[key][::-1], columns[value][::-1], strict=True))
-        for name, found in zip(columns[key], columns[value], strict=True):
-            if first[name] != found:
-                raise Refusal(f"{key} {name!r} has {value} {first[name]!r} and {found!r}: keep one")
+        of_key, first = _pairs(numbers[key], numbers[value])
+        if (twice := np.flatnonzero(np.bincount(of_key) > 1)).size:
+            found = [columns[value][row] for row in first[of_key == twice[0]][:2]]
+            raise Refusal(f"{key} {numbers[key][0][twice[0]]!r} has {value} {found[0]!r} and {found[1]!r}: keep one")
+
+
+def _pairs(a: tuple[list[str], np.ndarray], b: tuple[list[str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct pairs of names: the number of the first name of each, and the first row that has it."""
+    pairs, first = np.unique(a[1] * len(b[0]) + b[1], return_index=True)
+    return pairs // max(1, len(b[0])), first
 
 
 def _suffix(path: Path) -> str:
@@ -211,15 +233,38 @@ def _suffix(path: Path) -> str:
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
+    """Columns of text, and of numbers where a column holds scores; rows are read a piece at a time."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = (row for row in csv.reader(file, strict=True) if row)
+        pieces: list[dict[str, np.ndarray]] = []
         try:
-            header, *rows = (row for row in csv.reader(file, strict=True) if row)
+            header, last = next(rows), 1
+            while piece := list(itertools.islice(rows, PIECE)):
+                for number, row in enumerate(piece, last + 1):
+                    if len(row) != len(header):
+                        raise Refusal(
+                            f"row {number} of {path} has {len(row)} cells, the header {len(header)}: mend it"
+                        )
+                last += len(piece)
+                cells = zip(header, zip(*piece, strict=True), strict=True)
+                pieces.append({name: _cells(name, values) for name, values in cells})
+        except Refusal:
+            raise
+        except StopIteration as error:
+            raise Refusal(f"cannot read {path} as CSV: it is empty") from error
         except (csv.Error, ValueError) as error:
             raise Refusal(f"cannot read {path} as CSV: {error}") from error
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise Refusal(f"row {number} of {path} has {len(row)} cells, the header {len(header)}: mend it")
-    return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(header)}
+    if not pieces:
+        return {name: np.empty(0, dtype=object) for name in header}
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in header}
+
+
+def _cells(name: str, values: Sequence[str]) -> np.ndarray:
+    return _numbers(name, values) if _is_number(name) else _texts(values, "")
+
+
+def _is_number(name: str) -> bool:
+    return name in NUMBERS or name.startswith("logit_")
 
 
 def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -242,11 +287,23 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
             table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise Refusal(f"cannot read {path} as Parquet ({error}): write it again") from error
-    columns = {}
-    for name in table.column_names:
-        columns[name] = np.empty(len(table), dtype=object)
-        columns[name][:] = table[name].to_pylist()
-    return columns
+    return {name: _values(name, table[name]) for name in table.column_names}
+
+
+def _values(name: str, column: "pa.ChunkedArray") -> np.ndarray:
+    """Scores as float64, what is missing as NaN; the rest as objects, equal ones once, what is missing as None."""
+    import pyarrow as pa
+
+    if _is_number(name) and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return column.cast(pa.float64()).to_numpy()
+    if pa.types.is_nested(column.type):
+        values = np.empty(len(column), dtype=object)
+        values[:] = column.to_pylist()
+        return values
+    whole = (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).combine_chunks()
+    values = np.empty(len(whole.dictionary) + 1, dtype=object)
+    values[:-1] = whole.dictionary.to_pylist()
+    return values[whole.indices.fill_null(len(whole.dictionary)).to_numpy()]
 
 
 def _write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:

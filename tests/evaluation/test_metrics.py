@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, ro
 from adapt.errors import Refusal
 from adapt.evaluation.jackknife import Interval, leave_out, paired, share_interval
 from adapt.evaluation.metrics import Cell, compare, compare_means, controls, evaluate, outcome_of, weakest
-from adapt.evaluation.replicates import METRICS, WITHIN, WITHOUT_INTERVAL, measure, replicate
+from adapt.evaluation.replicates import METRICS, WITHIN, WITHOUT_INTERVAL, measure, measure_without, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
@@ -151,6 +151,27 @@ def test_resamples_equal_tables_without_the_groups(rng):
         again = measure(logit[copies], logistic(logit[copies]), fake[copies], np.ones((1, len(copies)), int), 0.1)
         for metric in METRICS:
             assert found[metric][row] == pytest.approx(again[metric][0], abs=1e-12, nan_ok=True), metric
+
+
+@pytest.mark.parametrize("levels", [0, 2, 9])  # 0: no ties; 2: hardly anything but ties
+@pytest.mark.parametrize("blocks", [0, 2, 7, 40])
+def test_what_a_block_takes_away_gives_the_metrics_of_the_rows_without_it(levels, blocks):
+    rng = np.random.default_rng([levels, blocks])
+    logit = rng.normal(size=90) if levels == 0 else rng.integers(-levels, levels + 1, size=90).astype(float)
+    fake, block = rng.random(90) < 0.6, rng.integers(0, max(1, blocks), size=90)
+    fake[block == 0] = True  # a block of one class
+    if blocks == 2:
+        fake[block == 1] = False  # without either block a class is absent
+    found = measure_without(logit, logistic(logit), fake, block, blocks, 0.3)
+    assert set(found) == set(METRICS)
+    for left in range(-1, blocks):
+        rows = block != left
+        again = measure(logit[rows], logistic(logit[rows]), fake[rows], np.ones((1, rows.sum()), int), 0.3)
+        for metric, values in found.items():
+            if metric in WITHOUT_INTERVAL:
+                assert len(values) == 1
+            if left == -1 or metric not in WITHOUT_INTERVAL:
+                assert values[1 + left] == pytest.approx(again[metric][0], abs=1e-12, nan_ok=True), metric
 
 
 def test_groups_give_wider_intervals_than_images_when_fakes_are_correlated(rng):

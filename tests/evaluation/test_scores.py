@@ -199,3 +199,22 @@ def test_parquet_with_nulls_categories_and_integers(tmp_path):
     scores = Scores.read(tmp_path / "split=val" / "s.parquet")
     assert scores["group"].tolist() == ["7", "b"] and scores["split"].tolist() == ["test", "test"]
     assert scores["logit"][0] == 1 and np.isnan(scores["logit"][1])
+
+
+def test_a_row_taken_twice_is_refused_and_a_part_keeps_equal_texts_once():
+    scores = Scores(rows())
+    with pytest.raises(Refusal, match=r"'r1.png' stands twice"):
+        scores.select(np.array([0, 1, 0]))
+    part = scores.select(np.array([3, 0]))
+    assert part["path"].tolist() == ["f2.png", "r1.png"] and part["split"][0] is part["split"][1]
+
+
+def test_a_long_csv_is_read_in_pieces_and_names_the_line_that_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr("adapt.evaluation.scores.PIECE", 3)
+    lines = ["path,generator,logit", *(f"{i}.png,{'real' if i % 2 else 'x'},{i}" for i in range(10))]
+    (tmp_path / "s.csv").write_text("\n".join(lines))
+    assert Scores.read(tmp_path / "s.csv")["logit"].tolist() == list(range(10))
+    lines[8] += ",more"
+    (tmp_path / "s.csv").write_text("\n".join(lines))
+    with pytest.raises(Refusal, match=r"row 9 of .* has 4 cells, the header 3"):
+        Scores.read(tmp_path / "s.csv")
