@@ -15,6 +15,7 @@ from adapt.evaluation.jackknife import NONE, Interval, leave_out, share_interval
 from adapt.evaluation.scores import Comparison, Scores, comparisons
 
 BINS = 15  # of the expected calibration error
+PREVALENCE = 0.5  # share of fakes that average precision is stated for
 FALSE_ALARM_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 METRICS = (
     *("auc", "ap", "balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle"),
@@ -50,12 +51,17 @@ class Replicates:
 
 
 def measure(
-    logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, weights: np.ndarray, threshold: float
+    logit: np.ndarray,
+    p_fake: np.ndarray,
+    fake: np.ndarray,
+    weights: np.ndarray,
+    threshold: float,
+    prevalence: float = PREVALENCE,
 ) -> dict[str, np.ndarray]:
     """Every metric of `METRICS` under each row of integer weights: (n,), (n,), (n,) bool, (r, n) -> (r,).
 
-    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, at the weights' own
-    ratio of the classes. balanced_accuracy: at `threshold` (logit >= threshold is called fake), at logit 0,
+    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, where a share `prevalence`
+    of all is fake, whatever the ratio of these rows. balanced_accuracy: at `threshold` (logit >= threshold is called fake), at logit 0,
     and at the best threshold of these very rows (`oracle`: an upper bound, not a result). tpr_at_fpr_x:
     largest recall with at most x % false alarms, no interpolation. recall, false_alarm: share of fakes, of
     reals, called fake. ece: expected calibration error of p_fake (1706.04599 eq. 3), 15 equal bins, half of
@@ -79,19 +85,22 @@ def measure(
         block = weights[first : first + step].astype(np.float64)
         counts = np.stack([np.bincount(cells, row, 2 * k) for row in block]).reshape(-1, 2, k).cumsum(axis=2)
         fp, tp = counts[:, 0], counts[:, 1]
-        found = _from_counts(tp, fp + tp, above)
+        found = _from_counts(tp, fp + tp, above, prevalence)
         sums = np.stack([np.bincount(bins, row * deviation, 2 * BINS) for row in block])
         blocks.append(found | {"ece": _ece(sums, tp[:, -1], fp[:, -1])})
     return {name: np.concatenate([block[name] for block in blocks]) for name in METRICS}
 
 
-def _from_counts(tp: np.ndarray, called: np.ndarray, above: dict[str, int | None]) -> dict[str, np.ndarray]:
+def _from_counts(
+    tp: np.ndarray, called: np.ndarray, above: dict[str, int | None], prevalence: float
+) -> dict[str, np.ndarray]:
     """Metrics from (r, k) numbers of fakes, and of rows, at or above the k-th distinct logit; counts stay exact.
 
     `above`: how many distinct logits reach each threshold, None for a threshold that is NaN.
     """
     fp, n_fake, total = called - tp, tp[:, -1], called[:, -1]
     n_real, d_tp = total - n_fake, np.diff(tp, prepend=0)
+    odds = (1 - prevalence) / prevalence  # so many photographs to a fake
     with np.errstate(divide="ignore", invalid="ignore"):
         pairs = np.vecdot(d_tp, fp) + np.vecdot(
             d_tp[:, 1:], fp[:, :-1]
@@ -99,7 +108,7 @@ def _from_counts(tp: np.ndarray, called: np.ndarray, above: dict[str, int | None
         best = (tp * total[:, None] - called * n_fake[:, None]).max(axis=1) / (n_fake * n_real)
         out = {
             "auc": 1 - 0.5 * pairs / (n_fake * n_real),
-            "ap": np.vecdot(d_tp, tp / np.maximum(called, 1)) / n_fake,
+            "ap": np.vecdot(d_tp, tp / np.maximum(tp + (odds * n_fake / n_real)[:, None] * fp, 1e-9)) / n_fake,
             "balanced_accuracy_oracle": 0.5 + 0.5 * np.maximum(best, 0),
         }
         for name, rate in FALSE_ALARM_RATES.items():
@@ -164,7 +173,9 @@ def interval_of(found: Replicates, metric: str) -> Interval:
     return share_interval(found.values[metric], found.groups)
 
 
-def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict[Key, Replicates]:
+def replicate(
+    test: Scores, threshold: float, resamples: int, seed: int, prevalence: float = PREVALENCE
+) -> dict[Key, Replicates]:
     """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means."""
     counts, column = leave_out(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
@@ -179,7 +190,7 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
         fake, pieces, step = test.fake[used], [], max(1, CHUNK // max(1, len(used)))
         for first in range(0, len(counts), step):
             weights = counts[first : first + step, column[used]]
-            pieces.append(measure(test["logit"][used], test["p_fake"][used], fake, weights, threshold))
+            pieces.append(measure(test["logit"][used], test["p_fake"][used], fake, weights, threshold, prevalence))
         values = {metric: np.concatenate([piece[metric] for piece in pieces]) for metric in only}
         lost = 0 if own is None else int((own & ~test.ok).sum())
         classes = [column[used][which] for which in (fake, ~fake) if which.any()]
