@@ -8,10 +8,10 @@ row a group that is the usual split-conformal quantile.
 
 That promise is kept on average over validation samples. One detector's sample is drawn once, and its own rate may be
 above a: with one row a group, and a of .05, in .38 of the samples of 19 groups, .30 of 48, .44 of 99. With a stated
-confidence c the quantile is a higher one, and the rate is a at most in a share c of all validation samples (training-conditional validity: Vovk, 1209.2673). Groups
-must be independent draws then. A group with one row adds 0 or 1 to the count above the quantile, and a binomial tail
-would be exact; a group of several rows adds any share between, so the tail is that of Hoeffding and Bentkus, as for
-any monotone risk (Bates et al., 2101.02703, section 3.1).
+confidence c the quantile is a higher one, and the rate is a at most in a share c of all validation samples
+(training-conditional validity: Vovk, 1209.2673). Groups must be independent draws then. A group with one row adds 0 or
+1 to the count above the quantile, and a binomial tail would be exact; a group of several rows adds any share between,
+so the tail is that of Hoeffding and Bentkus, as for any monotone risk (Bates et al., 2101.02703, section 3.1).
 """
 
 import math
@@ -79,7 +79,7 @@ def rank(n: int, rate: float, confidence: float | None = None) -> int:
 
 
 def tail(mean: np.ndarray, n: int, rate: float) -> np.ndarray:
-    """The most that P(mean of n shares <= `mean`) can be, where these lie in 0..1 and are independent with mean `rate`.
+    """The most that P(mean of n shares <= `mean`) can be; they lie in 0..1 and are independent, with true mean `rate`.
 
     The smaller of exp(-n kl(mean, rate)) (Hoeffding 1963, theorem 1) and e P(Binomial(n, rate) <= ceil(n mean))
     (Bentkus 2004); 1 above the rate.
@@ -88,6 +88,20 @@ def tail(mean: np.ndarray, n: int, rate: float) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         kl = np.where(mean > 0, mean * np.log(mean / rate), 0) + (1 - mean) * np.log((1 - mean) / (1 - rate))
     return np.minimum(np.exp(-n * kl), np.e * binom.cdf(np.ceil(n * mean - 1e-9), n, rate))
+
+
+def share_bounds(mean: float, n: int, chance: float) -> tuple[float, float]:
+    """Ends for the true mean of n independent shares of this `mean`; each fails with this `chance` at most."""
+    return 1 - _most(1 - mean, n, chance), _most(mean, n, chance)
+
+
+def _most(mean: float, n: int, chance: float) -> float:
+    """The largest true mean that such a small one is not too unlikely for, by bisection."""
+    low, high = mean, 1.0
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if float(tail(np.asarray(mean), n, middle)) > chance else (low, middle)
+    return high
 
 
 def exceeded(n: int, rate: float) -> float:

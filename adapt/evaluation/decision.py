@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from adapt.errors import Refusal
+from adapt.evaluation.base_rates import Expected, check_prevalence, expected
 from adapt.evaluation.calibration import Calibration, Kind, fit_calibration
 from adapt.evaluation.conformal import fewest_groups, group_quantiles, promised
 from adapt.evaluation.open_set import OPEN_SET, best_measure, class_logits, familiarity, known_fakes
@@ -60,6 +61,8 @@ class Rules:
     cuts: dict[str, Cuts]  # of `every`, and with a threshold for each quality of `qf40`...
     calibration: Calibration  # of the kind that was asked for
     familiarity: str  # one of OPEN_SET
+    prevalence: float | None = None  # share of fakes where the images are from, if it was stated
+    expected: dict[str, Expected] = field(default_factory=dict)  # at that prevalence, of each of the cuts
 
     def at(self, quality: int | None) -> Cuts:
         """Those of the fitted quality that is nearest (of two the lower one); None, an unknown one: those of all."""
@@ -87,6 +90,7 @@ class Decision:
         calibration: Kind | None = None,
         known_recall: float = 0.95,
         confidence: float | None = None,
+        prevalence: float | None = None,
     ) -> Rules:
         """Rules of verdicts; `threshold` is the detector's global one.
 
@@ -95,7 +99,8 @@ class Decision:
         whatever the threshold; beside `error_rate` it takes its place for photographs. `known_recall`: the share of
         fakes of trained classes that keep their family, at least; with too few groups for it all do, at 1 as well.
         `confidence`: None, rates hold on average over validation samples; else with this probability for this very
-        detector, each of them.
+        detector, each of them. `prevalence`: the share of fakes where the images are from; it moves no verdict, it
+        says what verdicts are worth there.
 
         Refuses what was not fitted and rates that validation is too small for.
         """
@@ -119,7 +124,24 @@ class Decision:
             own = threshold if name == EVERY else self.thresholds[name]
             cuts[name] = self._cuts(name, own, error_rate, max_false_positive_rate, 1 - known_recall, confidence)
         chosen = replace(self.calibration, kind=calibration or self.calibration.kind)
-        return Rules(cuts, chosen, self.familiarity)
+        rules = Rules(cuts, chosen, self.familiarity, prevalence)
+        return rules if prevalence is None else replace(rules, expected=self._expected(rules, prevalence))
+
+    def _expected(self, rules: Rules, prevalence: float) -> dict[str, Expected]:
+        """What the verdicts of each of the cuts are worth; refuses a p_fake that is for no known share of fakes."""
+        check_prevalence(prevalence)
+        if rules.calibration.kind == "none":
+            raise Refusal(
+                f"--prevalence {prevalence:g}: without calibration p_fake is for no known share of fakes; leave "
+                "--calibration none out, or take a detector that was calibrated on validation images"
+            )
+        found = {}
+        for name, cuts in rules.cuts.items():
+            real, fake = (
+                cuts.verdicts(sign * self.tables[f"{of}/{name}"]) for of, sign in (("real", 1), ("fake", -1))
+            )
+            found[name] = expected(real, fake, prevalence)
+        return found
 
     def _cuts(
         self, name: str, threshold: float, both: float | None, alarms: float | None, lost: float, sure: float | None

@@ -98,8 +98,9 @@ def evaluate(
 ) -> list[Cell]:
     """Every metric of every (set, view, generator) and its aggregates, with intervals.
 
-    `threshold` (a logit) replaces the one picked on the validation rows, for a detector whose threshold was
-    frozen elsewhere: no row stands behind its cell then. `prevalence`: the share of fakes that `ap` is for. Refuses a table without test rows, and names that are the evaluator's own.
+    `threshold` (a logit) replaces the one picked on the validation rows, for a detector whose threshold was frozen
+    elsewhere: no row stands behind its cell then. `prevalence`: the share of fakes that `ap` is for. Refuses a table
+    without test rows, and names that are the evaluator's own.
     """
     test = _test_rows(scores)
     val = (scores["split"] == "val") & (scores["edit"] == "")

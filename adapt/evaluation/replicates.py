@@ -60,12 +60,12 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Every metric of `METRICS` under each row of integer weights: (n,), (n,), (n,) bool, (r, n) -> (r,).
 
-    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, where a share `prevalence`
-    of all is fake, whatever the ratio of these rows. balanced_accuracy: at `threshold` (logit >= threshold is called fake), at logit 0,
-    and at the best threshold of these very rows (`oracle`: an upper bound, not a result). tpr_at_fpr_x:
-    largest recall with at most x % false alarms, no interpolation. recall, false_alarm: share of fakes, of
-    reals, called fake. ece: expected calibration error of p_fake (1706.04599 eq. 3), 15 equal bins, half of
-    the weight to each class. A metric that needs a class that is absent, or a threshold that is NaN, is NaN.
+    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, where a share `prevalence` of all
+    is fake, whatever the ratio of these rows. balanced_accuracy: at `threshold` (logit >= threshold is called fake),
+    at logit 0, and at the best threshold of these very rows (`oracle`: an upper bound, not a result). tpr_at_fpr_x:
+    largest recall with at most x % false alarms, no interpolation. recall, false_alarm: share of fakes, of reals,
+    called fake. ece: expected calibration error of p_fake (1706.04599 eq. 3), 15 equal bins, half of the weight to
+    each class. A metric that needs a class that is absent, or a threshold that is NaN, is NaN.
     """
     if not len(logit):
         return {name: np.full(len(weights), np.nan) for name in METRICS}

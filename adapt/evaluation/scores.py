@@ -73,12 +73,16 @@ class Scores:
         return Scores({name: np.concatenate([self[name], other[name]]) for name in names})
 
     @classmethod
-    def read(cls, path: str | Path) -> "Scores":
-        """Read Parquet or CSV (UTF-8, with a header), by suffix; refuses an empty or damaged table."""
+    def read(cls, path: str | Path, group_by: str | None = None) -> "Scores":
+        """Read Parquet or CSV (UTF-8, with a header), by suffix; refuses an empty or damaged table.
+
+        `group_by` names the column that says which images belong together, in place of `group`.
+        """
         path = Path(path)
         if not path.is_file():
             raise Refusal(f"no scores at {path}: give a Parquet or CSV file")
-        scores = cls(_read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path))
+        columns = _read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path)
+        scores = cls(columns if group_by is None else grouped_by(columns, group_by))
         if not len(scores):
             raise Refusal(f"{path} has no rows: score some images first")
         return scores
@@ -95,6 +99,16 @@ class Scores:
                 write(temporary, self.columns)
         except UnicodeEncodeError as error:
             raise Refusal(f"{error.object!r} cannot be written to {path.name}: rename that file") from error
+
+
+def grouped_by(columns: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The columns of a table with this one as its `group`; refuses one that is absent, or empty in some row."""
+    if name not in columns:
+        raise Refusal(f"--group_by {name}: there is no such column (found: {', '.join(columns)})")
+    group = np.array([None if value != value else value for value in columns[name]], dtype=object)  # NaN says nothing
+    if empty := sum(value is None or value == "" for value in group):
+        raise Refusal(f"--group_by {name}: {empty} of {len(group)} rows say nothing there; give each its group")
+    return {**columns, "group": group}
 
 
 def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarray]:
