@@ -102,6 +102,7 @@ def main(cfg: Config) -> None:
         "resampling seed": cfg.seed,
         "prevalence": prevalence,
         **({"group by": cfg.group_by} if cfg.group_by else {}),
+        **({"threshold given": list(cfg.threshold)} if cfg.threshold else {}),
         "adapt": __version__,
     }
     sections, behind = [promises_section(cells, decision, cfg.error_rate, cfg.confidence)], samples(scores)

@@ -20,7 +20,7 @@ class Sample:
 
     view: str
     counts: dict[str, tuple[int, int]]  # real, seen fakes, unseen fakes, processed reals -> images, groups
-    too_narrow: float  # NaN where one group holds a class, or the AUC is 0 or 1
+    too_narrow: float  # below 1: too wide; NaN where one group holds a class, or the AUC is 0 or 1
     grouped: bool  # some group has several images
 
     def shown(self, what: str) -> str:

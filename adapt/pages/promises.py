@@ -36,6 +36,10 @@ ABOUT_CALIBRATION = (
     "p_fake is for as many fakes as photographs: where fakes are rarer it is lower. Balanced accuracy with one "
     "threshold, and with that of the view's own quality."
 )
+UNCALIBRATED = (
+    "ECE of p_fake as scored: without validation rows of both classes nothing was calibrated, and p_fake is for no "
+    "known share of fakes."
+)
 ABOUT_BASE_RATE = (
     "Where a share {prevalence:g} of all images is fake: ppv, the share of fakes among what is called fake at the "
     "threshold; npv, the share of photographs among what is called real. From mean recall and false alarms over "
@@ -67,12 +71,14 @@ def promises_section(
             if any(found):
                 rows.append([name, *map(show, found)])
         page.append(grid(rows))
+    kind = decision.calibration.kind
+    about = UNCALIBRATED if kind == "none" else ABOUT_CALIBRATION.format(kind=kind)
     measures = {"ECE": "ece", f"ECE, {decision.calibration.kind}": "ece_calibrated"}
     if decision.thresholds:
         measures |= {"balanced accuracy, one threshold": "balanced_accuracy"}
         measures |= {"balanced accuracy, one for each quality": "balanced_accuracy" + OWN}
     rows = [[name, *(show(at.get((ALL, v, "mean:all", m))) for v in views)] for name, m in measures.items()]
-    page += [grid([["all generators", *views], *rows]), ABOUT_CALIBRATION.format(kind=decision.calibration.kind)]
+    page += [grid([["all generators", *views], *rows]), about]
     return "\n\n".join(page)
 
 

@@ -23,8 +23,8 @@ Read `0.874 [0.851, 0.896]` as the value and its 95 % interval over groups (jack
 one group), given the threshold. With fewer than 10 groups there is no interval. AUC: the chance that a fake scores
 above a real image; 0.5 is guessing. Each generator is compared with the unedited real images of its own set under the
 same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
-{threshold} False alarms: share of real images called fake. Worst:
-its interval knows that it is the lowest of several."""
+{threshold}
+False alarms: share of real images called fake. Worst: its interval knows that it is the lowest of several."""
 THRESHOLDS = {  # where the threshold is from
     "picked": "One threshold, frozen on validation images, serves all views.",
     "given": "One threshold, given and not picked on validation images of these scores, serves all views.",
@@ -51,8 +51,8 @@ ABOUT_SAMPLES = (
     "those fakes, balanced accuracy on all of them, false alarms on real images. {grouped}"
 )
 GROUPS_COUNT = (
-    "Intervals count groups. An interval that took every image for independent would be {narrow} times too narrow "
-    "(standard errors of the AUC of all fakes pooled)."
+    "Intervals count groups. An interval that took every image for independent would be {off} (standard errors of the "
+    "AUC of all fakes pooled)."
 )
 NO_GROUPS = (
     "**Every image counts as independent**, for each is a group of its own. If some are copies of one picture or come "
@@ -189,9 +189,8 @@ def sizes(found: Sequence[Sample]) -> str:
     """One line for a terminal: what stands behind the first view's numbers."""
     first = found[0]
     counted = ", ".join(f"{what} {first.shown(what)}" for what, (images, _) in first.counts.items() if images)
-    narrow = "n/a" if first.too_narrow != first.too_narrow else f"{first.too_narrow:.1f}"
-    said = f"by image, intervals would be {narrow} times too narrow" if first.grouped else "every image is one group"
-    return f"images in groups, view {plain(first.view)}: {counted}; {said}"
+    said = f"by image, intervals would be {plain(_off(first))}" if first.grouped else "every image is one group"
+    return f"images in groups: {counted}; {said}"
 
 
 def markdown(
@@ -223,6 +222,15 @@ def _origin(cells: Sequence[Cell]) -> str:
     return "picked" if threshold.n_real and threshold.n_fake else "given"
 
 
+def _off(sample: Sample) -> str:
+    """What is wrong with an interval by image."""
+    factor = sample.too_narrow
+    if factor != factor:
+        return "wrong by what is not known here"
+    where = f"under view {escape_markdown(sample.view)}"
+    return f"{factor:.1f} times too narrow {where}" if factor >= 1 else f"{1 / factor:.1f} times too wide {where}"
+
+
 def _behind(found: Sequence[Sample]) -> list[str]:
     """How many images and groups stand behind the headline, a column a view."""
     if not found:
@@ -230,11 +238,10 @@ def _behind(found: Sequence[Sample]) -> list[str]:
     rows = [["images in groups", *(sample.view for sample in found)]]
     rows += [[what, *(sample.shown(what) for sample in found)] for what in found[0].counts]
     if any(sample.grouped for sample in found):
-        factors = [f"{s.too_narrow:.1f}" if s.too_narrow == s.too_narrow else "n/a" for s in found]
-        rows.append(["too narrow by image, times", *factors])
-        known = sorted(s.too_narrow for s in found if s.too_narrow == s.too_narrow)
-        least, most = (f"{known[i]:.1f}" if known else "n/a" for i in (0, -1))
-        grouped = GROUPS_COUNT.format(narrow=least if least == most else f"{least} to {most}")
+        factors = [f"{s.too_narrow:.2f}" if s.too_narrow == s.too_narrow else "n/a" for s in found]
+        rows.append(["error by group / by image", *factors])
+        widest = max((s for s in found if s.too_narrow == s.too_narrow), key=lambda s: s.too_narrow, default=found[0])
+        grouped = GROUPS_COUNT.format(off=_off(widest))
     else:
         grouped = NO_GROUPS
     return ["## Images and groups", grid(rows), ABOUT_SAMPLES.format(grouped=grouped)]
@@ -248,7 +255,7 @@ def _guesses(cells: Sequence[Cell]) -> list[str]:
     if not reals:
         return []
     return [
-        f"**{name} is at most a guess here**: it takes {FEWEST_ERRORS / rate:.0f} real images, {min(reals)} are here."
+        f"**{name} is at most a guess here**: it takes {FEWEST_ERRORS / rate:.0f} real images, here are {min(reals)}."
         for name, rate in FALSE_ALARM_RATES.items()
         if min(reals) < FEWEST_ERRORS / rate - 1e-9
     ]
