@@ -14,6 +14,7 @@ from adapt.files import atomic
 TEXT = ("path", "group", "generator", "family", "split", "set", "edit", "seen", "view", "status")
 NUMBERS = ("logit", "p_fake")
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
+NOTHING = ("", "None", "nan", "<NA>")  # what an empty cell of some library's table reads like
 ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
 # A table in which one key has two values contradicts itself; a group in two splits is a leak.
 ONE_VALUE = (
@@ -105,10 +106,11 @@ def grouped_by(columns: Mapping[str, np.ndarray], name: str) -> dict[str, np.nda
     """The columns of a table with this one as its `group`; refuses one that is absent, or empty in some row."""
     if name not in columns:
         raise Refusal(f"--group_by {name}: there is no such column (found: {', '.join(columns)})")
-    group = np.array([None if value != value else value for value in columns[name]], dtype=object)  # NaN says nothing
-    if empty := sum(value is None or value == "" for value in group):
-        raise Refusal(f"--group_by {name}: {empty} of {len(group)} rows say nothing there; give each its group")
-    return {**columns, "group": group}
+    if empty := sum(str(value) in NOTHING for value in columns[name]):
+        raise Refusal(
+            f"--group_by {name}: {empty} of {len(columns[name])} rows say nothing there; give each its group"
+        )
+    return {**columns, "group": columns[name]}
 
 
 def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarray]:
