@@ -44,6 +44,17 @@ def test_evaluate_takes_files_mappings_and_frames(tmp_path) -> None:
     assert any(cell.metric == "auc" and 0.7 < cell.value < 1 for cell in expected)
     for given in (tmp_path / "s.csv", columns, table, Scores.read(tmp_path / "s.csv")):
         assert repr(adapt.evaluate(given, resamples=50, seed=1, threshold=0.0)) == repr(expected)
+    columns["scene"] = columns.pop("group")
+    named = pa.table(columns)
+    Scores({**columns, "group": columns["scene"]}).write(tmp_path / "t.csv")
+    for given, by in ((columns, "scene"), (named, "scene"), (tmp_path / "t.csv", "group"), (tmp_path / "t.csv", None)):
+        assert repr(adapt.evaluate(given, resamples=50, seed=1, threshold=0.0, group_by=by)) == repr(expected)
+    assert repr(adapt.evaluate(columns, resamples=50, seed=1, threshold=0.0)) != repr(expected)
+    with pytest.raises(Refusal, match=r"--group_by group: there is no such column \(found: path, generator, logit"):
+        adapt.evaluate(columns, group_by="group")
+    for nothing in ("", None, float("nan")):
+        with pytest.raises(Refusal, match="--group_by scene: 1 of 80 rows say nothing there"):
+            adapt.evaluate(columns | {"scene": [nothing, *columns["scene"][1:]]}, group_by="scene")
     with pytest.raises(Refusal, match="int has no columns"):
         adapt.evaluate(3)
 

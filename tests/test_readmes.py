@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from adapt import __main__ as program
+from adapt.evaluation.base_rates import PREDICTIVE
 from adapt.evaluation.metrics import PREFIXES
 from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, WITHIN
 from adapt.files import open_table
@@ -210,7 +211,7 @@ def test_the_vocabulary_of_metrics_csv_is_one_table() -> None:
                 if "metric" in line:
                     used.add(line["metric"])
                     names.add(line["generator"])
-    used |= {*METRICS, *WITHIN, "threshold", "unreadable"}
+    used |= {*METRICS, *WITHIN, "threshold", "unreadable", *(f"{name}_at_PREVALENCE" for name in PREDICTIVE)}
     names |= {*MEANS, *GROUPED}
     ours = {name.removesuffix("_per_quality") for name in used}
     assert ours == metrics - {"..._per_quality"}

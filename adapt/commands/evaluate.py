@@ -5,13 +5,21 @@
 
 Writes metrics.csv, controls.csv, table.md and figures/ beside the scores (or into --output_dir), with --compare also
 comparison.csv, for scores with class logits also attribution.csv, confusion.csv and a figure of each view, and
-prints the headline table. Threshold, calibration and the verdicts at --error_rate are fitted on validation rows.
+prints the headline table, and how many images and groups stand behind it. Threshold, calibration and the verdicts at
+--error_rate are fitted on validation rows. That rate is promised on average over validation samples; with --confidence
+0.9 for this very detector, with probability 0.9. --prevalence 0.01 adds what a verdict is worth where one image in a
+hundred is fake (PPV, NPV), and states average precision for it.
+
+Intervals count groups. A table without a column `group` has one group an image, as if all images were independent; if
+some are copies of one picture, or from one source, --group_by names the column that says so.
+
 No model is loaded: the scores of any other detector serve as well, as Parquet or CSV with the columns path,
 generator, and logit or p_fake (see adapt/evaluation/scores.py for the rest). Time: about 12 s on one core for 1,700
 test images x 4 views x 7 generators with 1,000 resamples. Expected: the numbers that the run itself reported, to the
 last digit; two calls write the same bytes.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,57 +38,81 @@ class Config(Intervals):
     permuted: Path | None = None  # control: scores of the same recipe trained on permuted labels
     metadata: Path | None = None  # control: scores of a classifier that saw file metadata only
     output_dir: Path | None = None  # default: the folder of the scores
-    threshold: float | None = None  # a logit; default: picked on the validation rows of --scores
+    group_by: str | None = None  # column of --scores that says which images belong together; default: group
+    threshold: tuple[float, ...] = ()  # a logit, of --compare as well; two: its own is the second; default: picked
     error_rate: float = 0.05  # the error rate whose verdicts (real, fake, unsure) the page measures
+    confidence: float | None = None  # probability that this rate holds for this detector; None: it holds on average
+    prevalence: float | None = None  # share of fakes for ppv, npv and ap; None: neither of the two, and ap at 0.5
     classes: Literal["family", "generator"] | None = None  # what columns logit_<class> name; default: found out
 
     def __post_init__(self) -> None:
         if not 0 < self.error_rate < 1:
             raise Refusal(f"--error_rate {self.error_rate:g}: give a rate between 0 and 1, such as 0.05")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise Refusal(f"--confidence {self.confidence:g}: give a probability between 0 and 1, such as 0.9")
+        if self.prevalence is not None and not 0 < self.prevalence < 1:
+            raise Refusal(f"--prevalence {self.prevalence:g}: give a share of fakes between 0 and 1, such as 0.01")
+        if len(self.threshold) > (1 if self.compare is None else 2):
+            most = "one" if self.compare is None else "one for both tables, or one for each of the two"
+            raise Refusal(f"--threshold {' '.join(f'{t:g}' for t in self.threshold)}: give {most}")
+        if not all(map(math.isfinite, self.threshold)):
+            raise Refusal(f"--threshold {' '.join(f'{t:g}' for t in self.threshold)}: give a finite logit")
 
 
 def main(cfg: Config) -> None:
     from adapt import __version__
     from adapt.evaluation.attribution import attribute
+    from adapt.evaluation.base_rates import predictive_cells
     from adapt.evaluation.decision import fit_decision
     from adapt.evaluation.metrics import compare, controls, evaluate
     from adapt.evaluation.open_set import classes_of
     from adapt.evaluation.promises import keep
+    from adapt.evaluation.replicates import PREVALENCE
+    from adapt.evaluation.samples import samples
     from adapt.evaluation.scores import Scores
-    from adapt.evaluation.thresholds import pick_threshold
     from adapt.files import sha256
     from adapt.pages.figures import write_figures
-    from adapt.pages.promises import promises_section
-    from adapt.pages.tables import text, write_tables
+    from adapt.pages.promises import base_rate_section, promises_section
+    from adapt.pages.tables import sizes, text, write_tables
 
     folder = cfg.output_dir or cfg.scores.parent
-    scores = Scores.read(cfg.scores)
+    scores = Scores.read(cfg.scores, cfg.group_by)
     provenance = read_record(cfg.scores.with_name("provenance.json"))
-    threshold = pick_threshold(scores) if cfg.threshold is None else cfg.threshold
-    cells, decision = evaluate(scores, cfg.resamples, cfg.seed, threshold), fit_decision(scores)
-    cells += keep(scores, decision, threshold, cfg.error_rate, cfg.resamples, cfg.seed)
+    given = cfg.threshold[0] if cfg.threshold else None
+    prevalence = PREVALENCE if cfg.prevalence is None else cfg.prevalence
+    cells, decision = evaluate(scores, cfg.resamples, cfg.seed, given, prevalence), fit_decision(scores)
+    threshold = cells[0].value  # the given one, or that of the validation rows
+    cells += keep(scores, decision, threshold, cfg.error_rate, cfg.resamples, cfg.seed, cfg.confidence)
 
     permuted, metadata = (None if path is None else Scores.read(path) for path in (cfg.permuted, cfg.metadata))
     checked = controls(
-        scores, permuted=permuted, metadata=metadata, resamples=cfg.resamples, seed=cfg.seed, threshold=cfg.threshold
+        scores, permuted=permuted, metadata=metadata, resamples=cfg.resamples, seed=cfg.seed, threshold=given
     )
     named = attribute(scores, cfg.resamples, cfg.seed, cfg.classes, decision) if classes_of(scores) else None
     differences = []
     if cfg.compare is not None:
-        thresholds = (cfg.threshold, None)
-        differences = compare(scores, Scores.read(cfg.compare), cfg.resamples, cfg.seed, thresholds)
+        thresholds = (given, cfg.threshold[-1] if cfg.threshold else None)
+        other = Scores.read(cfg.compare)
+        differences = compare(scores, other, cfg.resamples, cfg.seed, thresholds, prevalence)
 
     files = {"scores": cfg.scores, "b": cfg.compare, "permuted": cfg.permuted, "metadata": cfg.metadata}
     provenance["evaluation"] = {
         **{f"{name} sha256": sha256(path) for name, path in files.items() if path is not None},
         "resamples": cfg.resamples,
         "resampling seed": cfg.seed,
+        "prevalence": prevalence,
+        **({"group by": cfg.group_by} if cfg.group_by else {}),
+        **({"threshold given": list(cfg.threshold)} if cfg.threshold else {}),
         "adapt": __version__,
     }
-    promises = promises_section(cells, decision, cfg.error_rate)
-    write_tables(cells, folder, provenance, checked, differences, [promises], named)
+    sections, behind = [promises_section(cells, decision, cfg.error_rate, cfg.confidence)], samples(scores)
+    if cfg.prevalence is not None:
+        cells += predictive_cells(cells, cfg.prevalence)
+        sections.append(base_rate_section(cells, cfg.prevalence))
+    write_tables(cells, folder, provenance, checked, differences, sections, named, behind, prevalence)
     write_figures(scores, cells, folder / "figures", named)
     print(text(cells))
+    print(sizes(behind))
     print(f"{folder / 'table.md'}: the page; metrics.csv and figures/ lie beside it")
 
 

@@ -12,8 +12,14 @@ suffix .html: counts, the most and the least certain images, what could not be r
 
 Verdicts follow the detector's one frozen threshold, or what you state: --error_rate 0.05 says `unsure` rather than err
 more often, --max_false_positive_rate 0.01 keeps false alarms rare, --thresholds quality follows the JPEG quality of
-each file. A localiser (recipes/localize.py) adds extent, tool and the share of the area that was changed; with --maps
-FOLDER it writes a picture of each image in which the changed area is tinted and outlined.
+each file. A stated rate holds on average over validation samples; the rate of a single detector may be above it (if
+each group is one image, in a third of the samples or more). --confidence 0.9 states it for this very detector, with
+probability 0.9 over validation samples; that takes more groups (45 for 5 %, not 19) and leaves more images unsure.
+
+p_fake is for as many fakes as photographs. --prevalence 0.01 adds p_fake where one image in a hundred is fake, and
+says how many of the verdicts to believe there (PPV, NPV), from validation images. A localiser (recipes/localize.py)
+adds extent, tool and the share of the area that was changed; with --maps FOLDER it writes a picture of each image in
+which the changed area is tinted and outlined.
 
 Several detectors judge as one. Their score is the mean of their calibrated logits, the log odds of p_fake; the
 threshold is the mean of their calibrated thresholds. A detector without calibration adds its logit minus its
@@ -50,6 +56,8 @@ class Config(Shards):
     backbone: str | None = None  # another place of the detectors' base weights
     error_rate: float | None = None  # largest share of errors among photographs and among fakes; the rest is `unsure`
     max_false_positive_rate: float | None = None  # largest share of photographs called fake
+    confidence: float | None = None  # probability that a rate holds for this detector; None: rates hold on average
+    prevalence: float | None = None  # share of fakes where the images are from; adds p_fake, PPV and NPV for it
     thresholds: Literal["global", "quality"] = "global"  # quality: that of the JPEG quality nearest to the file's
     calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
     known_recall: float = 0.95  # share of fakes of trained families that keep their family; others become `unknown`
@@ -69,7 +77,7 @@ def main(cfg: Config) -> None:
     from adapt.detector.detector import detector_digest, load_detector
     from adapt.detector.finished_batches import BatchJournal, kept
     from adapt.detector.gallery import finish
-    from adapt.detector.predict import BATCH, COLUMNS, Stated, batches, rules_stated
+    from adapt.detector.predict import BATCH, COLUMNS, Stated, about_rules, batches, rules_stated
     from adapt.detector.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
@@ -86,6 +94,8 @@ def main(cfg: Config) -> None:
         "thresholds": cfg.thresholds,
         "calibration": cfg.calibration,
         "known_recall": cfg.known_recall,
+        "confidence": cfg.confidence,
+        "prevalence": cfg.prevalence,
     }
     rules = rules_stated(cfg.detector, stated)
     what |= {"rules": stated, "crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
@@ -131,8 +141,11 @@ def main(cfg: Config) -> None:
         if len(rows_of) < total:
             processes.say(f"{len(rows_of)} of {total} x {BATCH} files done: the last shard writes {cfg.output}")
         else:
-            facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops}
+            said = about_rules(stated, rules)
+            facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops, **said}
             processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts, cfg.maps))
+            if said:
+                processes.say("\n".join(f"{name}: {words}" for name, words in said.items()))
     processes.leave()
 
 

@@ -21,7 +21,8 @@ ENDS = {  # by verdict: caption of the highest logits, caption of the lowest, an
 }
 HOW_TO_READ = (
     "A logit says how much an image resembles the fakes that the detector was trained on. It is no proof, and it "
-    "means little for kinds of image that the detector's card does not name."
+    "means little for kinds of image that the detector's card does not name. A calibrated p is the chance of a fake "
+    "where fakes are as frequent as photographs; where they are rarer it is lower."
 )
 
 

@@ -22,6 +22,11 @@ READ = """\
 `0.874 [0.851, 0.896]` is a value with its 95 % interval (over scenes). AUC: the chance that a fake scores
 above a real image; seen generators had training images, unseen ones had none. Balanced accuracy and false alarms are
 at the frozen threshold. Processed reals are photographs that were only resized, sharpened or denoised."""
+RATES = """\
+`p_fake` is for as many fakes as photographs. Where a share P of the images is fake, `adapt predict --prevalence P`
+says what it is there, and how many of the verdicts to believe. An error rate that is stated (`--error_rate`,
+`--max_false_positive_rate`) holds on average over validation samples, not for each single detector; with
+`--confidence 0.9` it holds for this very detector, with probability 0.9 over validation samples."""
 UNKNOWN = "see the page of the base weights"
 WEAK = 5  # cells that are named
 
@@ -34,7 +39,7 @@ def complete_card(folder: Path, cells: Sequence[Cell], checks: Sequence[Control]
         f"Base weights: {plain(base_licence)}. Adapter and head were derived from them and work only with them.\n"
         "The training images keep their own terms."
     )
-    parts = [card, USE, "## Measured", *embedded, READ, grid(headline(cells)), *_limits(cells, checks)]
+    parts = [card, USE, "## Measured", *embedded, READ, grid(headline(cells)), RATES, *_limits(cells, checks)]
     write_text(folder / "README.md", "\n\n".join([*parts, "## Licence", licence_words]) + "\n")
 
 

@@ -21,8 +21,10 @@ from adapt.data.images import Unreadable, decode, read_bytes
 from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
 from adapt.errors import Refusal
+from adapt.evaluation.base_rates import Expected, shifted
 from adapt.evaluation.calibration import Calibration
 from adapt.evaluation.calibration import Kind as CalibrationKind
+from adapt.evaluation.conformal import meant
 from adapt.evaluation.decision import EVERY, Cuts, Rules, Thresholds, read_decision
 from adapt.evaluation.open_set import familiarity
 from adapt.files import atomic
@@ -30,6 +32,7 @@ from adapt.hub import detector_folder
 from adapt.models.descriptors.descriptor import Descriptor
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.tip_head import PriorHead
+from adapt.pages.tables import show
 
 if TYPE_CHECKING:  # a detector itself calls `predict`
     from adapt.detector.detector import Detector
@@ -57,6 +60,7 @@ class Row(TypedDict):
     subsampling: str | None
     logit: float | None
     p_fake: float | None
+    p_fake_at_prevalence: float | None  # where a share `--prevalence` is fake, not half
     verdict: str | None
     family: str | None
     family_probability: float | None
@@ -77,6 +81,8 @@ class Stated(TypedDict):
     thresholds: Thresholds
     calibration: CalibrationKind | None
     known_recall: float
+    confidence: float | None
+    prevalence: float | None
 
 
 NOTHING_STATED: Stated = {
@@ -85,6 +91,8 @@ NOTHING_STATED: Stated = {
     "thresholds": "global",
     "calibration": None,
     "known_recall": 0.95,
+    "confidence": None,
+    "prevalence": None,
 }
 
 
@@ -174,6 +182,27 @@ def rules_stated(folders: Sequence[str | Path], stated: Stated) -> Rules | None:
     return None
 
 
+def about_rules(stated: Stated, rules: Rules | None) -> dict[str, str]:
+    """For the reader of a table: what stated rates mean, and what verdicts are worth at a stated prevalence."""
+    found = {}
+    rates = [name for name in ("error_rate", "max_false_positive_rate") if stated.get(name) is not None]
+    if rates:
+        named = " and ".join(f"{name} {stated.get(name):g}" for name in rates)
+        found["promised"] = f"{named}, {meant(stated['confidence'])}"
+    for name, worth in rules.expected.items() if rules else ():
+        where = "" if name == EVERY and len(rules.expected if rules else ()) == 1 else f", cuts of {name}"
+        found[f"at prevalence {stated['prevalence']:g}{where}"] = _worth(worth)
+    return found
+
+
+def _worth(of: Expected) -> str:
+    ppv, npv = (show(one) if one.value == one.value else "n/a (validation has none)" for one in (of.ppv, of.npv))
+    return (
+        f"of what is called fake {ppv} is fake (PPV), of what is called real {npv} is real (NPV), from {of.real} "
+        f"validation groups with photographs and {of.fake} with fakes"
+    )
+
+
 def rules_of(detectors: Sequence["Detector"]) -> Rules:
     """Of one detector its own; of several the mean of the calibrated thresholds, without promises."""
     if len(detectors) == 1:
@@ -243,6 +272,8 @@ def row_of(
     cuts = rules.at(header.jpeg_quality if header and header.jpeg_tables == "standard" else None)
     p_fake, verdict = rules.calibration(np.asarray(logit)), str(cuts.verdicts(np.asarray(logit)))
     row["logit"], row["p_fake"], row["verdict"] = logit, rounded(float(p_fake)), verdict
+    if rules.prevalence is not None:
+        row["p_fake_at_prevalence"] = rounded(float(shifted(p_fake, rules.prevalence)))
     if verdict == "fake" and class_logits is not None:
         row["family"], row["family_probability"] = _family(classes, class_logits, rules, cuts)
     return row

@@ -8,7 +8,8 @@
 
 A promise is about an image drawn from a new scene like those of validation, with the generator, processing and view
 drawn evenly from those that the scene has there. It holds for many such images, not for each kind among them, and says
-nothing of generators that validation did not have. The same rows picked epoch or penalty, which a strict reading does
+nothing of generators that validation did not have. Without a stated confidence it holds on average over validation
+samples, with one for this very detector. The same rows picked epoch or penalty, which a strict reading does
 not allow: the page shows what test rows say of every promise.
 """
 
@@ -23,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from adapt.errors import Refusal
+from adapt.evaluation.base_rates import Expected, check_prevalence, expected
 from adapt.evaluation.calibration import Calibration, Kind, fit_calibration
-from adapt.evaluation.conformal import group_quantiles, promised
+from adapt.evaluation.conformal import fewest_groups, group_quantiles, promised
 from adapt.evaluation.open_set import OPEN_SET, best_measure, class_logits, familiarity, known_fakes
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import quality_of, quality_thresholds
@@ -59,6 +61,8 @@ class Rules:
     cuts: dict[str, Cuts]  # of `every`, and with a threshold for each quality of `qf40`...
     calibration: Calibration  # of the kind that was asked for
     familiarity: str  # one of OPEN_SET
+    prevalence: float | None = None  # share of fakes where the images are from, if it was stated
+    expected: dict[str, Expected] = field(default_factory=dict)  # at that prevalence, of each of the cuts
 
     def at(self, quality: int | None) -> Cuts:
         """Those of the fitted quality that is nearest (of two the lower one); None, an unknown one: those of all."""
@@ -85,6 +89,8 @@ class Decision:
         thresholds: Thresholds = "global",
         calibration: Kind | None = None,
         known_recall: float = 0.95,
+        confidence: float | None = None,
+        prevalence: float | None = None,
     ) -> Rules:
         """Rules of verdicts; `threshold` is the detector's global one.
 
@@ -92,6 +98,9 @@ class Decision:
         are `unsure`. `max_false_positive_rate`: alone, what is no photograph at this rate is fake and all else real,
         whatever the threshold; beside `error_rate` it takes its place for photographs. `known_recall`: the share of
         fakes of trained classes that keep their family, at least; with too few groups for it all do, at 1 as well.
+        `confidence`: None, rates hold on average over validation samples; else with this probability for this very
+        detector, each of them. `prevalence`: the share of fakes where the images are from; it moves no verdict, it
+        says what verdicts are worth there.
 
         Refuses what was not fitted and rates that validation is too small for.
         """
@@ -105,27 +114,51 @@ class Decision:
             raise Refusal(f"--calibration {calibration}: this detector has none; choose none or leave the flag out")
         if not 0 < known_recall <= 1:
             raise Refusal(f"--known_recall {known_recall:g}: give a share above 0, such as 0.95; 1 means all")
+        if confidence is not None and error_rate is None and max_false_positive_rate is None:
+            raise Refusal(
+                f"--confidence {confidence:g} says how surely a rate holds, but none is stated: add --error_rate or "
+                "--max_false_positive_rate"
+            )
         cuts = {}
         for name in names:
             own = threshold if name == EVERY else self.thresholds[name]
-            cuts[name] = self._cuts(name, own, error_rate, max_false_positive_rate, 1 - known_recall)
+            cuts[name] = self._cuts(name, own, error_rate, max_false_positive_rate, 1 - known_recall, confidence)
         chosen = replace(self.calibration, kind=calibration or self.calibration.kind)
-        return Rules(cuts, chosen, self.familiarity)
+        rules = Rules(cuts, chosen, self.familiarity, prevalence)
+        return rules if prevalence is None else replace(rules, expected=self._expected(rules, prevalence))
 
-    def _cuts(self, name: str, threshold: float, both: float | None, alarms: float | None, lost: float) -> Cuts:
+    def _expected(self, rules: Rules, prevalence: float) -> dict[str, Expected]:
+        """What the verdicts of each of the cuts are worth; refuses a p_fake that is for no known share of fakes."""
+        check_prevalence(prevalence)
+        if rules.calibration.kind == "none":
+            raise Refusal(
+                f"--prevalence {prevalence:g}: without calibration p_fake is for no known share of fakes; leave "
+                "--calibration none out, or take a detector that was calibrated on validation images"
+            )
+        found = {}
+        for name, cuts in rules.cuts.items():
+            real, fake = (
+                cuts.verdicts(sign * self.tables[f"{of}/{name}"]) for of, sign in (("real", 1), ("fake", -1))
+            )
+            found[name] = expected(real, fake, prevalence)
+        return found
+
+    def _cuts(
+        self, name: str, threshold: float, both: float | None, alarms: float | None, lost: float, sure: float | None
+    ) -> Cuts:
         """Of one name, at these rates: of both errors, of false alarms, of known families that are lost."""
         real, fake, known = (self.tables.get(f"{what}/{name}", np.zeros(0)) for what in ("real", "fake", "known"))
         where = "" if name == EVERY else f" under {name}"
         found = {"threshold": threshold}
         if both is not None:
-            found["not_fake"] = -promised(fake, both, "--error_rate", f"fakes{where}")
+            found["not_fake"] = -promised(fake, both, "--error_rate", f"fakes{where}", sure)
         if alarms is not None:
-            found["not_real"] = promised(real, alarms, "--max_false_positive_rate", f"photographs{where}")
+            found["not_real"] = promised(real, alarms, "--max_false_positive_rate", f"photographs{where}", sure)
             found["threshold"] = -np.inf if both is None else threshold  # alone it is the only cut
         elif both is not None:
-            found["not_real"] = promised(real, both, "--error_rate", f"photographs{where}")
-        if lost * (len(known) + 1) >= 1 - 1e-9:
-            found["known"] = -promised(known, lost, "--known_recall", "fakes of trained classes")
+            found["not_real"] = promised(real, both, "--error_rate", f"photographs{where}", sure)
+        if lost > 0 and len(known) >= fewest_groups(lost, sure):
+            found["known"] = -promised(known, lost, "--known_recall", "fakes of trained classes", sure)
         return Cuts(**found)
 
     def describe(self) -> dict[str, object]:

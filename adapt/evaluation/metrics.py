@@ -17,7 +17,15 @@ import numpy as np
 from adapt.errors import Refusal
 from adapt.evaluation.jackknife import Interval, difference_interval, paired
 from adapt.evaluation.numbering import numbered
-from adapt.evaluation.replicates import ALL, WITHOUT_INTERVAL, Replicates, distinct, interval_of, replicate
+from adapt.evaluation.replicates import (
+    ALL,
+    PREVALENCE,
+    WITHOUT_INTERVAL,
+    Replicates,
+    distinct,
+    interval_of,
+    replicate,
+)
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
@@ -82,21 +90,29 @@ class Control:
     n_fake: int
 
 
-def evaluate(scores: Scores, resamples: int = 1000, seed: int = 0, threshold: float | None = None) -> list[Cell]:
+def evaluate(
+    scores: Scores,
+    resamples: int = 1000,
+    seed: int = 0,
+    threshold: float | None = None,
+    prevalence: float = PREVALENCE,
+) -> list[Cell]:
     """Every metric of every (set, view, generator) and its aggregates, with intervals.
 
-    `threshold` (a logit) replaces the one picked on the validation rows, for a detector whose threshold was
-    frozen elsewhere. Refuses a table without test rows, and names that are the evaluator's own.
+    `threshold` (a logit) replaces the one picked on the validation rows, for a detector whose threshold was frozen
+    elsewhere: no row stands behind its cell then. `prevalence`: the share of fakes that `ap` is for. Refuses a table
+    without test rows, and names that are the evaluator's own.
     """
     test = _test_rows(scores)
-    threshold = pick_threshold(scores) if threshold is None else threshold
     val = (scores["split"] == "val") & (scores["edit"] == "")
     n_real, n_fake = (int((val & scores.ok & fake).sum()) for fake in (~scores.fake, scores.fake))
     nan = float("nan")
-    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, n_real, n_fake)]
+    behind = (n_real, n_fake) if threshold is None else (0, 0)
+    threshold = pick_threshold(scores) if threshold is None else threshold
+    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *behind)]
     if lost := int((val & ~scores.ok).sum()):
         cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
-    for key, found in replicate(test, threshold, resamples, seed).items():
+    for key, found in replicate(test, threshold, resamples, seed, prevalence).items():
         for metric, values in found.values.items():
             low, high = interval_of(found, metric)
             value = float(values[0])
@@ -139,14 +155,15 @@ def compare(
     resamples: int = 1000,
     seed: int = 0,
     thresholds: tuple[float | None, float | None] = (None, None),
+    prevalence: float = PREVALENCE,
 ) -> list[Difference]:
     """Every metric of `a` minus that of `b` on the same groups, each at its own frozen threshold.
 
     `thresholds` (of a, of b) replace those picked on the validation rows. Both tables must score the same
     test rows; groups, sets, edits and `seen` are those of `a`. Rows that either could not read are left out
-    of both. p is two-sided, by the same t quantile as the interval.
+    of both. p is two-sided, by the same t quantile as the interval. `prevalence` as in `evaluate`.
     """
-    return compare_means([(a, b)], resamples, seed, thresholds)
+    return compare_means([(a, b)], resamples, seed, thresholds, prevalence)
 
 
 def compare_means(
@@ -154,6 +171,7 @@ def compare_means(
     resamples: int = 1000,
     seed: int = 0,
     thresholds: tuple[float | None, float | None] = (None, None),
+    prevalence: float = PREVALENCE,
 ) -> list[Difference]:
     """`compare` for means over several pairs, one a training seed: the groups are left out of all of them at once.
 
@@ -164,7 +182,9 @@ def compare_means(
         cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
         # all in one order: then resamples draw the same groups
         tables = (align(pairs[0][0], table)[1] for table in align(a, b))
-        found.append([replicate(table, cut, resamples, seed) for table, cut in zip(tables, cuts, strict=True)])
+        found.append(
+            [replicate(table, cut, resamples, seed, prevalence) for table, cut in zip(tables, cuts, strict=True)]
+        )
     out = []
     for key, one in found[0][0].items():
         for metric in one.values:

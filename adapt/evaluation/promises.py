@@ -45,11 +45,12 @@ def keep(
     rate: float = ERROR_RATE,
     resamples: int = 1000,
     seed: int = 0,
+    confidence: float | None = None,
 ) -> list[Cell]:
     """Cells of every (set, view, generator), of photographs and processed ones, of means and the worst.
 
-    The resamples are those of all other metrics. Where validation cannot promise this `rate`, what is about
-    thresholds and calibration alone.
+    The resamples are those of all other metrics. Where validation cannot promise this `rate` (with this
+    `confidence`), what is about thresholds and calibration alone.
     """
     test = scores.select(scores["split"] == "test")
     dealt = deal(test["set"], test["group"], resamples, seed)
@@ -57,7 +58,7 @@ def keep(
     p_fake, cells = decision.calibration(test["logit"]), []
     for view in distinct(test["view"]):
         here = (test["view"] == view) & test.ok
-        arms = arms_of(view, decision, threshold, rate)
+        arms = arms_of(view, decision, threshold, rate, confidence)
 
         def values(rows: np.ndarray, here: np.ndarray = here, arms: dict[str, Cuts] = arms) -> tuple[Values, int, int]:
             used = np.flatnonzero(rows & here)
@@ -84,7 +85,9 @@ def keep(
     return cells
 
 
-def arms_of(view: str, decision: Decision, threshold: float, rate: float) -> dict[str, Cuts]:
+def arms_of(
+    view: str, decision: Decision, threshold: float, rate: float, confidence: float | None = None
+) -> dict[str, Cuts]:
     """Suffix of a metric -> cuts for a view; the threshold alone where the rate cannot be promised."""
     found = {}
     arms: tuple[tuple[str, Thresholds], ...] = (("", "global"), (OWN, "quality"))
@@ -92,7 +95,7 @@ def arms_of(view: str, decision: Decision, threshold: float, rate: float) -> dic
         if name == "quality" and not decision.thresholds:
             continue
         try:
-            rules = decision.rules(threshold, rate, thresholds=name)
+            rules = decision.rules(threshold, rate, thresholds=name, confidence=confidence)
         except Refusal:
             rules = decision.rules(threshold, thresholds=name)
         found[suffix] = rules.cuts.get(view, rules.cuts[EVERY])

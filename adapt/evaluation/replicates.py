@@ -15,6 +15,7 @@ from adapt.evaluation.jackknife import NONE, Interval, deal, share_interval, sum
 from adapt.evaluation.scores import Comparison, Scores, comparisons
 
 BINS = 15  # of the expected calibration error
+PREVALENCE = 0.5  # share of fakes that average precision is stated for
 FALSE_ALARM_RATES = {"tpr_at_fpr_1": 0.01, "tpr_at_fpr_5": 0.05}
 METRICS = (
     *("auc", "ap", "balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle"),
@@ -52,16 +53,21 @@ class Replicates:
 
 
 def measure(
-    logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, weights: np.ndarray, threshold: float
+    logit: np.ndarray,
+    p_fake: np.ndarray,
+    fake: np.ndarray,
+    weights: np.ndarray,
+    threshold: float,
+    prevalence: float = PREVALENCE,
 ) -> dict[str, np.ndarray]:
     """Every metric of `METRICS` under each row of integer weights: (n,), (n,), (n,) bool, (r, n) -> (r,).
 
-    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, at the weights' own
-    ratio of the classes. balanced_accuracy: at `threshold` (logit >= threshold is called fake), at logit 0,
-    and at the best threshold of these very rows (`oracle`: an upper bound, not a result). tpr_at_fpr_x:
-    largest recall with at most x % false alarms, no interpolation. recall, false_alarm: share of fakes, of
-    reals, called fake. ece: expected calibration error of p_fake (1706.04599 eq. 3), 15 equal bins, half of
-    the weight to each class. A metric that needs a class that is absent, or a threshold that is NaN, is NaN.
+    auc: P(fake above real) + P(tie) / 2. ap: step-wise area under precision-recall, where a share `prevalence` of all
+    is fake, whatever the ratio of these rows. balanced_accuracy: at `threshold` (logit >= threshold is called fake),
+    at logit 0, and at the best threshold of these very rows (`oracle`: an upper bound, not a result). tpr_at_fpr_x:
+    largest recall with at most x % false alarms, no interpolation. recall, false_alarm: share of fakes, of reals,
+    called fake. ece: expected calibration error of p_fake (1706.04599 eq. 3), 15 equal bins, half of the weight to
+    each class. A metric that needs a class that is absent, or a threshold that is NaN, is NaN.
     """
     if not len(logit):
         return {name: np.full(len(weights), np.nan) for name in METRICS}
@@ -81,19 +87,22 @@ def measure(
         block = weights[first : first + step].astype(np.float64)
         counts = np.stack([np.bincount(cells, row, 2 * k) for row in block]).reshape(-1, 2, k).cumsum(axis=2)
         fp, tp = counts[:, 0], counts[:, 1]
-        found = _from_counts(tp, fp + tp, above)
+        found = _from_counts(tp, fp + tp, above, prevalence)
         sums = np.stack([np.bincount(bins, row * deviation, 2 * BINS) for row in block])
         blocks.append(found | {"ece": _ece(sums, tp[:, -1], fp[:, -1])})
     return {name: np.concatenate([block[name] for block in blocks]) for name in METRICS}
 
 
-def _from_counts(tp: np.ndarray, called: np.ndarray, above: dict[str, int | None]) -> dict[str, np.ndarray]:
+def _from_counts(
+    tp: np.ndarray, called: np.ndarray, above: dict[str, int | None], prevalence: float
+) -> dict[str, np.ndarray]:
     """Metrics from (r, k) numbers of fakes, and of rows, at or above the k-th distinct logit; counts stay exact.
 
     `above`: how many distinct logits reach each threshold, None for a threshold that is NaN.
     """
     fp, n_fake, total = called - tp, tp[:, -1], called[:, -1]
     n_real, d_tp = total - n_fake, np.diff(tp, prepend=0)
+    odds = (1 - prevalence) / prevalence  # so many photographs to a fake
     with np.errstate(divide="ignore", invalid="ignore"):
         pairs = np.vecdot(d_tp, fp) + np.vecdot(
             d_tp[:, 1:], fp[:, :-1]
@@ -101,7 +110,7 @@ def _from_counts(tp: np.ndarray, called: np.ndarray, above: dict[str, int | None
         best = (tp * total[:, None] - called * n_fake[:, None]).max(axis=1) / (n_fake * n_real)
         out = {
             "auc": 1 - 0.5 * pairs / (n_fake * n_real),
-            "ap": np.vecdot(d_tp, tp / np.maximum(called, 1)) / n_fake,
+            "ap": np.vecdot(d_tp, tp / np.maximum(tp + (odds * n_fake / n_real)[:, None] * fp, 1e-9)) / n_fake,
             "balanced_accuracy_oracle": 0.5 + 0.5 * np.maximum(best, 0),
         }
         for name, rate in FALSE_ALARM_RATES.items():
@@ -129,7 +138,13 @@ def _ece(sums: np.ndarray, n_fake: np.ndarray, n_real: np.ndarray) -> np.ndarray
 
 
 def measure_without(
-    logit: np.ndarray, p_fake: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, threshold: float
+    logit: np.ndarray,
+    p_fake: np.ndarray,
+    fake: np.ndarray,
+    block: np.ndarray,
+    blocks: int,
+    threshold: float,
+    prevalence: float = PREVALENCE,
 ) -> dict[str, np.ndarray]:
     """Every metric of `METRICS`, of all rows and without each block of them: (n,), (n,), (n,) bool, (n,) -> (1 + b,).
 
@@ -137,7 +152,7 @@ def measure_without(
     """
     if not len(logit):
         return {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in METRICS}
-    found = measure(logit, p_fake, fake, np.ones((1, len(logit)), np.uint8), threshold)
+    found = measure(logit, p_fake, fake, np.ones((1, len(logit)), np.uint8), threshold, prevalence)
     every = np.ones(len(logit))
     n_fake, n_real = (sums_without(block[rows], blocks, every[rows]) for rows in (fake, ~fake))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -149,7 +164,7 @@ def measure_without(
             found[f"balanced_accuracy{suffix}"] = 0.5 * (recall + 1 - false_alarm)
     _, place = np.unique(-logit, return_inverse=True)  # from the highest on
     found["auc"] = auc_without(place, fake, block, blocks)
-    found["ap"] = _ap_without(place, fake, block, blocks)
+    found["ap"] = _ap_without(place, fake, block, blocks, prevalence)
     return {name: found[name] for name in METRICS}
 
 
@@ -178,18 +193,19 @@ def auc_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: 
         return np.where((n_fake == 0) | (n_real == 0), np.nan, 1 - 0.5 * wrong / (n_fake * n_real))
 
 
-def _ap_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
+def _ap_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, prevalence: float) -> np.ndarray:
     """Average precision of all rows, then without each block: (1 + b,); NaN where a class is absent."""
-    k = int(place.max()) + 1
-    d_tp, d_called = np.bincount(place[fake], minlength=k), np.bincount(place, minlength=k)
+    k, odds = int(place.max()) + 1, (1 - prevalence) / prevalence
+    d_tp, d_fp = (np.bincount(place[rows], minlength=k) for rows in (fake, ~fake))
     order = np.argsort(block, kind="stable")
-    own = [np.empty(0, np.int64), *np.split(order, np.cumsum(np.bincount(block, minlength=blocks))[:-1])][: 1 + blocks]
+    own = [order[:0], *np.split(order, np.bincount(block, minlength=blocks).cumsum()[:-1])][: 1 + blocks]
     out = np.full(1 + blocks, np.nan)
     for i, rows in enumerate(own):
-        tp = d_tp - np.bincount(place[rows[fake[rows]]], minlength=k)
-        called = d_called - np.bincount(place[rows], minlength=k)
-        if 0 < (n_fake := tp.sum()) < called.sum():
-            out[i] = tp @ (tp.cumsum() / np.maximum(called.cumsum(), 1)) / n_fake
+        lost = fake[rows]
+        gained = d_tp - np.bincount(place[rows[lost]], minlength=k)
+        tp, fp = gained.cumsum(), (d_fp - np.bincount(place[rows[~lost]], minlength=k)).cumsum()
+        if tp[-1] and fp[-1]:
+            out[i] = gained @ (tp / np.maximum(tp + odds * tp[-1] / fp[-1] * fp, 1e-9)) / tp[-1]
     return out
 
 
@@ -231,7 +247,9 @@ def interval_of(found: Replicates, metric: str) -> Interval:
     return share_interval(found.values[metric], found.groups)
 
 
-def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict[Key, Replicates]:
+def replicate(
+    test: Scores, threshold: float, resamples: int, seed: int, prevalence: float = PREVALENCE
+) -> dict[Key, Replicates]:
     """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means."""
     dealt = deal(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
@@ -248,7 +266,8 @@ def replicate(test: Scores, threshold: float, resamples: int, seed: int) -> dict
         used = np.flatnonzero(rows & ok)
         real_or_fake = fake[used]
         values = measure_without(
-            test["logit"][used], test["p_fake"][used], real_or_fake, dealt.block[used], dealt.blocks, threshold
+            *(test["logit"][used], test["p_fake"][used], real_or_fake, dealt.block[used]),
+            *(dealt.blocks, threshold, prevalence),
         )
         lost = 0 if own is None else int((own & ~ok).sum())
         classes = [dealt.group[used[which]] for which in (real_or_fake, ~real_or_fake) if which.any()]

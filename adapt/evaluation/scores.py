@@ -20,6 +20,7 @@ TEXT = ("path", "group", "generator", "family", "split", "set", "edit", "seen", 
 NUMBERS = ("logit", "p_fake")
 PIECE = 100_000  # rows of CSV that are held as text at once
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
+NOTHING = ("", "None", "nan", "<NA>")  # what an empty cell of some library's table reads like
 ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
 KEYS = ("path", "group", "generator", "split", "set", "edit", "seen", "view")  # columns that are compared by name
 # A table in which one key has two values contradicts itself; a group in two splits is a leak.
@@ -85,12 +86,16 @@ class Scores:
         return Scores({name: np.concatenate([self[name], other[name]]) for name in names})
 
     @classmethod
-    def read(cls, path: str | Path) -> "Scores":
-        """Read Parquet or CSV (UTF-8, with a header), by suffix; refuses an empty or damaged table."""
+    def read(cls, path: str | Path, group_by: str | None = None) -> "Scores":
+        """Read Parquet or CSV (UTF-8, with a header), by suffix; refuses an empty or damaged table.
+
+        `group_by` names the column that says which images belong together, in place of `group`.
+        """
         path = Path(path)
         if not path.is_file():
             raise Refusal(f"no scores at {path}: give a Parquet or CSV file")
-        scores = cls(_read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path))
+        columns = _read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path)
+        scores = cls(columns if group_by is None else grouped_by(columns, group_by))
         if not len(scores):
             raise Refusal(f"{path} has no rows: score some images first")
         return scores
@@ -107,6 +112,17 @@ class Scores:
                 write(temporary, self.columns)
         except UnicodeEncodeError as error:
             raise Refusal(f"{error.object!r} cannot be written to {path.name}: rename that file") from error
+
+
+def grouped_by(columns: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The columns of a table with this one as its `group`; refuses one that is absent, or empty in some row."""
+    if name not in columns:
+        raise Refusal(f"--group_by {name}: there is no such column (found: {', '.join(columns)})")
+    if empty := sum(str(value) in NOTHING for value in columns[name]):
+        raise Refusal(
+            f"--group_by {name}: {empty} of {len(columns[name])} rows say nothing there; give each its group"
+        )
+    return {**columns, "group": columns[name]}
 
 
 def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ READ = ("verified", "decoded")
 OTHER = "other: "  # a view that none of ours is
 OURS = {  # a published metric -> the evaluator's, and the aggregate over all generators
     "auc": ("mean:all", "auc"),
-    "ap": ("mean:all", "ap"),
+    "ap": ("mean:all", "ap"),  # at as many reals as fakes, and so is the published one on such sets
     "accuracy": ("mean:all", "balanced_accuracy_at_0.5"),  # equal on sets of as many reals as fakes
     "worst_accuracy": ("worst:all", "balanced_accuracy_at_0.5"),
     "balanced_accuracy": ("mean:all", "balanced_accuracy"),

@@ -8,7 +8,8 @@ from typing import Protocol
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
-from adapt.evaluation.replicates import ALL, GROUPED, METRICS
+from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, METRICS, PREVALENCE
+from adapt.evaluation.samples import Sample
 from adapt.files import write_text
 from adapt.number_table import write_rows
 from adapt.pages.markdown_page import page
@@ -22,14 +23,19 @@ Read `0.874 [0.851, 0.896]` as the value and its 95 % interval over groups (jack
 one group), given the threshold. With fewer than 10 groups there is no interval. AUC: the chance that a fake scores
 above a real image; 0.5 is guessing. Each generator is compared with the unedited real images of its own set under the
 same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
-One threshold, frozen on validation images, serves all views. False alarms: share of real images called fake. Worst:
-its interval knows that it is the lowest of several."""
+{threshold}
+False alarms: share of real images called fake. Worst: its interval knows that it is the lowest of several."""
+THRESHOLDS = {  # where the threshold is from
+    "picked": "One threshold, frozen on validation images, serves all views.",
+    "given": "One threshold, given and not picked on validation images of these scores, serves all views.",
+    "none": "Without validation images of both classes there is no threshold.",
+}
 ABOUT_METRICS = """\
 `_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
-ap depends on the share of fakes, n_fake / (n_real + n_fake) of each generator. ece: 15 bins, half of the
-weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer than
-100 and 20 real images that means without any. ece, `_oracle` and tpr_at_fpr are sought on the very rows that they
-are measured on: no interval would cover them as often as it says, so they have none."""
+ap: average precision where a share {prevalence:g} of all images is fake, whatever the number of rows. ece: 15 bins,
+half of the weight to each class. tpr_at_fpr_1 and _5: fakes found with at most 1 % and 5 % false alarms; with fewer
+than 100 and 20 real images that means without any. ece, `_oracle` and tpr_at_fpr are sought on the very rows that
+they are measured on: no interval would cover them as often as it says, so they have none."""
 HEADLINE = {
     "view": (),
     "AUC seen": ("mean:seen", "auc"),
@@ -39,6 +45,19 @@ HEADLINE = {
     "false alarms": ("real", "false_alarm"),
     "on processed reals": ("edit:all", "false_alarm"),
 }
+FEWEST_ERRORS = 3  # false alarms that a rate must allow: with fewer its recall is at most a guess
+ABOUT_SAMPLES = (
+    "Readable test images, and the groups that they are in: `520 in 40`. AUC seen and unseen rest on real images and "
+    "those fakes, balanced accuracy on all of them, false alarms on real images. {grouped}"
+)
+GROUPS_COUNT = (
+    "Intervals count groups. An interval that took every image for independent would be {off} (standard errors of the "
+    "AUC of all fakes pooled)."
+)
+NO_GROUPS = (
+    "**Every image counts as independent**, for each is a group of its own. If some are copies of one picture or come "
+    "from one source, intervals are too narrow: `adapt evaluate --group_by COLUMN` names the column that says so."
+)
 WEAKEST = 10  # cells on the page
 ABOUT_WEAKEST = (
     "The lowest of {total} cells of a generator and a view, generators used for selection only left out, by the upper "
@@ -85,8 +104,10 @@ def write_tables(
     differences: Sequence[Difference] = (),
     sections: Sequence[str] = (),
     attribution: Attribution | None = None,
+    behind: Sequence[Sample] = (),
+    prevalence: float = PREVALENCE,
 ) -> None:
-    """Write metrics.csv and table.md into `folder`.
+    """Write metrics.csv and table.md into `folder`; `behind` are the samples that stand behind the numbers.
 
     With `controls` also controls.csv, with `differences` comparison.csv, with `attribution` attribution.csv and
     confusion.csv. `read_back.py` reads them.
@@ -101,7 +122,8 @@ def write_tables(
         rates = ("view", "label", "metric", "value", "low", "high", "n")
         write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
         write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
-    write_text(folder / "table.md", markdown(cells, provenance, controls, differences, sections, attribution))
+    page = markdown(cells, provenance, controls, differences, sections, attribution, behind, prevalence)
+    write_text(folder / "table.md", page)
 
 
 class WithInterval(Protocol):
@@ -163,6 +185,14 @@ def text(cells: Sequence[Cell]) -> str:
     return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
+def sizes(found: Sequence[Sample]) -> str:
+    """One line for a terminal: what stands behind the first view's numbers."""
+    first = found[0]
+    counted = ", ".join(f"{what} {first.shown(what)}" for what, (images, _) in first.counts.items() if images)
+    said = f"by image, intervals would be {plain(_off(first))}" if first.grouped else "every image is one group"
+    return f"images in groups: {counted}; {said}"
+
+
 def markdown(
     cells: Sequence[Cell],
     provenance: Mapping[str, object] | None = None,
@@ -170,24 +200,80 @@ def markdown(
     differences: Sequence[Difference] = (),
     sections: Sequence[str] = (),
     attribution: Attribution | None = None,
+    behind: Sequence[Sample] = (),
+    prevalence: float = PREVALENCE,
 ) -> str:
-    """The page: how to read it, headline, all metrics, generators, processed reals, further sections, provenance."""
+    """The page: how to read it, headline, samples, metrics, generators, processed reals, sections, provenance."""
     embedded = any(cell.set == "embedded" for cell in cells)
-    parts = [HOW_TO_READ, "## Headline", grid(headline(cells))]
-    parts += ["Balanced accuracy: mean over all generators, at the frozen threshold."]
-    parts += _metrics(cells) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
+    how = HOW_TO_READ.format(threshold=THRESHOLDS[_origin(cells)])
+    parts = [how, "## Headline", grid(headline(cells))]
+    parts += ["Balanced accuracy: mean over all generators, at the threshold.", *_behind(behind)]
+    parts += _metrics(cells, prevalence) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
     parts += [*_controls(controls), *_differences(differences), *sections]
     parts += (_attribution(attribution) if attribution else []) + _missing(cells)
     return page("Results", parts, provenance or {"provenance": "none given"}, embedded=embedded)
 
 
-def _metrics(cells: Sequence[Cell]) -> list[str]:
+def _origin(cells: Sequence[Cell]) -> str:
+    """Where the threshold is from, a key of `THRESHOLDS`: no row stands behind one that was given."""
+    threshold = index(cells)[ALL, ALL, "pooled:val", "threshold"]
+    if threshold.value != threshold.value:
+        return "none"
+    return "picked" if threshold.n_real and threshold.n_fake else "given"
+
+
+def _off(sample: Sample) -> str:
+    """What is wrong with an interval by image."""
+    factor = sample.too_narrow
+    if factor != factor:
+        return "wrong by what is not known here"
+    where = f"under view {escape_markdown(sample.view)}"
+    return f"{factor:.1f} times too narrow {where}" if factor >= 1 else f"{1 / factor:.1f} times too wide {where}"
+
+
+def _behind(found: Sequence[Sample]) -> list[str]:
+    """How many images and groups stand behind the headline, a column a view."""
+    if not found:
+        return []
+    rows = [["images in groups", *(sample.view for sample in found)]]
+    rows += [[what, *(sample.shown(what) for sample in found)] for what in found[0].counts]
+    if any(sample.grouped for sample in found):
+        factors = [f"{s.too_narrow:.2f}" if s.too_narrow == s.too_narrow else "n/a" for s in found]
+        rows.append(["error by group / by image", *factors])
+        widest = max((s for s in found if s.too_narrow == s.too_narrow), key=lambda s: s.too_narrow, default=found[0])
+        grouped = GROUPS_COUNT.format(off=_off(widest))
+    else:
+        grouped = NO_GROUPS
+    return ["## Images and groups", grid(rows), ABOUT_SAMPLES.format(grouped=grouped)]
+
+
+def _guesses(cells: Sequence[Cell]) -> list[str]:
+    """Which recalls at a rate of false alarms rest on too few real images, by the generator that has fewest."""
+    reals = [
+        c.n_real for c in cells if c.metric == "auc" and c.n_fake and c.n_real and not c.generator.startswith(PREFIXES)
+    ]
+    if not reals:
+        return []
+    return [
+        f"**{name} is at most a guess here**: it takes {FEWEST_ERRORS / rate:.0f} real images, here are {min(reals)}."
+        for name, rate in FALSE_ALARM_RATES.items()
+        if min(reals) < FEWEST_ERRORS / rate - 1e-9
+    ]
+
+
+def _metrics(cells: Sequence[Cell], prevalence: float) -> list[str]:
     at, views = index(cells), views_of(cells)
     rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
     threshold = at[ALL, ALL, "pooled:val", "threshold"]
-    origin = f"from {threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
-    about = f"Threshold: logit {show(threshold)}, {origin}. {ABOUT_METRICS}"
-    return ["## All metrics, mean over all generators", grid([["metric", *views], *rows]), about]
+    rests_on = f"{threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
+    origin = {
+        "picked": f"logit {show(threshold)}, from {rests_on}",
+        "given": f"logit {show(threshold)}, given (by --threshold), not picked on these rows",
+        "none": f"none, for there are {rests_on}; give one with --threshold",
+    }[_origin(cells)]
+    about = f"Threshold: {origin}. {ABOUT_METRICS.format(prevalence=prevalence)}"
+    table = grid([["metric", *views], *rows])
+    return ["## All metrics, mean over all generators", table, about, *_guesses(cells)]
 
 
 def _generators(cells: Sequence[Cell]) -> list[str]:

@@ -22,6 +22,7 @@ from adapt.evaluation.attribution import Column, attribute
 from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.promises import keep
+from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores, comparisons
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
@@ -157,7 +158,7 @@ def report(
         attributed = None
         if classes_of(scores):
             attributed = attribute(scores, resamples, seed, classes_are, detector.decision)
-        write_tables(cells, folder, shown(record), checks, differences, sections, attributed)
+        write_tables(cells, folder, shown(record), checks, differences, sections, attributed, samples(scores))
         save_detector(run, detector, record, facts, train_views, cells, checks)
         write_figures(scores, cells, folder / "figures", attributed)
         for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):

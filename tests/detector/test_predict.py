@@ -203,6 +203,47 @@ def test_verdicts_at_a_stated_rate(detectors, photos, tmp_path, thresholds) -> N
         predict.main(dataclasses.replace(config, error_rate=0.25))
 
 
+def test_base_rates_and_the_promise_that_is_meant_are_said(detectors, photos, tmp_path, capsys) -> None:
+    """p_fake by the log odds in a column of its own, all others as they were; PPV and NPV by counting."""
+    folder = fitted(tmp_path / "fitted", detectors["families"], photos)
+    usual = predict.Config((folder,), (str(photos),), tmp_path / "a.csv", num_workers=0, error_rate=0.2)
+    predict.main(usual)
+    said = capsys.readouterr().out
+    assert "promised: error_rate 0.2, on average over validation samples, not for each single detector" in said
+    assert "prevalence" not in said
+    rare = dataclasses.replace(usual, output=tmp_path / "b.csv", prevalence=0.01)
+    predict.main(rare)
+    said = capsys.readouterr().out
+    before, after = rows_of(usual.output), rows_of(rare.output)
+    for one, other in zip(before, after, strict=True):
+        moved = other.pop("p_fake_at_prevalence")
+        assert one.pop("p_fake_at_prevalence") == "" and one == other
+        if other["status"] == "ok":
+            p = float(other["p_fake"])
+            odds = p / (1 - p) * 0.01 / 0.99
+            assert float(moved) == pytest.approx(odds / (1 + odds), rel=1e-4) and float(moved) < p
+        else:
+            assert moved == ""
+    threshold, decision = read_decision(folder)
+    cuts = decision.rules(threshold, 0.2).cuts["every"]
+    alarms = np.mean(decision.tables["real/every"] > cuts.not_real)
+    found = np.mean(-decision.tables["fake/every"] > cuts.not_real)
+    line = next(line for line in said.splitlines() if line.startswith("at prevalence 0.01: "))
+    assert f"fake {0.01 * found / (0.01 * found + 0.99 * alarms):.3f} [" in line
+    assert "from 40 validation groups with photographs and 40 with fakes" in line
+    page = rare.output.with_suffix(".html").read_text(encoding="utf-8")
+    assert "at prevalence 0.01" in page and "not for each single detector" in page
+    sure = dataclasses.replace(usual, output=tmp_path / "c.jsonl", confidence=0.9, prevalence=0.5)
+    predict.main(sure)
+    assert "error_rate 0.2, for this very detector, with probability 0.9" in capsys.readouterr().out
+    rows = [json.loads(line) for line in sure.output.read_text().splitlines()]
+    assert all(row["p_fake_at_prevalence"] == row["p_fake"] for row in rows)
+    unsure = [sum(row["verdict"] == "unsure" for row in of) for of in (before, rows)]
+    assert unsure[1] > unsure[0]  # what is promised more surely is said less often
+    with pytest.raises(Refusal, match="rows of another rules"):
+        predict.main(dataclasses.replace(sure, confidence=0.8))
+
+
 def test_every_file_of_the_zoo_is_one_row_with_its_reason(detectors, tmp_path) -> None:
     folder = tmp_path / "zoo"
     folder.mkdir()
@@ -484,6 +525,8 @@ def test_what_changed_is_refused(config, detectors, photos, tmp_path) -> None:
         ({"input": ("EMPTY",)}, "no file in '.*empty': name a folder that holds images"),
         ({"detector": (Path("absent"),)}, "absent is not a complete detector directory"),
         ({"error_rate": 0.05}, "--error_rate 0.05 takes 19 validation groups with fakes, this detector has 0"),
+        ({"confidence": 0.9}, "--confidence 0.9 says how surely a rate holds, but none is stated"),
+        ({"prevalence": 0.01}, "--prevalence 0.01: without calibration p_fake is for no known share of fakes"),
         ({"thresholds": "quality"}, "this detector has no threshold of a JPEG quality"),
         ({"output": Path("/proc/x.csv")}, "cannot write /proc/x.parts"),
         ({"output": Path("EXISTS.csv")}, "exists, without the .*EXISTS.parts it was made from"),

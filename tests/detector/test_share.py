@@ -80,6 +80,9 @@ def test_the_card_has_the_numbers_limits_and_licence(folder, tmp_path) -> None:
     assert "## Intended use" in card and "FAILED: processed reals under `qf40`" in card
     assert "Other processing than `none`, `qf40`" in card and "Base weights: a | b\\n<script>" in card
     assert "had not met" not in card
+    assert "`p_fake` is for as many fakes as photographs" in card
+    assert "holds on average over validation samples" in card
+    assert "`--confidence 0.9` it holds for this very detector" in card
     complete_card(tmp_path / "d", evaluate(scores(unseen="train"), resamples=50), [], "x")
     assert "No generator was tested that training had not met" in (tmp_path / "d" / "README.md").read_text()
 

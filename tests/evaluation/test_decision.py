@@ -7,10 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy.stats import beta, norm
 from sklearn.metrics import roc_auc_score
 
 from adapt.errors import Refusal
-from adapt.evaluation.conformal import group_quantiles, promised
+from adapt.evaluation.conformal import exceeded, fewest_groups, group_quantiles, promised, rank, share_bounds, tail
 from adapt.evaluation.decision import EVERY, FILE, Cuts, Decision, fit_decision, read_decision
 from adapt.evaluation.open_set import OPEN_SET, familiarity
 from adapt.evaluation.scores import Scores
@@ -96,6 +97,92 @@ def test_rates_that_so_few_groups_cannot_promise() -> None:
     for rate in (0, 1, -0.1, 1.5, math.nan):
         with pytest.raises(Refusal, match="give a rate between 0 and 1"):
             promised(table, rate, "--error_rate", "fakes")
+
+
+@pytest.mark.parametrize(("n", "rate"), [(19, 0.12), (48, 0.05), (99, 0.05)])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_stated_confidence_is_about_the_detector_at_hand(n, rate, rows) -> None:
+    """Many validation samples, and the true rate of each cut, which is known: how often is it above the promised one?
+
+    Groups of 1 to 2 `rows` - 1 dependent rows; all scores are normal, of variance 1.
+    """
+    rng, draws, confidence = np.random.default_rng(n + rows), 2000, 0.9
+    above = {None: 0, confidence: 0}
+    for _ in range(draws):
+        group = np.repeat(np.arange(n), rng.integers(1, 2 * rows, size=n))
+        values = np.sqrt(0.7) * rng.normal(size=n)[group] + np.sqrt(0.3) * rng.normal(size=len(group))
+        table = group_quantiles(values, group, np.arange(len(group)))
+        for sure in above:
+            above[sure] += norm.sf(promised(table, rate, "--x", "y", sure)) > rate
+    found = {sure: count / draws for sure, count in above.items()}
+    assert found[confidence] <= 1 - confidence + 3 * math.sqrt(0.09 / draws)
+    assert found[None] > found[confidence]
+    if rows == 1:
+        assert found[None] > 0.25  # a promise on average is not one about this detector
+        assert found[None] == pytest.approx(exceeded(n, rate), abs=4 * math.sqrt(0.25 / draws))
+
+
+def test_how_often_a_promise_on_average_is_exceeded_by_a_detector() -> None:
+    assert [round(exceeded(n, 0.05), 2) for n in (19, 48, 99)] == [0.38, 0.30, 0.44]
+
+
+def test_the_rank_at_a_confidence_against_the_beta_distribution() -> None:
+    """With one row a group the coverage of the j-th value is Beta(j, n - j + 1): never too few, hardly more."""
+    assert (fewest_groups(0.05, 0.9), fewest_groups(0.1, 0.9), fewest_groups(0.01, 0.95)) == (45, 22, 299)
+    for n in range(45, 600, 7):
+        j = rank(n, 0.05, 0.9)
+        exact = next(k for k in range(1, n + 1) if beta.sf(0.95, k, n - k + 1) >= 0.9)
+        assert exact <= j <= exact + 3
+        assert j >= rank(n, 0.05)
+
+
+def test_the_tail_bounds_sums_of_any_shares() -> None:
+    """Against exact sums (convolutions) of shares of tenths with a mean of the rate."""
+    n, rate, rng = 12, 0.2, np.random.default_rng(5)
+    two = np.zeros(11)
+    two[[0, 3]] = 1 / 3, 2 / 3  # 0 or .3
+    laws = [two, *rng.dirichlet(np.full(11, 0.3), size=40)]
+    for law in laws:
+        mean = law @ np.arange(11) / 10
+        total = np.ones(1)
+        for _ in range(n):
+            total = np.convolve(total, law)
+        exact = np.cumsum(total)
+        below = np.flatnonzero(np.arange(len(exact)) / 10 / n <= mean)
+        assert (exact[below] <= tail(below / 10 / n, n, mean) + 1e-12).all()
+    assert tail(np.zeros(1), n, rate)[0] == pytest.approx(0.8**12)  # what n of n right come to
+    assert tail(np.array([0.5]), n, rate)[0] == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 0.9])
+def test_bounds_of_a_share_hold_its_true_mean(share) -> None:
+    rng, n, draws = np.random.default_rng(3), 40, 1500
+    drawn = rng.binomial(3, share, size=(draws, n)).mean(axis=1) / 3  # three images a group
+    ends = {mean: share_bounds(mean, n, 0.025) for mean in set(drawn.tolist())}
+    missed = np.mean([not ends[mean][0] <= share <= ends[mean][1] for mean in drawn.tolist()])
+    assert missed <= 0.05 and share_bounds(0.0, n, 0.025)[0] == 0 and share_bounds(1.0, n, 0.025)[1] == 1
+    assert share_bounds(0.0, n, 0.025)[1] == pytest.approx(1 - 0.025 ** (1 / n))  # the exact one
+
+
+def test_what_a_confidence_takes_is_refused_with_its_numbers() -> None:
+    table = np.arange(30.0)
+    with pytest.raises(
+        Refusal, match=r"0.05 at --confidence 0.9 takes 45 validation groups with fakes, .* has 30: ask for 0.0739 or"
+    ):
+        promised(table, 0.05, "--error_rate", "fakes", 0.9)
+    assert promised(table, 0.0739, "--error_rate", "fakes", 0.9) == 29  # what it asks for is what it takes
+    with pytest.raises(Refusal, match="has 0: validate on some"):
+        promised(np.zeros(0), 0.05, "--error_rate", "fakes", 0.9)
+    for sure in (0, 1, 90, math.nan):
+        with pytest.raises(Refusal, match=r"--confidence .*: give a probability between 0 and 1"):
+            promised(table, 0.1, "--error_rate", "fakes", sure)
+    decision = fit_decision(world(groups=120))
+    with pytest.raises(Refusal, match="none is stated: add --error_rate or --max_false_positive_rate"):
+        decision.rules(0.0, confidence=0.9)
+    usual, sure = (decision.rules(0.0, 0.1, confidence=c, known_recall=0.9).cuts[EVERY] for c in (None, 0.9))
+    assert sure.not_real > usual.not_real and sure.not_fake < usual.not_fake and sure.known < usual.known
+    few = fit_decision(world(groups=40)).rules(0.0, 0.2, confidence=0.9).cuts[EVERY]
+    assert few.known == -np.inf  # as many groups keep all families as cannot promise this share of them
 
 
 def test_a_verdict_rules_the_other_class_out() -> None:

@@ -63,18 +63,19 @@ def rng():
 
 @pytest.mark.parametrize("levels", [0, 3, 12])  # 0: no ties; 3: hardly anything but ties
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_metric_equals_sklearn_with_weights(levels, seed):
+@pytest.mark.parametrize("prevalence", [0.5, 0.03])
+def test_every_metric_equals_sklearn_with_weights(levels, seed, prevalence):
     rng = np.random.default_rng(seed)
     logit = rng.normal(size=80) if levels == 0 else rng.integers(-levels, levels + 1, size=80).astype(float)
     fake, threshold = rng.random(80) < 0.4, 0.3
     weights = np.concatenate([np.ones((1, 80), int), rng.integers(0, 4, size=(20, 80))])
-    found = measure(logit, logistic(logit), fake, weights, threshold)
+    found = measure(logit, logistic(logit), fake, weights, threshold, prevalence)
     assert set(found) == set(METRICS)
     for row, w in enumerate(weights):
         fpr, tpr, _ = roc_curve(fake, logit, sample_weight=w, drop_intermediate=False)
         expected = {
             "auc": roc_auc_score(fake, logit, sample_weight=w),
-            "ap": average_precision_score(fake, logit, sample_weight=w),
+            "ap": average_precision_score(fake, logit, sample_weight=w * at_prevalence(fake, w, prevalence)),
             "balanced_accuracy": balanced_accuracy_score(fake, logit >= threshold, sample_weight=w),
             "balanced_accuracy_at_0.5": balanced_accuracy_score(fake, logistic(logit) >= 0.5, sample_weight=w),
             "balanced_accuracy_oracle": max((1 + tpr - fpr) / 2),
@@ -87,6 +88,24 @@ def test_every_metric_equals_sklearn_with_weights(levels, seed):
         }
         for name, value in expected.items():
             assert found[name][row] == pytest.approx(value, abs=1e-12), name
+
+
+def at_prevalence(fake, w, prevalence):
+    """(n,) weights under which a share `prevalence` is fake."""
+    return np.where(fake, prevalence / w[fake].sum(), (1 - prevalence) / w[~fake].sum())
+
+
+def test_average_precision_does_not_follow_the_ratio_of_the_rows(rng):
+    """Twice the photographs are twice the same photographs."""
+    logit, fake = rng.normal(size=60) + (np.arange(60) < 20), np.arange(60) < 20
+    once = np.ones((1, 60), int)
+    twice = np.where(fake, 1, 2)[None]
+    one, two = (measure(logit, logistic(logit), fake, w, 0.0)["ap"][0] for w in (once, twice))
+    assert one == pytest.approx(two, abs=1e-12)
+    own = [average_precision_score(fake, logit, sample_weight=w[0]) for w in (once, twice)]
+    assert own[0] > own[1] + 0.05  # the usual number does follow it
+    low = measure(logit, logistic(logit), fake, once, 0.0, prevalence=1 / 3)["ap"][0]
+    assert low == pytest.approx(own[0], abs=1e-12) and low < one
 
 
 def test_auc_counts_pairs(rng):
@@ -318,7 +337,10 @@ def test_false_alarms_of_reals_and_processed_reals(world):
 def test_pooled_fakes(world):
     rows = (world["view"] == "none") & (world["split"] == "test") & (world["edit"] == "") & (world["generator"] != "v")
     cell = find(evaluate(world, 0), "pooled:all", "ap", set_="all")
-    assert cell.value == pytest.approx(average_precision_score(world.fake[rows], world["logit"][rows]), abs=1e-12)
+    fake = world.fake[rows]
+    even = at_prevalence(fake, np.ones(len(fake)), 0.5)
+    expected = average_precision_score(fake, world["logit"][rows], sample_weight=even)
+    assert cell.value == pytest.approx(expected, abs=1e-12)
     assert np.isnan(cell.low) and np.isnan(cell.high)  # no resamples, no interval
 
 
@@ -387,6 +409,9 @@ def test_a_given_threshold_replaces_the_picked_one(world):
     cells = evaluate(world, 0, threshold=-100.0)
     assert find(cells, "a", "recall").value == 1 and find(cells, "real", "false_alarm").value == 1
     assert find(cells, "a", "balanced_accuracy").value == 0.5
+    given, picked = (find(c, "pooled:val", "threshold", "all", "all") for c in (cells, evaluate(world, 0)))
+    assert (given.value, given.n_real, given.n_fake) == (-100, 0, 0)  # no row stands behind it
+    assert picked.n_real and picked.n_fake
 
 
 def test_refuses_no_test_rows_and_reserved_names():

@@ -1,6 +1,7 @@
 """The page, the CSV files, the figures, and the recipe that rewrites them from scores."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 
 from adapt.errors import Refusal
 from adapt.evaluation.decision import fit_decision
-from adapt.evaluation.metrics import compare, controls, evaluate
+from adapt.evaluation.metrics import compare, controls, evaluate, index
 from adapt.evaluation.promises import keep
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
@@ -379,6 +380,115 @@ def test_recipe_reproduces_what_a_run_wrote_and_leaves_the_scores_alone(tmp_path
     assert (tmp_path / "again" / "metrics.csv").read_bytes() == (tmp_path / "run" / "metrics.csv").read_bytes()
     assert (tmp_path / "scores.csv").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "run", "again"}
+
+
+def test_one_threshold_serves_both_tables_and_two_serve_one_each(tmp_path, recipe, scores):
+    scores = scores.select(scores["view"] == "none")
+    scores.write(tmp_path / "a.csv")
+    other = Scores(scores.columns | {"logit": scores["logit"] * 0.5 - 1})
+    other.write(tmp_path / "b.csv")
+    for given, used in (((0.3,), (0.3, 0.3)), ((0.3, -0.7), (0.3, -0.7)), ((), (None, None))):
+        cfg = recipe.Config(
+            tmp_path / "a.csv", tmp_path / "b.csv", output_dir=tmp_path / "o", resamples=5, threshold=given
+        )
+        recipe.main(cfg)
+        found = {tuple(row.values())[:4]: row for row in read_csv(tmp_path / "o" / "comparison.csv")}
+        row = found["all", "none", "mean:all", "balanced_accuracy"]
+        for table, name, cut in zip((scores, other), "ab", used, strict=True):
+            cells = evaluate(table, 0, threshold=cut)
+            mine = next(
+                c for c in cells if (c.generator, c.view, c.metric) == ("mean:all", "none", "balanced_accuracy")
+            )
+            assert float(row[name]) == pytest.approx(mine.value), (given, name)
+        page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+        assert ("logit 0.300, given (by --threshold), not picked" in page) == bool(given)
+        assert ("frozen" in page) == (not given) and ("readable validation rows" in page) == (not given)
+    with pytest.raises(Refusal, match=r"--threshold 1 2: give one$"):
+        recipe.Config(tmp_path / "a.csv", threshold=(1.0, 2.0))
+    with pytest.raises(Refusal, match="--threshold nan: give a finite logit"):
+        recipe.Config(tmp_path / "a.csv", threshold=(float("nan"),))
+
+
+def test_a_page_without_validation_rows_claims_nothing_of_them(tmp_path, recipe, scores):
+    scores.select(scores["split"] == "test").write(tmp_path / "s.csv")
+    recipe.main(recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", resamples=5))
+    page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    assert "Threshold: none, for there are 0 real and 0 fake readable validation rows; give one" in page
+    assert "Without validation images of both classes there is no threshold." in page
+    assert "nothing was calibrated" in page and "lowest cross-validated" not in page and "frozen on" not in page
+    recipe.main(recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", resamples=5, threshold=(0.5,)))
+    page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    assert "One threshold, given and not picked" in page and "frozen" not in page and "0 real and 0 fake" not in page
+
+
+def test_a_column_of_a_foreign_table_names_the_groups(tmp_path, recipe, scores, capsys):
+    """As many copies of every row as change nothing: by group the interval stays, by image it shrinks."""
+    test = scores.select((scores["split"] == "test") & (scores["view"] == "none") & (scores["edit"] == "") & scores.ok)
+    columns = {name: np.repeat(test[name], 9) for name in ("path", "generator", "logit", "group")}
+    columns["path"] = np.array([f"{path}-{i % 9}" for i, path in enumerate(columns["path"])], dtype=object)
+    columns["scene"] = columns.pop("group")
+    with (tmp_path / "s.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(columns)
+        out.writerows(zip(*columns.values(), strict=True))
+
+    def pooled(**flags) -> dict[str, float]:
+        recipe.main(recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", **flags))
+        rows = {tuple(row.values())[:4]: row for row in read_csv(tmp_path / "o" / "metrics.csv")}
+        return {name: float(rows["all", "none", "pooled:all", "auc"][name]) for name in ("value", "low", "high")}
+
+    by_scene, page = pooled(group_by="scene"), (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    once = index(evaluate(Scores({n: test[n] for n in ("path", "generator", "logit", "group")}), 200))
+    assert by_scene["low"] == pytest.approx(once["all", "none", "pooled:all", "auc"].low)
+    assert by_scene["high"] == pytest.approx(once["all", "none", "pooled:all", "auc"].high)
+    assert "- group by: scene" in page and "times too narrow under view none" in page
+    said = capsys.readouterr().out
+    assert f"real {9 * 30} in 30, unseen fakes" in said and "times too narrow" in said
+    by_image, page = pooled(), (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    assert by_image["high"] - by_image["low"] < 0.6 * (by_scene["high"] - by_scene["low"])
+    assert "**Every image counts as independent**" in page and "--group_by COLUMN" in page
+    assert "every image is one group" in capsys.readouterr().out
+    with pytest.raises(
+        Refusal, match=r"--group_by place: there is no such column \(found: path, generator, logit, scene"
+    ):
+        pooled(group_by="place")
+
+
+def test_base_rates_and_the_promise_that_is_meant_stand_on_the_page(tmp_path, recipe, scores):
+    scores.write(tmp_path / "s.csv")
+    cfg = recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", resamples=30, error_rate=0.2)
+    recipe.main(cfg)
+    usual = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    assert "holds on average over validation samples, not for each single detector" in usual
+    assert "At prevalence" not in usual and "where a share 0.5 of all images is fake" in usual
+    recipe.main(dataclasses.replace(cfg, prevalence=0.01, confidence=0.9))
+    page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    assert "holds for this very detector, with probability 0.9 over validation samples" in page
+    assert "on average" not in page and "where a share 0.01 of all images is fake" in page
+    rows = {tuple(row.values())[:4]: row for row in read_csv(tmp_path / "o" / "metrics.csv")}
+    for view, shown in zip(("none", "qf40"), section(page, "At prevalence 0.01")[1][1:], strict=True):
+        recall, alarm = (float(rows["all", view, "mean:all", m]["value"]) for m in ("recall", "false_alarm"))
+        assert shown.startswith(f"{0.01 * recall / (0.01 * recall + 0.99 * alarm):.3f} [")
+        assert shown.startswith(f"{float(rows['all', view, 'mean:all', 'ppv_at_0.01']['value']):.3f} [")
+    for change, message in (
+        ({"prevalence": 1.0}, "--prevalence 1: give a share of fakes"),
+        ({"confidence": 1.0}, "--confidence 1: give a probability"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            dataclasses.replace(cfg, **change)
+    recipe.main(dataclasses.replace(cfg, error_rate=0.05, confidence=0.9))
+    page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"0.05 at --confidence 0.9 takes 45 validation groups with fakes, this detector has \d+: ask", page
+    )
+
+
+def test_recalls_that_rest_on_too_few_reals_are_marked(scores):
+    page = markdown(evaluate(scores, 0))
+    assert "**tpr_at_fpr_1 is at most a guess here**: it takes 300 real images, here are 30." in page
+    assert "**tpr_at_fpr_5 is at most a guess here**: it takes 60 real images, here are 30." in page
+    many = markdown(evaluate(simulate(views=("none",), n=60), 0))
+    assert "**tpr_at_fpr_1 is" in many and "tpr_at_fpr_5 is at most" not in many
 
 
 def test_recipe_refuses_a_comparison_of_other_images_before_writing(tmp_path, recipe, scores):
