@@ -203,7 +203,7 @@ def _unseen(cells: Sequence[Cell]) -> list[str]:
     if first is None:
         return []
     keys = [key for key in UNSEEN_HEADLINE.values() if key]
-    rows = [[view, *(show(at.get((ALL, view, *key))) for key in keys)] for view in views]
+    rows = [[view, *(show(at.get((ALL, view, key[0], key[1]))) for key in keys)] for view in views]
     k = len({name for (_, name), seen in generators_of(cells).items() if seen == ""})
     about = ABOUT_UNSEEN.format(k=k, least=FEWEST_GENERATORS)
     known = [at[key].n_fake for label in UNSEEN if (key := (ALL, first.view, label, "auc")) in at]
