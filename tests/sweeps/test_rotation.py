@@ -16,7 +16,7 @@ import pytest
 from processes import in_children
 from sklearn.metrics import roc_auc_score
 
-import adapt.training.report  # noqa: F401 (loaded once here, inherited by every child)
+import adapt.training.report  # loaded once here, inherited by every child
 from adapt.cli import parse
 from adapt.data.families import read_families
 from adapt.data.left_out import leave_out, rotation_of
@@ -286,6 +286,8 @@ def test_the_ablation_rotates_every_method(subtle, cache, tmp_path, monkeypatch)
         ("labels-permuted", "linear_probe", {"permute_labels": True}, 0.1),
     )
     monkeypatch.setattr(ablation, "METHODS", methods)
+    monkeypatch.setattr(adapt.training.report, "write_figures", lambda *_: None)  # slow, and not looked at here
+    monkeypatch.setattr(adapt.training.report, "_log_mistakes", lambda *_: None)
     monkeypatch.setattr(planned_runs, "_run", forked)
     config = ablation.Config(
         manifest=(str(small(subtle, *TRAINED, "style")),),
