@@ -34,6 +34,20 @@ class Rows(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut(Checked):
+    """What training and selection must not see."""
+
+    leave_out: tuple[str, ...] = ()  # generators or families whose train and val rows are dropped: they are unseen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotation(LeftOut):
+    """How well generators are found that training has not seen: leave each out, and measure it."""
+
+    rotate: Literal["generator", "family"] | None = None  # leave each one of training out in turn; a table of all
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoder(Checked):
     """Which image encoder, and which of its features."""
 

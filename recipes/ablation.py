@@ -18,6 +18,9 @@ output folder, and makes one page of all that are finished. Features are encoded
     ablation.csv             every number; all of the above is made from it
     generators.csv, figures/, tensorboard/
 
+--rotate generator (or family) also runs every method without each generator of the training in turn, and adds a table:
+how well each method finds what it was not trained on (rotation.csv).
+
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
 `--shard i --num_shards n` shares the runs with other machines. A further method is one line. Without flags: the
 embedded world and tiny CLIP, 3 seeds, about 50 minutes on 2 cores.
@@ -29,7 +32,7 @@ from typing import Literal
 
 from adapt.cli import each_once
 from adapt.cli import run as run_recipe
-from adapt.flags import Encoder, Rows, Sweep
+from adapt.flags import Encoder, Rotation, Rows, Sweep
 
 SHOTS = {"shots": (512,), "draws": 1}  # images per class
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
@@ -61,7 +64,7 @@ CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Sweep):
+class Config(Rows, Rotation, Encoder, Sweep):
     output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
     train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
@@ -83,7 +86,9 @@ class Config(Rows, Encoder, Sweep):
 def main(cfg: Config) -> None:
     from adapt.sweeps.ablation import Method, not_applicable, write_ablation
     from adapt.sweeps.planned_runs import carry_out, end
+    from adapt.sweeps.rotation import members_of, without
 
+    members = members_of(cfg.manifest, cfg.leave_out, cfg.rotate) if cfg.rotate else {}
     methods = [
         Method(name, recipe, flags, minutes, name in NEED_TEXTS, name in ONCE)
         for name, recipe, flags, minutes in METHODS
@@ -93,12 +98,19 @@ def main(cfg: Config) -> None:
         print(f"{name}: not applicable: {why}")
     methods = [method for method in methods if method.name not in impossible]
     rows = {row: runs for method in methods for row, runs in method.runs(cfg).items()}
+    rotated = {
+        row: {name: [without(run, name) for run in runs] for name in members}
+        for row, runs in rows.items()
+        if row[0] not in CONTROLS
+    }
     at_home = cfg.manifest == ("embedded",) and cfg.backbone == "tiny"
     minutes = {method.name: method.minutes for method in methods} if at_home else {}
-    guess = {run.name: minutes[name] for (name, _), runs in rows.items() for run in runs if name in minutes}
-    failed = carry_out([run for runs in rows.values() for run in runs], cfg, cfg.output_dir, guess)
+    every = [(row[0], run) for row, runs in rows.items() for run in runs]
+    every += [(row[0], run) for row, of in rotated.items() for runs in of.values() for run in runs]
+    guess = {run.name: minutes[name] for name, run in every if name in minutes}
+    failed = carry_out([run for _, run in every], cfg, cfg.output_dir, guess)
     if failed is not None:
-        write_ablation(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed)
+        write_ablation(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed, rotated, members)
         end(failed)
 
 

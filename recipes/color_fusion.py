@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from adapt.cli import run as run_recipe
-from adapt.flags import Cached, Encoder, Intervals, Rows
+from adapt.flags import Cached, Encoder, Intervals, LeftOut, Rows
 
 Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Cached, Intervals):
+class Config(Rows, LeftOut, Encoder, Cached, Intervals):
     output_dir: Path = Path("results/runs/color_fusion")  # run directory
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
@@ -38,6 +38,7 @@ def main(cfg: Config) -> None:
 
     import numpy as np
 
+    from adapt.data.left_out import leave_out
     from adapt.data.views import parse_view
     from adapt.detector.detector import Detector
     from adapt.features.cache import Joined, extract
@@ -51,6 +52,7 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    rows = leave_out(rows, cfg.leave_out)
     backbone = frozen_backbone(cfg, run.device)
     views = tuple(dict.fromkeys(parse_view(view).name for view in (*cfg.train_views, *cfg.test_views)))
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}

@@ -6,8 +6,10 @@
 Encodes every image once for all views (kept in a cache that all recipes share), fits the head on the training rows,
 picks its penalty on validation rows, and reports test rows. --classes family or generator trains one class each beside
 real, and compares the binary score it implies, 1 - p(real), with that of the same head trained on two classes.
---layers all fits one head per block and keeps the best on validation. Without flags: the embedded world and tiny
-CLIP, about a minute on 2 cores, of which most is encoding. Results to expect: results/README.md.
+--layers all fits one head per block and keeps the best on validation. --rotate generator (or family) fits the head
+again without each generator of the training, and says how well it is found then (rotation.csv). Without flags: the
+embedded world and tiny CLIP, about a minute on 2 cores, of which most is encoding. Results to expect:
+results/README.md.
 """
 
 from dataclasses import dataclass
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from adapt.cli import run as run_recipe
-from adapt.flags import Cached, Encoder, Intervals, Rows, Views
+from adapt.flags import Cached, Encoder, Intervals, Rotation, Rows, Views
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Views, Cached, Intervals):
+class Config(Rows, Rotation, Encoder, Views, Cached, Intervals):
     output_dir: Path = Path("results/runs/linear_probe")  # run directory
     layers: tuple[str, ...] = ()  # a sweep instead: all, or these; validation picks the one that is reported
     head: Literal["svm", "logistic", "mlp"] = "logistic"
@@ -30,11 +32,15 @@ class Config(Rows, Encoder, Views, Cached, Intervals):
 def main(cfg: Config) -> None:
     import numpy as np
 
+    from adapt.data.left_out import kept_rows, leave_out, rotation_of
     from adapt.detector.detector import Detector
     from adapt.evaluation.metrics import compare
+    from adapt.evaluation.rotation import rotation
     from adapt.evaluation.scores import Scores
+    from adapt.features.cache import Features
     from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.probes import Probe
+    from adapt.pages.rotation import rotation_sections, write_rotation
     from adapt.training.comparison import Study
     from adapt.training.on_features import Classes, fit_on_features, frozen_features, score_features
     from adapt.training.report import open_run, report
@@ -42,6 +48,8 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    rows = leave_out(rows, cfg.leave_out)
+    members = rotation_of(rows, cfg.rotate) if cfg.rotate else {}
     layers = cfg.layers or (cfg.layer,)
     layers = frozen_backbone(cfg, run.device).layers() if layers == ("all",) else layers
     backbone, features = frozen_features(run, rows, cfg, (*cfg.train_views, *cfg.test_views), layers)
@@ -50,12 +58,14 @@ def main(cfg: Config) -> None:
 
     held = np.flatnonzero(rows["split"] != "train")
 
-    def fit(classes: Classes, layer: str) -> tuple[Probe, dict[str, float], Scores]:
+    def fit(
+        classes: Classes, layer: str, features: Features = features, scored: np.ndarray = held
+    ) -> tuple[Probe, dict[str, float], Scores]:
         head, picked = fit_on_features(
             features, cfg.head, classes, cfg.train_views, cfg.seed, layer, cfg.permute_labels
         )
         run.say(f"{layer}, {classes}: " + ", ".join(f"{key} {value:.4g}" for key, value in picked.items()))
-        return head, picked, score_features(features, held, cfg.test_views, head, layer)
+        return head, picked, score_features(features, scored, cfg.test_views, head, layer)
 
     fitted = {layer: fit(cfg.classes, layer) for layer in layers}
     run.trained()
@@ -64,7 +74,19 @@ def main(cfg: Config) -> None:
     if best != cfg.layer:
         backbone = frozen_backbone(cfg, run.device, best)
 
-    sections, differences = [], []
+    sections, differences, without = [], [], {}
+    for name, generators in members.items():
+        kept = kept_rows(rows, (name,))
+        rest = rows.select(kept)
+        tested = np.flatnonzero((rest["split"] == "test") & np.isin(rest["generator"], ["real", *generators]))
+        of_rest = features.select(np.flatnonzero(kept), rest)
+        again = (fit(cfg.classes, layer, of_rest, tested) for layer in layers)
+        without[name] = [max(again, key=lambda found: found[1]["validation_score"])[2]]
+        run.say(f"left out: {name}")
+    if without:
+        numbers = rotation([scores], without, members, cfg.resamples, cfg.seed, "linear_probe")
+        write_rotation(run.folder, numbers)
+        sections += rotation_sections(numbers)
     if len(layers) > 1:
         sweep = Study(("layer", "validation"), cfg.resamples, cfg.seed)
         for layer, (_, found, of_layer) in fitted.items():

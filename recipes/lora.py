@@ -7,6 +7,9 @@ Trains low-rank adapters and a linear head on whole groups (a photograph and its
 validation data, freezes one threshold there, and scores the test rows under every view. Without flags it runs on
 the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2 cores. Results to expect:
 results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
+--rotate generator (or family) is a run with all generators and one without each, in folders of their own, and a page
+that says how well each is found when training has not seen it. On several GPUs start those runs with --leave_out NAME
+and their --output_dir (OUTPUT/all, OUTPUT/all-without-NAME); then plain python and --rotate make the page.
 To go on from a saved detector, or to learn one new generator: recipes/refine.py.
 """
 
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapt.cli import run as run_recipe
-from adapt.flags import FineTuning
+from adapt.flags import FineTuning, Rotation
 
 if TYPE_CHECKING:  # --help needs none of them
     from adapt.data.manifest import Manifest
@@ -25,19 +28,24 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(FineTuning):
+class Config(Rotation, FineTuning):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
 
 
 def main(cfg: Config) -> None:
     import numpy as np
 
+    from adapt.data.left_out import leave_out
     from adapt.detector.detector import score
+    from adapt.sweeps.rotation import run_rotation
     from adapt.training.report import open_run, report
 
+    if cfg.rotate:
+        return run_rotation(cfg, "lora", cfg.rotate)
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    rows = leave_out(rows, cfg.leave_out)
     detector = new_detector(cfg, run)
     facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")

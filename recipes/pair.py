@@ -18,11 +18,11 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Encoder, Rows, Steps, Views
+from adapt.flags import Encoder, LeftOut, Rows, Steps, Views
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Views, Steps):
+class Config(Rows, LeftOut, Encoder, Views, Steps):
     output_dir: Path = Path("results/runs/pair")  # holds one folder per run, and continues those runs
     arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
     seeds: tuple[int, ...] = (0, 1, 2)  # seeds of adapters, draws and random partners; each arm runs with each
@@ -65,6 +65,7 @@ def train(cfg: Config) -> None:
     import numpy as np
     import torch
 
+    from adapt.data.left_out import leave_out
     from adapt.data.pairing import rematched, unpaired
     from adapt.features.cache import extract
     from adapt.models.adapters.lora import add_adapter
@@ -78,6 +79,7 @@ def train(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    rows = leave_out(rows, cfg.leave_out)
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
     matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
     images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched

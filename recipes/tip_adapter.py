@@ -19,13 +19,13 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Cached, Encoder, Intervals, Rows, Views
+from adapt.flags import Cached, Encoder, Intervals, LeftOut, Rows, Views
 
 Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Views, Cached, Intervals):
+class Config(Rows, LeftOut, Encoder, Views, Cached, Intervals):
     output_dir: Path = Path("results/runs/tip_adapter")  # run directory
     layer: str = "proj"  # texts meet images in proj only; any layer with --prior probe or none
     prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
@@ -48,6 +48,7 @@ def main(cfg: Config) -> None:
     import numpy as np
     import torch
 
+    from adapt.data.left_out import leave_out
     from adapt.detector.detector import Detector
     from adapt.models.heads.probes import fit_probe
     from adapt.models.heads.tip_adapter import Rows, TipAdapter, draw_shots, fit, tune
@@ -70,6 +71,7 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    rows = leave_out(rows, cfg.leave_out)
     names = class_names(rows, cfg.classes)
     classes = known_classes(names[rows["split"] == "train"])
     prompts = [REAL if name == "real" else FAKE if name == "fake" else family_prompts(name) for name in classes]

@@ -14,7 +14,7 @@ import yaml
 from adapt import __main__ as program
 from adapt.evaluation.base_rates import PREDICTIVE
 from adapt.evaluation.metrics import PREFIXES
-from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, WITHIN
+from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, SAMPLES, UNSEEN, WITHIN
 from adapt.files import open_table
 from adapt.sweeps.planned_runs import config_class
 
@@ -212,7 +212,7 @@ def test_the_vocabulary_of_metrics_csv_is_one_table() -> None:
                     used.add(line["metric"])
                     names.add(line["generator"])
     used |= {*METRICS, *WITHIN, "threshold", "unreadable", *(f"{name}_at_PREVALENCE" for name in PREDICTIVE)}
-    names |= {*MEANS, *GROUPED}
+    names |= {*MEANS, *UNSEEN, *SAMPLES, *GROUPED}
     ours = {name.removesuffix("_per_quality") for name in used}
     assert ours == metrics - {"..._per_quality"}
     aggregates = {re.sub(r"^(edit|part):(?!all$).*", r"\1:NAME", name) for name in names if ":" in name} | {"real"}

@@ -191,8 +191,7 @@ def _open_set(view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, ro
     values = np.full((len(OPEN_SET), 1 + dealt.blocks), np.nan)
     if known.any() and not known.all():
         for i, size in enumerate(familiarity(logits).values()):
-            _, place = np.unique(-size, return_inverse=True)
-            values[i] = auc_without(place, known, dealt.block[rows], dealt.blocks)
+            values[i] = auc_without(size, known, dealt.block[rows], dealt.blocks)
     group = dealt.group[rows]
     rarer = min(group[known], group[~known], key=lambda of_kind: len(np.unique(of_kind)))
     return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer) for i, name in enumerate(OPEN_SET)]

@@ -22,6 +22,7 @@ from adapt.evaluation.numbering import numbered
 
 LEVEL = 0.95
 FEWEST = 10  # groups that an interval rests on; with fewer none is given
+FEWEST_GENERATORS = 3  # that an interval for others like them rests on
 DRAWS = 4000  # of the largest difference
 PSEUDO, FLOOR = 0.1, 0.18  # groups on either side of a share, and in its standard error: with n of n right the
 # lower end is about 0.025 ** (1 / n), the exact one of n independent groups
@@ -131,7 +132,11 @@ def chance(values: np.ndarray, groups: int, seeds: np.ndarray | None = None) -> 
 
 def share_interval(values: np.ndarray, groups: int, level: float = LEVEL, seeds: np.ndarray | None = None) -> Interval:
     """Interval of a statistic between 0 and 1, (1 + b,), that rests on so many groups (of its rarer class)."""
-    value, (error, freedom) = float(values[0]), chance(values, groups, seeds)
+    return _on_logit_scale(float(values[0]), groups, chance(values, groups, seeds), level)
+
+
+def _on_logit_scale(value: float, groups: int, moved: Chance, level: float = LEVEL) -> Interval:
+    error, freedom = moved
     if np.isnan(error):
         return NONE
     inner = (value * groups + PSEUDO) / (groups + 2 * PSEUDO)
@@ -139,6 +144,52 @@ def share_interval(values: np.ndarray, groups: int, level: float = LEVEL, seeds:
     middle = np.log(inner / (1 - inner))
     low, high = (1 / (1 + np.exp(-(middle + side * reach))) for side in (-1, 1))
     return Interval(min(float(low), value), max(float(high), value))
+
+
+def sample_chance(
+    parts: np.ndarray, generators: Sequence[str], groups: int, seeds: np.ndarray | None = None
+) -> Chance:
+    """Chance of the mean over n parts, (n, 1 + b), if their k generators are a sample of all that there could be.
+
+    Two-way: other groups and other generators, each generator one draw, also where it has several parts (sets). Every
+    generator rests on its own fakes, so that their spread holds the chance of those already; of the chance over
+    groups only what all generators share (the real images, the scenes) is added to it:
+
+        se^2 = se_groups^2 - own + (k + 1) / (k - 1) between,    between = k / (k - 1) sum_j w_j^2 (t_j - t)^2
+
+    with `own` the jackknife's estimate of how much of `between` is chance over groups, w_j the share of the parts that
+    generator j has, t_j its mean. (k + 1) / (k - 1) is there because few generators, most of them easy, spread too
+    little. Degrees of freedom: Satterthwaite 1946. NaN below `FEWEST_GENERATORS`, and where `chance` is.
+    """
+    fixed = chance(parts.mean(axis=0), groups, seeds)
+    names, place = np.unique(np.array(generators, dtype=object).astype(str), return_inverse=True)
+    k, blocks = len(names), min(parts.shape[1] - 1, groups)
+    if k < FEWEST_GENERATORS or np.isnan(fixed.error):
+        return Chance(float("nan"), float("nan"))
+    weight = np.bincount(place) / len(parts)
+    member = np.zeros((k, len(parts)))
+    member[place, np.arange(len(parts))] = 1 / np.bincount(place)[place]
+    values = member @ parts
+
+    def between(x: np.ndarray) -> np.ndarray:
+        return k / (k - 1) * ((weight[:, None] * (x - weight @ x)) ** 2).sum(axis=0)
+
+    without = values[:, 1:] - values[:, 1:].mean(axis=1, keepdims=True)
+    own = (without.shape[1] - 1) / without.shape[1] * float(between(without).sum())
+    shared = max(fixed.error**2 - own, 0.0)
+    of_generators = (k + 1) / (k - 1) * float(between(values[:, :1])[0])
+    total = shared + of_generators
+    spent = shared**2 / (blocks - 1) + of_generators**2 / (k - 1)
+    two_way = Chance(float(np.sqrt(total)), total**2 / spent if spent else float(blocks - 1))
+    # generators that happen to differ less than their images explain leave the chance over groups
+    return max(fixed, two_way, key=lambda one: t.ppf(0.5 + LEVEL / 2, one.freedom) * one.error)
+
+
+def sample_interval(
+    parts: np.ndarray, generators: Sequence[str], groups: int, seeds: np.ndarray | None = None
+) -> Interval:
+    """Interval of a mean share over generators like these, on groups like these; see `sample_chance`."""
+    return _on_logit_scale(float(parts[:, 0].mean()), groups, sample_chance(parts, generators, groups, seeds))
 
 
 def interval(values: np.ndarray, groups: int) -> Interval:

@@ -25,6 +25,7 @@ from adapt.evaluation.replicates import (
     distinct,
     interval_of,
     replicate,
+    unseen_kinds,
 )
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
@@ -33,6 +34,7 @@ CHANCE, EXCESS = 0.1, 0.05  # of the controls: in AUC from 0.5; in false alarms 
 Outcome = Literal["passed", "FAILED", "cannot tell", "n/a"]
 PREFIXES = (
     "mean:",
+    "sample:",
     "worst:",
     "pooled:",
     "within:",
@@ -112,7 +114,7 @@ def evaluate(
     cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *behind)]
     if lost := int((val & ~scores.ok).sum()):
         cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
-    for key, found in replicate(test, threshold, resamples, seed, prevalence).items():
+    for key, found in replicate(test, threshold, resamples, seed, prevalence, unseen_kinds(scores)).items():
         for metric, values in found.values.items():
             low, high = interval_of(found, metric)
             value = float(values[0])
@@ -177,16 +179,21 @@ def compare_means(
 
     The variance is that over groups plus that of a mean over seeds. A single pair says nothing about other seeds.
     """
-    found = []
+    found, kinds = [], unseen_kinds(pairs[0][0])
     for a, b in pairs:
         cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
         # all in one order: then resamples draw the same groups
         tables = (align(pairs[0][0], table)[1] for table in align(a, b))
         found.append(
-            [replicate(table, cut, resamples, seed, prevalence) for table, cut in zip(tables, cuts, strict=True)]
+            [
+                replicate(table, cut, resamples, seed, prevalence, kinds)
+                for table, cut in zip(tables, cuts, strict=True)
+            ]
         )
     out = []
     for key, one in found[0][0].items():
+        if one.sample_of:  # the same difference as that of the mean
+            continue
         for metric in one.values:
             values = np.mean([a[key].values[metric] for a, _ in found], axis=0)
             d = np.mean([a[key].values[metric] - b[key].values[metric] for a, b in found], axis=0)

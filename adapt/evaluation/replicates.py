@@ -5,13 +5,21 @@ pairs is taken away from the total. What is left out: jackknife.py.
 """
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
-from adapt.evaluation.jackknife import NONE, Interval, deal, share_interval, sums_without, worst_interval
+from adapt.evaluation.jackknife import (
+    NONE,
+    Interval,
+    deal,
+    sample_interval,
+    share_interval,
+    sums_without,
+    worst_interval,
+)
 from adapt.evaluation.scores import Comparison, Scores, comparisons
 
 BINS = 15  # of the expected calibration error
@@ -30,6 +38,10 @@ WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
 Item = TypeVar("Item", bound=Hashable)
 ALL = "all"  # in place of a set: over all sets
 MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
+UNSEEN = {"mean:unseen-generator": "generator", "mean:unseen-family": "family"}  # what is unseen of these
+SAMPLES = {f"sample:{label.removeprefix('mean:')}": label for label in (*MEANS, *UNSEEN) if label != "mean:selection"}
+SAMPLED = ("auc", "balanced_accuracy")  # metrics whose generators count as a sample
+UNKNOWN_FAMILIES = ("", "other")  # `other`: what the table of families does not hold
 GROUPED = {"within:all": "mean:all", "within:seen": "mean:seen", "within:unseen": "mean:unseen"}  # the same fakes
 BLOCK = 65_536  # resamples x rows that are computed together: 0.5 MB an array, what a core's cache holds
 
@@ -50,6 +62,8 @@ class Replicates:
     seen: str = ""
     unreadable: int = 0
     worst_of: tuple["Replicates", ...] = ()  # of `worst:all`: the generators among which it is the worst
+    sample_of: tuple["Replicates", ...] = ()  # of `sample:...`: the generators whose mean it is
+    sampled: tuple[str, ...] = ()  # their names
 
 
 def measure(
@@ -162,20 +176,19 @@ def measure_without(
             recall, false_alarm = hit / n_fake, alarm / n_real
             found |= {f"recall{suffix}": recall, f"false_alarm{suffix}": false_alarm}
             found[f"balanced_accuracy{suffix}"] = 0.5 * (recall + 1 - false_alarm)
-    _, place = np.unique(-logit, return_inverse=True)  # from the highest on
-    found["auc"] = auc_without(place, fake, block, blocks)
-    found["ap"] = _ap_without(place, fake, block, blocks, prevalence)
+    found["auc"] = auc_without(logit, fake, block, blocks)
+    found["ap"] = _ap_without(logit, fake, block, blocks, prevalence)
     return {name: found[name] for name in METRICS}
 
 
-def auc_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
-    """AUC of all rows, then without each block: (1 + b,); NaN where a class is absent.
+def auc_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
+    """AUC of logits (n,) of all rows, then without each block: (1 + b,); NaN where a class is absent.
 
-    `place` (n,) int64: the rank of each row's score among the distinct ones, from the highest on. Of all pairs that
-    are the wrong way round, a block takes away those of its fakes with any real and of its reals with any fake, of
-    which those inside the block were counted twice.
+    Of all pairs that are the wrong way round, a block takes away those of its fakes with any real and of its reals
+    with any fake, of which those inside the block were counted twice.
     """
-    k = int(place.max(initial=-1)) + 1
+    highest_first, place = np.unique(-logit, return_inverse=True)
+    k = len(highest_first)
     reals, fakes = (np.bincount(place[rows], minlength=k) for rows in (~fake, fake))
     over_fake = (2 * reals.cumsum() - reals)[place[fake]].astype(np.float64)  # twice the reals above, ties once
     under_real = (2 * (fakes.sum() - fakes.cumsum()) + fakes)[place[~fake]].astype(np.float64)
@@ -193,9 +206,10 @@ def auc_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: 
         return np.where((n_fake == 0) | (n_real == 0), np.nan, 1 - 0.5 * wrong / (n_fake * n_real))
 
 
-def _ap_without(place: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, prevalence: float) -> np.ndarray:
+def _ap_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, prevalence: float) -> np.ndarray:
     """Average precision of all rows, then without each block: (1 + b,); NaN where a class is absent."""
-    k, odds = int(place.max()) + 1, (1 - prevalence) / prevalence
+    highest_first, place = np.unique(-logit, return_inverse=True)
+    k, odds = len(highest_first), (1 - prevalence) / prevalence
     d_tp, d_fp = (np.bincount(place[rows], minlength=k) for rows in (fake, ~fake))
     order = np.argsort(block, kind="stable")
     own = [order[:0], *np.split(order, np.bincount(block, minlength=blocks).cumsum()[:-1])][: 1 + blocks]
@@ -244,13 +258,37 @@ def interval_of(found: Replicates, metric: str) -> Interval:
         parts = np.stack([part.values[metric] for part in found.worst_of])
         groups = np.array([part.groups for part in found.worst_of])
         return worst_interval(parts, groups, highest=metric in LOWER_IS_BETTER)
+    if found.sample_of:
+        parts = np.stack([part.values[metric] for part in found.sample_of])
+        return sample_interval(parts, found.sampled, found.groups)
     return share_interval(found.values[metric], found.groups)
 
 
+def unseen_kinds(scores: Scores) -> dict[str, str]:
+    """What is unseen of each generator that neither training nor selection met: `generator` alone, or `family` too.
+
+    A family is seen if training or selection met one of its generators, as far as the rows of all splits show it.
+    Generators of an unknown family are in neither.
+    """
+    of = dict(zip(scores["generator"], zip(scores["family"], scores["seen"], strict=True), strict=True))
+    known = {name: pair for name, pair in of.items() if name != "real" and pair[0] not in UNKNOWN_FAMILIES}
+    met = {family for family, seen in known.values() if seen}
+    return {name: "generator" if family in met else "family" for name, (family, seen) in known.items() if not seen}
+
+
 def replicate(
-    test: Scores, threshold: float, resamples: int, seed: int, prevalence: float = PREVALENCE
+    test: Scores,
+    threshold: float,
+    resamples: int,
+    seed: int,
+    prevalence: float = PREVALENCE,
+    kinds: Mapping[str, str] | None = None,
 ) -> dict[Key, Replicates]:
-    """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means."""
+    """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means.
+
+    `kinds`: what is unseen of a generator, as `unseen_kinds` of a table that has further rows says; None: of these.
+    """
+    kinds = unseen_kinds(test) if kinds is None else kinds
     dealt = deal(test["set"], test["group"], resamples, seed)
     seen = dict(zip(test["generator"], test["seen"], strict=True))
     fake, ok = test.fake, test.ok
@@ -314,18 +352,24 @@ def replicate(
             for label, which in edits.items():
                 own = None if name == ALL or label == "edit:all" else rows & which
                 out[name, view, label] = cell(rows & which, own, only=ALARMS)
-        out |= {(ALL, view, label): found for label, found in _aggregates(parts, dealt.blocks).items()}
+        out |= {(ALL, view, label): found for label, found in _aggregates(parts, dealt.blocks, kinds).items()}
         for (name, rows), (label, fakes) in itertools.product((sets | {ALL: here}).items(), grouped.items()):
             if groups := inside(rows & (fakes | plain)):
                 out[name, view, label] = groups
     return out
 
 
-def _aggregates(parts: dict[Key, Replicates], blocks: int) -> dict[str, Replicates]:
+def _aggregates(parts: dict[Key, Replicates], blocks: int, kinds: Mapping[str, str]) -> dict[str, Replicates]:
     """Means and the worst over the cells of one view that have both classes, resample by resample."""
-    out = {}
-    for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items():
-        used = {key: part for key, part in parts.items() if part.n_real and part.n_fake and part.seen in which}
+    out: dict[str, Replicates] = {}
+    both = {key: part for key, part in parts.items() if part.n_real and part.n_fake}
+    chosen = {
+        label: {key: part for key, part in both.items() if part.seen in which}
+        for label, which in {**MEANS, "worst:all": MEANS["mean:all"]}.items()
+    }
+    for label, kind in UNSEEN.items():
+        chosen[label] = {key: part for key, part in chosen["mean:unseen"].items() if kinds.get(key[2]) == kind}
+    for label, used in chosen.items():
         values = {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in METRICS}
         for metric in METRICS if used else ():
             stack = np.stack([part.values[metric] for part in used.values()])
@@ -336,8 +380,14 @@ def _aggregates(parts: dict[Key, Replicates], blocks: int) -> dict[str, Replicat
         worst_of = tuple(used.values()) if label == "worst:all" else ()
         n_fake = sum(part.n_fake for part in used.values())
         out[label] = Replicates(values, n_real, n_fake, groups, worst_of=worst_of)
-    if not out["mean:selection"].n_fake:
-        del out["mean:selection"]
+    for label in ("mean:selection", *UNSEEN):
+        if not out[label].n_fake:
+            del out[label]
+    for label, mean in SAMPLES.items():
+        if mean in out and (used := chosen[mean]):
+            values = {metric: out[mean].values[metric] for metric in SAMPLED}
+            names = tuple(key[2] for key in used)
+            out[label] = replace(out[mean], values=values, sample_of=tuple(used.values()), sampled=names)
     return out
 
 

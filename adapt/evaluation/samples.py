@@ -49,8 +49,7 @@ def samples(scores: Scores) -> list[Sample]:
         counts = {what: (int((rows & here).sum()), len(np.unique(group[rows & here]))) for what, rows in kinds.items()}
         used = here & (plain | (fake & (test["seen"] != "val")))
         by_group, by_image = (
-            auc_error(test["logit"][used], fake[used], units)
-            for units in (np.unique(group[used], return_inverse=True)[1], np.arange(used.sum()))
+            auc_error(test["logit"][used], fake[used], units) for units in (group[used], np.arange(used.sum()))
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = float(np.divide(by_group, by_image)) if by_image > 0 else float("nan")
@@ -60,12 +59,11 @@ def samples(scores: Scores) -> list[Sample]:
 
 
 def auc_error(logit: np.ndarray, fake: np.ndarray, unit: np.ndarray) -> float:
-    """Standard error of the AUC of logits (n,), fakes (n,) bool, from leaving out each unit (n,) of rows, 0 to u - 1, in turn.
+    """Standard error of the AUC of logits (n,), fakes (n,) bool, from leaving out each unit (n,) of rows in turn.
 
     NaN where a class is missing, or is all in one unit.
     """
     if not fake.any() or fake.all():
         return float("nan")
-    units = int(unit.max()) + 1
-    _, place = np.unique(-logit, return_inverse=True)
-    return standard_error(auc_without(place, fake, unit, units))
+    names, unit = np.unique(unit, return_inverse=True)
+    return standard_error(auc_without(logit, fake, unit, len(names)))

@@ -16,21 +16,33 @@ from adapt.evaluation.jackknife import (
     NONE,
     Interval,
     difference_interval,
+    sample_interval,
     share_interval,
     surely_above,
     worst_interval,
 )
 from adapt.evaluation.metrics import PREFIXES, align
-from adapt.evaluation.replicates import ALL, LOWER_IS_BETTER, WITHOUT_INTERVAL, Replicates, distinct, replicate
+from adapt.evaluation.replicates import (
+    ALL,
+    LOWER_IS_BETTER,
+    UNSEEN,
+    WITHOUT_INTERVAL,
+    Replicates,
+    distinct,
+    replicate,
+    unseen_kinds,
+)
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.number_table import columns_of, read_rows, write_rows
 
 MEAN = "mean"  # in place of a view: over all of them
+SAMPLE = "sample:unseen"  # generator: the mean of the unseen ones, as a sample of all that there could be
 WORST = "worst:unseen"  # generator: the lowest of the unseen ones, resample by resample
 KEPT = {  # by label of `replicate`
     "mean:seen": ("auc", "balanced_accuracy"),
     "mean:unseen": ("auc", "balanced_accuracy"),
+    **dict.fromkeys(UNSEEN, ("auc", "balanced_accuracy")),
     "mean:all": ("auc", "ece", "balanced_accuracy", "balanced_accuracy_at_0.5", "balanced_accuracy_oracle"),
     "real": ("false_alarm",),
     "edit:all": ("false_alarm",),
@@ -87,6 +99,8 @@ class Drawn:
     groups: int
     met: str = ""
     worst_of: tuple["Drawn", ...] = ()  # the generators among which it is the worst
+    sample_of: tuple["Drawn", ...] = ()  # the generators whose mean it is
+    sampled: tuple[str, ...] = ()  # their names
 
     def interval(self, metric: str) -> Interval:
         """Of the mean over seeds, with groups and seeds as sources of chance."""
@@ -98,6 +112,9 @@ class Drawn:
         if self.worst_of:
             parts = np.stack([part.values.mean(axis=0) for part in self.worst_of])
             return worst_interval(parts, np.array([part.groups for part in self.worst_of]))
+        if self.sample_of:
+            parts = np.stack([part.values.mean(axis=0) for part in self.sample_of])
+            return sample_interval(parts, self.sampled, self.groups, seeds)
         return share_interval(values, self.groups, seeds=seeds)
 
 
@@ -114,6 +131,7 @@ class SideBySide:
         Refuses tables whose test rows differ.
         """
         first = next(iter((tables or controls).values()))[0]
+        kinds = unseen_kinds(first)
         cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in {**tables, **controls}.items()}
         held = {row: [align(first, table)[1] for table in of_row] for row, of_row in tables.items()}
         ok = np.logical_and.reduce([table.ok for of_row in held.values() for table in of_row])
@@ -126,7 +144,7 @@ class SideBySide:
             found = []
             for table, cut in zip(of_row, cuts[row], strict=True):
                 readable = _blank(table, ok) if row in tables else table
-                found.append(_places(replicate(readable, cut, self.resamples, seed=0)))
+                found.append(_places(replicate(readable, cut, self.resamples, 0, kinds=kinds)))
             self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
             self.drawn[row] |= _over_views(self.drawn[row])
             self.drawn[row] |= _derived(self.drawn[row])
@@ -234,6 +252,10 @@ def _derived(drawn: Mapping[Place, Drawn]) -> dict[Place, Drawn]:
             values = np.take_along_axis(every, np.broadcast_to(worst, (1, *every.shape[1:])), axis=0)[0]
             parts = tuple(drawn[place] for place in unseen)
             out[ALL, view, WORST, "auc"] = replace(drawn[unseen[0]], values=values, worst_of=parts)
+            names = tuple(place[2] for place in unseen)
+            out[ALL, view, SAMPLE, "auc"] = replace(
+                drawn[ALL, view, "mean:unseen", "auc"], sample_of=parts, sampled=names
+            )
         for metric, (a, b) in GAPS.items():
             both = [drawn[ALL, view, "mean:all", name] for name in (a, b)]
             out[ALL, view, "mean:all", metric] = replace(both[0], values=both[0].values - both[1].values)

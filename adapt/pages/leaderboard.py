@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adapt.evaluation.jackknife import Interval
+from adapt.evaluation.jackknife import FEWEST_GENERATORS, Interval
 from adapt.evaluation.metrics import CHANCE, PREFIXES, outcome_of
 from adapt.evaluation.metrics import EXCESS as EXCESS_ALLOWED
 from adapt.evaluation.replicates import ALL, distinct
-from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, WORST, Number, Place, Row
+from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, SAMPLE, WORST, Number, Place, Row
 from adapt.pages.tables import name_of
 from adapt.text import escape_markdown
 
@@ -27,6 +27,11 @@ ABOUT_TRANSFER = """\
 Mean balanced accuracy over all generators. Frozen: one threshold, from validation images of all views. Oracle: the
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
 over the frozen one is the price of a threshold that does not fit, and never below 0."""
+ABOUT_UNSEEN = f"""\
+AUC, mean over views, on the generators that were never met. These generators: the interval says what other groups and
+training seeds could have given. Generators like these: the same mean; its interval also counts the generators as a
+sample, and says what other generators could have given (each an independent draw; fewer than {FEWEST_GENERATORS} have
+none). A family is seen if training or selection met one of its generators."""
 ABOUT_CONTROLS = f"""\
 Labels permuted in training, and metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE},
 FAILED if none of it does, else there are too few images to tell. Processed reals, mean over views: the same of at most
@@ -140,6 +145,22 @@ def transfer(numbers: Sequence[Number]) -> Table:
             values = [entry(found.get((ALL, view, "mean:all", name)), sign="+" * (name in GAPS)) for name in names]
             rows.append([*_row_names(row, found, numbers), Entry(view, view), *values])
     return Table("Threshold transfer", header, rows, ABOUT_TRANSFER, lines[1:])
+
+
+def unseen(numbers: Sequence[Number]) -> Table:
+    """What the unseen generators say of others, a row for each method; none in numbers from before it was measured."""
+    places = {
+        ("all unseen", "these generators"): "mean:unseen",
+        ("all unseen", "generators like these"): SAMPLE,
+        ("", "of seen families"): "mean:unseen-generator",
+        ("", "of unseen families"): "mean:unseen-family",
+    }
+    rows = [
+        [*_row_names(row, found, numbers), *(entry(found.get((ALL, MEAN, of, "auc"))) for of in places.values())]
+        for row, found in by_row(numbers).items()
+        if not is_control(found) and (ALL, MEAN, SAMPLE, "auc") in found
+    ]
+    return Table("Unseen generators", [*_row_header(numbers), *places], rows, ABOUT_UNSEEN)
 
 
 def by_generator(numbers: Sequence[Number]) -> Table:

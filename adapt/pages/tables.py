@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
+from adapt.evaluation.jackknife import FEWEST_GENERATORS
 from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
-from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, METRICS, PREVALENCE
+from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, METRICS, PREVALENCE, UNSEEN
 from adapt.evaluation.samples import Sample
 from adapt.files import write_text
 from adapt.number_table import write_rows
@@ -58,6 +59,19 @@ NO_GROUPS = (
     "**Every image counts as independent**, for each is a group of its own. If some are copies of one picture or come "
     "from one source, intervals are too narrow: `adapt evaluate --group_by COLUMN` names the column that says so."
 )
+UNSEEN_HEADLINE = {
+    "view": (),
+    "these generators": ("mean:unseen", "auc"),
+    "generators like these": ("sample:unseen", "auc"),
+    "of seen families": ("mean:unseen-generator", "auc"),
+    "of unseen families": ("mean:unseen-family", "auc"),
+}
+ABOUT_UNSEEN = """\
+AUC on the {k} unseen generators. *These generators*: the interval says what other groups could have given. *Generators
+like these*: the same mean; its interval also counts the generators as a sample, and says what other generators could
+have given. It takes each as an independent draw, so where they are relatives it is too narrow; fewer than {least} have
+none. A family is seen if training or selection met one of its generators."""
+ABOUT_UNKNOWN = "{n} unseen fakes are of an unknown family and in neither: name it in a column `family`."
 WEAKEST = 10  # cells on the page
 ABOUT_WEAKEST = (
     "The lowest of {total} cells of a generator and a view, generators used for selection only left out, by the upper "
@@ -207,7 +221,7 @@ def markdown(
     embedded = any(cell.set == "embedded" for cell in cells)
     how = HOW_TO_READ.format(threshold=THRESHOLDS[_origin(cells)])
     parts = [how, "## Headline", grid(headline(cells))]
-    parts += ["Balanced accuracy: mean over all generators, at the threshold.", *_behind(behind)]
+    parts += ["Balanced accuracy: mean over all generators, at the threshold.", *_unseen(cells), *_behind(behind)]
     parts += _metrics(cells, prevalence) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
     parts += [*_controls(controls), *_differences(differences), *sections]
     parts += (_attribution(attribution) if attribution else []) + _missing(cells)
@@ -259,6 +273,23 @@ def _guesses(cells: Sequence[Cell]) -> list[str]:
         for name, rate in FALSE_ALARM_RATES.items()
         if min(reals) < FEWEST_ERRORS / rate - 1e-9
     ]
+
+
+def _unseen(cells: Sequence[Cell]) -> list[str]:
+    """What the unseen generators say of others; nothing without any, or in files from before it was measured."""
+    at, views = index(cells), views_of(cells)
+    first = next((at[key] for view in views if (key := (ALL, view, "sample:unseen", "auc")) in at), None)
+    if first is None:
+        return []
+    keys = [key for key in UNSEEN_HEADLINE.values() if key]
+    rows = [[view, *(show(at.get((ALL, view, key[0], key[1]))) for key in keys)] for view in views]
+    k = len({name for (_, name), seen in generators_of(cells).items() if seen == ""})
+    about = ABOUT_UNSEEN.format(k=k, least=FEWEST_GENERATORS)
+    known = [at[key].n_fake for label in UNSEEN if (key := (ALL, first.view, label, "auc")) in at]
+    if unknown := first.n_fake - sum(known):
+        about += " " + ABOUT_UNKNOWN.format(n=unknown)
+    title = "## Unseen generators: these, and others like them"
+    return [title, grid([list(UNSEEN_HEADLINE), *rows]), about]
 
 
 def _metrics(cells: Sequence[Cell], prevalence: float) -> list[str]:

@@ -20,9 +20,11 @@ from adapt.models.prompts import without_texts
 from adapt.pages import leaderboard
 from adapt.pages.drawing import png
 from adapt.pages.markdown_page import picture
+from adapt.pages.rotation import read_rotation, write_rotation
 from adapt.sweeps.ablation_html import report
 from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
+from adapt.sweeps.rotation import Members, measure_rotation
 from adapt.text import escape_markdown, one_line
 from adapt.training.report import shown
 from adapt.training.run import RunRecord
@@ -30,7 +32,7 @@ from adapt.training.tracking import write_side_by_side
 
 METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
 SHARED = (
-    *("manifest", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
+    *("manifest", "leave_out", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
     "num_workers",
 )
 TOWER = ("learning_rate", "epochs", "groups")  # of recipes that train with optimizer steps on whole groups
@@ -83,7 +85,7 @@ class Method:
         known = {field.name for field in fields(config_class(self.recipe))}
         names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
         given = {name: getattr(config, name) for name in names if name in known}
-        given = {name: value for name, value in given.items() if value is not None} | dict(self.flags)
+        given = {name: value for name, value in given.items() if value not in (None, ())} | dict(self.flags)
         rows = {}
         for views in [",".join(config.test_views)] if self.once else config.train_on:
             row = self.name, "" if self.once else views
@@ -152,16 +154,31 @@ def write_ablation(
     root: Path,
     impossible: Mapping[str, str],
     failed: Mapping[str, str],
+    rotated: Mapping[Row, Mapping[str, Sequence[PlannedRun]]],
+    members: Members,
 ) -> None:
-    """Everything about the finished runs; the record only when none is missing."""
-    missing = [run.name for of_row in rows.values() for run in of_row if run.state(root) != "finished"]
+    """Everything about the finished runs; the record only when none is missing.
+
+    `rotated`: runs of each row without each of `members` in turn; a row of which one is missing is in no rotation.
+    """
+    turned = {row: [run for runs in of.values() for run in runs] for row, of in rotated.items()}
+    asked = [run for part in (rows, turned) for of_row in part.values() for run in of_row]
+    missing = [run.name for run in asked if run.state(root) != "finished"]
     done = {row: [run for run in of_row if run.name not in missing] for row, of_row in rows.items()}
     done = {row: of_row for row, of_row in done.items() if of_row}
     if not any(name not in controls for name, _ in done):
         return print("no page yet: no run of a method is finished")
+    of_rotation = {
+        row: of
+        for row, of in rotated.items()
+        if of and not {r.name for r in (*rows[row], *turned[row])} & set(missing)
+    }
     every = [run for of_row in done.values() for run in of_row]
+    every += [run for row in of_rotation for run in turned[row]]
     beside, numbers = measure(done, controls, root, config.resamples)
     write_numbers(root / "ablation.csv", numbers)
+    if of_rotation:
+        write_rotation(root, measure_rotation(rows, of_rotation, members, config.resamples, root))
     record = sweep_record(config, every, root)
     identity: Any = record["identity"]  # `base` is the fingerprint of a backbone
     digests = {"manifest digest": identity["data"], "weights digest": identity["base"]["weights"]}
@@ -174,6 +191,7 @@ def write_ablation(
         missing,
         impossible,
         failed,
+        read_rotation(root) if of_rotation else (),
     )
     sections = write_tables(root, page)
     figures = {name: png(figure) for name, figure in page.figures().items()}

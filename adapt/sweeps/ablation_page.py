@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 
 from adapt.evaluation.metrics import PREFIXES
 from adapt.evaluation.replicates import ALL
+from adapt.evaluation.rotation import Rotated
 from adapt.evaluation.side_by_side import MEAN, Number, Row, write_numbers
 from adapt.files import write_text
 from adapt.pages import leaderboard
 from adapt.pages.drawing import cost_against_accuracy, heat_map, methods_over_views
 from adapt.pages.latex import table as latex_table
 from adapt.pages.leaderboard import COSTS, Table
+from adapt.pages.rotation import rotation_table
 from adapt.sweeps.frontier import undominated
 
 ABOUT_COSTS = """\
@@ -35,12 +37,14 @@ class Page:
     missing: Sequence[str] = ()  # runs that are not finished
     impossible: Mapping[str, str] = field(default_factory=dict)  # methods, and why this backbone cannot do them
     failed: Mapping[str, str] = field(default_factory=dict)  # runs, and their last words
+    rotation: Sequence[Rotated] = ()  # of methods that were run without each generator, or family, in turn
 
     def tables(self) -> list[Table]:
         head = leaderboard.headline(self.numbers)
         head = replace(head, about=f"{head.about}\n\n{ABOUT_COSTS.format(memory=self.memory)}")
-        made = (leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
-        return [head, *(table for make in made if (table := make(self.numbers)).rows)]
+        made = (leaderboard.unseen, leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
+        tables = [head, *(table for make in made if (table := make(self.numbers)).rows)]
+        return [*tables, rotation_table(self.rotation)] if self.rotation else tables
 
     def figures(self) -> dict[str, Figure]:
         """By name: heat map, AUC over views, and cost against accuracy."""

@@ -275,14 +275,17 @@ def uses_gpu(run: PlannedRun, root: Path) -> bool:
 def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRecord:
     """provenance.json of a page made from finished runs: of the first one, with the seconds of all.
 
-    Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ.
+    Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ, and
+    the data of runs that leave other generators out.
     """
     records = [run.record(root) for run in runs]
     first = records[0]
+    like: dict[object, tuple[PlannedRun, RunRecord]] = {}
     for run, record in zip(runs, records, strict=True):
-        for part in ("data", "base"):
-            if _but_layer(record["identity"][part]) != _but_layer(first["identity"][part]):
-                raise Refusal(f"{root}: {run.name} and {runs[0].name} have different {part}: delete the older one")
+        same_rows = like.setdefault(run.flags.get("leave_out", ()), (run, record))
+        for part, (other, of_other) in (("data", same_rows), ("base", (runs[0], first))):
+            if _but_layer(record["identity"][part]) != _but_layer(of_other["identity"][part]):
+                raise Refusal(f"{root}: {run.name} and {other.name} have different {part}: delete the older one")
     return {
         "command": provenance.command(),
         "seconds": round(sum(record["seconds"] for record in records), 1),

@@ -16,6 +16,7 @@ from adapt.files import has_table
 from adapt.number_table import columns_of, read_rows
 from adapt.pages.map_tables import map_sections
 from adapt.pages.read_back import read_run
+from adapt.pages.rotation import read_rotation, rotation_sections
 from adapt.pages.tables import grid, markdown
 from adapt.sweeps import frontier
 from adapt.sweeps.ablation_page import Page, sections_of
@@ -92,6 +93,9 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
     record = record_of(folder)
     recipe = recipe_of(record["command"])
     needed = {"frontier": "frontier.csv", "ablation": "ablation.csv"}.get(recipe, "metrics.csv")
+    turned = read_rotation(folder)
+    if turned and recipe == "lora":  # a page of several runs
+        return tables_of(_page(rotation_sections(turned)[1]))
     if recipe in KNOWN and not has_table(folder / needed):
         raise Refusal(f"{folder / needed} is missing: put it back, or run the command of the page again")
     if recipe in SINGLE:
@@ -108,7 +112,7 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
             _page(grid(frontier.headline(points)), "## AUC unseen, per view", grid(frontier.per_view(points)))
         )
     if recipe == "ablation":
-        return tables_of(_page(*sections_of(Page(read_numbers(folder / "ablation.csv"), ""))))
+        return tables_of(_page(*sections_of(Page(read_numbers(folder / "ablation.csv"), "", rotation=turned))))
     return {}
 
 
@@ -129,6 +133,7 @@ def _single(folder: Path, record: Mapping[str, Any], localizes: bool) -> str:
     sections = []
     if has_table(folder / "layers.csv"):
         sections = ["## Layers", *study_of(folder, "layers.csv").grids(level="###")]
+    sections += rotation_sections(read_rotation(folder))
     if localizes:
         confused = [read_rows(folder / f"confusion-{name}.csv", Count) for name in ("extents", "tools")]
         sections = map_sections(read_rows(folder / "localization.csv", Rate), *confused)

@@ -11,6 +11,8 @@ from adapt.evaluation.jackknife import (
     interval,
     leave_out,
     paired,
+    sample_chance,
+    sample_interval,
     share_interval,
     standard_error,
     surely_above,
@@ -190,3 +192,62 @@ def test_a_large_difference_is_seen_with_seeds_and_never_with_one() -> None:
     assert surely_above(clear, [5, 40])[0] is False  # too few groups
     low, high = difference_interval(clear[0].mean(axis=0), 40, clear[0][:, 0])
     assert low > 0 and high > low
+
+
+# -- generators as a sample ------------------------------------------------------------------------------------------
+
+
+def with_generators(rng: np.random.Generator, groups: int, shifts: np.ndarray) -> np.ndarray:
+    """AUC of each generator, of all groups and without each: (k, 1 + groups). All share the photographs."""
+    content = 0.7 * rng.normal(size=groups)
+    real = content + 0.51**0.5 * rng.normal(size=groups)
+    fakes = content + 0.51**0.5 * rng.normal(size=(len(shifts), groups)) + shifts[:, None]
+    found = []
+    for fake in fakes:
+        above = (fake[:, None] > real).astype(float)
+        rest = above.sum() - above.sum(axis=0) - above.sum(axis=1) + np.diag(above)  # pairs without each group
+        found.append(np.concatenate([[above.mean()], rest / (groups - 1) ** 2]))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("k", [3, 4, 7, 12])
+@pytest.mark.parametrize("groups", [30, 100])
+def test_intervals_for_generators_like_these_cover_their_population(k, groups) -> None:
+    runs = 400
+    for middle, spread in ((1.2, 0.0), (1.2, 0.3), (1.2, 0.8), (2.2, 0.8), (2.5, 1.2)):
+        drawn = middle + spread * np.random.default_rng(0).normal(size=200_000)
+        true = norm.cdf(drawn / 2**0.5).mean()  # an unrelated photograph and fake differ with variance 2
+        of_sample, of_these = 0, 0
+        for run in range(runs):
+            rng = np.random.default_rng([run, k, groups])
+            parts = with_generators(rng, groups, middle + spread * rng.normal(size=k))
+            fixed = share_interval(parts.mean(axis=0), groups)
+            two_way = sample_interval(parts, [f"g{i}" for i in range(k)], groups)
+            assert two_way.low <= fixed.low + 1e-9 and fixed.high <= two_way.high + 1e-9
+            of_sample += two_way.low <= true <= two_way.high
+            of_these += fixed.low <= true <= fixed.high
+        # the last population has most AUCs near 1 and some near .5: a mean of few says least of it
+        assert (0.88 if spread > 1 else 0.93) <= of_sample / runs <= 0.99, (middle, spread)
+        if spread >= 0.8:  # the interval for these generators is none for others
+            assert of_these / runs < (0.85 if groups == 30 else 0.65), (middle, spread)
+        elif not spread:  # where generators do not differ the two are nearly one
+            assert of_these / runs >= 0.93
+
+
+def test_without_chance_over_groups_it_is_the_spread_of_the_generators() -> None:
+    values, names = np.array([0.6, 0.7, 0.9, 0.95]), ["a", "b", "c", "d"]
+    parts = np.repeat(values[:, None], 41, axis=1)
+    error, freedom = sample_chance(parts, names, 1_000_000)
+    assert error == pytest.approx((5 / 3 * values.var(ddof=1) / 4) ** 0.5, rel=1e-6)
+    assert freedom == pytest.approx(3, rel=1e-3)
+    # a generator in two sets is one draw, with the weight of its parts in the mean
+    twice = np.concatenate([parts, parts[:1]])
+    weight = np.array([2, 1, 1, 1]) / 5
+    between = 4 / 3 * (weight**2 * (values - weight @ values) ** 2).sum()
+    assert sample_chance(twice, [*names, "a"], 1_000_000).error == pytest.approx((5 / 3 * between) ** 0.5, rel=1e-6)
+    assert np.isnan(sample_interval(parts[:2], names[:2], 40)).all()  # two generators are no sample
+    assert np.isnan(sample_interval(parts, ["a", "a", "b", "b"], 40)).all()  # nor are two in two sets
+    assert np.isnan(sample_interval(parts, names, FEWEST - 1)).all()
+    seeds = np.array([0.7, 0.8, 0.9])
+    more = sample_chance(parts, names, 1_000_000, seeds)
+    assert more.error**2 == pytest.approx(error**2 + seeds.var(ddof=1) / 3, rel=1e-6)

@@ -516,3 +516,75 @@ def test_the_files_give_the_page_again(tmp_path):
     (tmp_path / "controls.csv").write_text("name,view,odd\n")
     with pytest.raises(Refusal, match="columns name, view, odd, expected name, view, value"):
         read_run(tmp_path, ["gan"])
+
+
+def with_families(generators: dict[str, tuple[str, str, float]], views=("none",), n=30) -> Scores:
+    """Test rows of photographs and of generators: name -> (family, seen, shift); validation rows of the seen ones."""
+    rng, rows = np.random.default_rng(4), []
+    for split, (name, (family, seen, shift)), view in (
+        (s, one, v)
+        for s in ("val", "test")
+        for one in {"real": ("", "train", 0.0), **generators}.items()
+        for v in views
+    ):
+        if split == "test" or seen:
+            rows += [
+                (f"{name}/{split}{i}", f"{split}{i}", name, family, split, seen, view, shift + rng.normal())
+                for i in range(n)
+            ]
+    names = ("path", "group", "generator", "family", "split", "seen", "view", "logit")
+    return Scores(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+
+
+UNSEEN = {
+    "trained": ("gan", "train", 2.0),
+    "picked": ("flow", "val", 1.5),
+    "cousin": ("gan", "", 1.6),
+    "nephew": ("flow", "", 1.0),
+    "stranger": ("diffusion", "", 0.5),
+    "foreigner": ("autoregressive", "", 0.2),
+    "nobody": ("other", "", 0.8),
+}
+
+
+def test_unseen_generators_of_seen_families_stand_apart_from_unseen_families(tmp_path):
+    cells = evaluate(with_families(UNSEEN, ("none", "qf40")), resamples=40)
+    at = {(c.view, c.generator, c.metric): c for c in cells}
+    for view in ("none", "qf40"):
+        own = {name: at[view, name, "auc"].value for name in UNSEEN}
+        for label, names in (
+            ("mean:unseen", ("cousin", "nephew", "stranger", "foreigner", "nobody")),
+            ("mean:unseen-generator", ("cousin", "nephew")),
+            ("mean:unseen-family", ("stranger", "foreigner")),
+            ("sample:unseen", ("cousin", "nephew", "stranger", "foreigner", "nobody")),
+        ):
+            found = at[view, label, "auc"]
+            assert found.value == pytest.approx(np.mean([own[name] for name in names]), abs=1e-12), label
+            assert found.n_fake == 30 * len(names)
+        these, sample = at[view, "mean:unseen", "auc"], at[view, "sample:unseen", "auc"]
+        assert sample.low < these.low < these.high < sample.high
+        two = at[view, "sample:unseen-family", "auc"]
+        assert np.isnan(two.low) and two.value == at[view, "mean:unseen-family", "auc"].value  # two are no sample
+    write_tables(cells, tmp_path)
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    table = section(page, "Unseen generators: these, and others like them")
+    assert table[0] == ["view", "these generators", "generators like these", "of seen families", "of unseen families"]
+    these, sample = at["none", "mean:unseen", "auc"], at["none", "sample:unseen", "auc"]
+    shown = [f"{c.value:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in (these, sample)]
+    assert table[1][:3] == ["none", *shown]
+    assert "AUC on the 5 unseen generators" in page and "30 unseen fakes are of an unknown family" in page
+
+
+def test_a_family_that_training_rows_alone_show_is_seen():
+    """The trained generator has validation rows only: its family is seen all the same."""
+    every = with_families({"trained": ("gan", "train", 2.0), "cousin": ("gan", "", 1.0)})
+    scores = every.select((every["split"] == "val") | (every["generator"] != "trained"))
+    labels = {c.generator for c in evaluate(scores, resamples=20)}
+    assert "mean:unseen-generator" in labels and "mean:unseen-family" not in labels
+
+
+def test_without_families_neither_kind_of_unseen_is_claimed(cells):
+    labels = {cell.generator for cell in cells}
+    assert "sample:unseen" in labels and not {"mean:unseen-generator", "mean:unseen-family"} & labels
+    with pytest.raises(Refusal, match="sample:"):
+        evaluate(with_families({"sample:x": ("gan", "train", 1.0)}), resamples=5)
