@@ -39,7 +39,7 @@ class Page:
     def tables(self) -> list[Table]:
         head = leaderboard.headline(self.numbers)
         head = replace(head, about=f"{head.about}\n\n{ABOUT_COSTS.format(memory=self.memory)}")
-        made = (leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
+        made = (leaderboard.budgets, leaderboard.transfer, leaderboard.by_generator, leaderboard.controls)
         return [head, *(table for make in made if (table := make(self.numbers)).rows)]
 
     def figures(self) -> dict[str, Figure]:
