@@ -85,14 +85,14 @@ def main(cfg: Config) -> None:
     every = int(np.bincount(labels).max())  # images of the largest class
     choose = OnShots() if cfg.select_on == "shots" else OnValidation(features, cfg.train_views, names, classes)
     study = Study(("method", "shots", "draw"), cfg.resamples, cfg.seed)
-    facts, asked, enough = {"classes": " ".join(classes)}, set(cfg.methods), dict[int, bool]()
+    facts, asked, enough = dict[tuple[str, ...], dict[str, int]](), set(cfg.methods), dict[int, bool]()
     tips = asked & {"published", "tip-adapter", "tip-adapter-f"}
 
     def add(method: str, shots: int, draw: int, head, on=(), tried: int = 1, trained: int = 0) -> None:
         run.trained()
-        facts.update(given(rows.fake[list(on)], int(len(on) > 0), tried), trainable_parameters=trained)
-        deployable = head if not tips or "Tip" in method else None
-        study.add((method, str(shots), str(draw)), score_features(features, held, cfg.test_views, head), deployable)
+        key, deployable = (method, str(shots), str(draw)), head if not tips or "Tip" in method else None
+        facts[key] = given(rows.fake[list(on)], int(len(on) > 0), tried) | {"trainable_parameters": trained}
+        study.add(key, score_features(features, held, cfg.test_views, head), deployable)
 
     if texts is not None and "zero-shot" in asked:
         add("zero-shot", 0, 0, PriorHead(classes, texts=texts))
@@ -133,10 +133,11 @@ def main(cfg: Config) -> None:
     mean = study.over_last_key()
     about = f"Mean over {cfg.draws} draws of the shots; in brackets the smallest and the largest of them."
     val = np.isin(names, classes) & (rows["split"] == "val")
-    chosen_by = how_chosen(cfg.select_on, enough, rows.fake[val], len(set(cfg.train_views)))
+    chosen_by = how_chosen(cfg.select_on, enough, len(classes), rows.fake[val], len(set(cfg.train_views)))
     figures = {"shots": curves(mean.cells, cfg.test_views)}
     best = Detector(backbone, study.best.head) if study.best else None
-    finish(run, rows, study, [about, chosen_by, *mean.grids()], figures, best, cfg.train_views, **facts)
+    of_one = facts[study.best.key if study.best else list(facts)[-1]] | {"classes": " ".join(classes)}
+    finish(run, rows, study, [about, chosen_by, *mean.grids()], figures, best, cfg.train_views, **of_one)
 
 
 if __name__ == "__main__":

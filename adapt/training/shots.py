@@ -7,6 +7,7 @@ training on the other half, and then all are trained on. Where a class has fewer
 and fixed values are taken: C of scikit-learn, and of 2207.09519 alpha 1, beta 5.5 (for sums of votes), the last epoch.
 """
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,16 +28,20 @@ SelectOn = Literal["shots", "validation"]
 FEW = 8  # groups of every class that a choice needs
 FOLDS = 5
 FIXED_C = 1.0  # of scikit-learn
+CHOSEN = "Hyper-parameters (C of the regression; alpha and beta; epoch of Tip-Adapter-F) were chosen on "
 ABOUT = {
-    "shots": """\
-Hyper-parameters (C of the regression; alpha and beta; epoch of Tip-Adapter-F) were chosen on the shots themselves, by
-cross-validation over their groups{chosen}{fixed}. No validation image took part in training
-or choosing a head; the {val} validation images ({reals} real, {fakes} fake, {views} views) froze the thresholds of
-balanced accuracy and chose which head is saved.""",
-    "validation": """\
-Hyper-parameters (C of the regression; alpha and beta; epoch of Tip-Adapter-F) were chosen on {val} validation images
-({reals} real, {fakes} fake, {views} views){more}.""",
+    "shots": CHOSEN
+    + "the shots themselves{many}, by cross-validation over their groups.{few} No validation image took "
+    "part in training or tuning; the {val} validation images ({reals} real, {fakes} fake, {views} views) froze the "
+    "thresholds behind balanced accuracy and false alarms, and chose which head is saved.",
+    "validation": CHOSEN + "{val} validation images ({reals} real, {fakes} fake, {views} views){more}.",
 }
+MANY = " at {} images a class"
+FIXED = (
+    f" At {{}}, where a class has fewer than {FEW} groups, they are fixed: C 1, alpha 1 and beta 5.5 as published, "
+    "and the last epoch."
+)
+MORE = ", which are more than the shots at {} images a class: there this is no few-shot protocol"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +147,8 @@ class OnShots:
             found: list[Tensor] = []
 
             def keep(head: Probe, rest: np.ndarray = rest, found: list[Tensor] = found) -> float:
-                found.append(head.class_logits(torch.from_numpy(shots.x[rest])))
+                with torch.no_grad():
+                    found.append(head.class_logits(torch.from_numpy(shots.x[rest])))
                 return 0.0
 
             fit_probe("logistic", shots.x[train], shots.labels[train], classes, keep, seed=seed)
@@ -178,17 +184,15 @@ class OnShots:
         return found.tried
 
 
-def how_chosen(select_on: SelectOn, enough: dict[int, bool], fake: np.ndarray, views: int) -> str:
+def how_chosen(select_on: SelectOn, enough: dict[int, bool], classes: int, fake: np.ndarray, views: int) -> str:
     """A paragraph of the page. `enough`: by images a class, whether shots could choose; `fake`: of validation."""
-    few, many = (", ".join(str(n) for n, yes in enough.items() if yes is wanted) for wanted in (False, True))
-    more = ", ".join(str(n) for n in enough if n < len(fake) / 2)
+    by_choice = {wanted: [number for number, yes in enough.items() if yes is wanted] for wanted in (True, False)}
+    fewer = [number for number in enough if classes * number < len(fake)]
     words = {
-        "chosen": f" at {many} images a class" if many else ": at no number of images",
-        "fixed": f"; at {few}, where a class has fewer than {FEW} groups, they are fixed: C 1, alpha 1 and beta 5.5 "
-        "as published, the last epoch",
-        "more": f", which are more than the shots at {more} images a class: that is no few-shot protocol",
-    }
-    words |= {"fixed": ""} if not few else {}
-    words |= {"more": ""} if not more else {}
+        name: line.format(", ".join(map(str, numbers))) if numbers else ""
+        for name, line, numbers in (
+            ("many", MANY, by_choice[True]), ("few", FIXED, by_choice[False]), ("more", MORE, fewer)
+        )
+    }  # fmt: skip
     counts = {"val": len(fake), "reals": int((~fake).sum()), "fakes": int(fake.sum()), "views": views}
-    return ABOUT[select_on].format(**words, **counts)
+    return textwrap.fill(ABOUT[select_on].format(**words, **counts), 119)

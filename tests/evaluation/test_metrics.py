@@ -704,6 +704,50 @@ def test_selection_and_evaluation_compare_a_generator_with_the_same_reals() -> N
     assert validation_score(val) == pytest.approx(mean)
 
 
+def test_alpha_and_beta_are_chosen_by_what_the_evaluator_sees(tmp_path) -> None:
+    """Two sets that differ as a whole, most reals in one and most fakes in the other, and a prior that tells within.
+
+    A cache that votes for the set adds noise within sets, and looks excellent where all reals meet all fakes.
+    """
+    import torch
+
+    from adapt.data.manifest import Manifest
+    from adapt.models.heads.tip_adapter import Rows, TipAdapter, tune
+    from adapt.training.on_features import judge_of
+
+    rng, rows, features, prior = np.random.default_rng(3), [], [], []
+    for name, generator, count, level in (
+        *(("A", "real", 60, 1.0), ("A", "gan", 15, 1.0)),
+        *(("B", "real", 15, -1.0), ("B", "sd", 60, -1.0)),
+    ):
+        for i in range(count):
+            fake = generator != "real"
+            rows.append({"set": name, "generator": generator, "path": f"{name}{generator}{i}.png"})
+            features.append([level, *rng.normal(size=2)])
+            prior.append([0.0, (0.5 if fake else -0.5) + rng.normal()])  # a sound prior, the same in both sets
+    columns = {name: np.array([row[name] for row in rows], dtype=object) for name in ("path", "set", "generator")}
+    columns |= {"group": columns["path"], "split": np.full(len(rows), "val", dtype=object)}
+    manifest = Manifest.of(columns, tmp_path)
+    labels = manifest.fake.astype(np.int64)
+    # the cache: reals of A and fakes of B, so that its votes say which set a row is of
+    keys, of_keys = np.array([[1.0, 0, 0], [-1.0, 0, 0]], np.float32), [0, 1]
+    x, p = np.array(features, np.float32), torch.tensor(prior, dtype=torch.float32)
+    every, under = np.arange(len(rows)), np.full(len(rows), "none", dtype=object)
+    found = {}
+    for how, judge in (("pooled", None), ("ours", judge_of(manifest, every, under, labels))):
+        adapter = TipAdapter(keys, of_keys, ["k0", "k1"])
+        found[how] = tune(adapter, Rows(x, labels.tolist(), manifest["group"], p, judge))
+    seen = {}
+    for how, tuned in found.items():
+        logits = TipAdapter(keys, of_keys, ["k0", "k1"], alpha=tuned.alpha, beta=tuned.beta)(x, p)
+        table = {name: manifest[name] for name in ("path", "set", "generator", "group")}
+        logit = (logits[:, 1] - logits[:, 0]).double().numpy()
+        scores = Scores(table | {"seen": ["train"] * len(rows), "logit": logit})
+        seen[how] = find(evaluate(scores, 0, threshold=0.0), "mean:all", "auc", set_="all").value
+    assert found["pooled"].score > found["pooled"].prior_score + 0.05 and found["pooled"].alpha > 1
+    assert found["ours"].score == pytest.approx(seen["ours"]) and seen["ours"] > seen["pooled"] + 0.01
+
+
 def test_each_set_has_the_same_say_in_threshold_and_selection() -> None:
     from adapt.evaluation.thresholds import balanced_weights
 
