@@ -748,6 +748,49 @@ def test_alpha_and_beta_are_chosen_by_what_the_evaluator_sees(tmp_path) -> None:
     assert found["ours"].score == pytest.approx(seen["ours"]) and seen["ours"] > seen["pooled"] + 0.01
 
 
+def test_each_set_has_the_same_say_where_heads_name_families(tmp_path) -> None:
+    """A head that is always right in the small set, and in the large one for photographs alone."""
+    import torch
+
+    from adapt.data.manifest import Manifest
+    from adapt.training.on_features import judge_of, validation_judge
+
+    names = ("real", "gan", "diffusion")
+    blocks = [("A", name, 2) for name in names] + [("B", name, 50) for name in names]
+    lines = [(of_set, name, f"{of_set}{name}{i}.png") for of_set, name, count in blocks for i in range(count)]
+    of_set, generator, path = (list(column) for column in zip(*lines, strict=True))
+    columns = {"set": of_set, "generator": generator, "path": path, "group": path, "split": ["val"] * len(path)}
+    manifest, labels = Manifest.of(columns, tmp_path), np.array([names.index(name) for name in generator])
+
+    class Features:
+        def __init__(self) -> None:
+            self.manifest = manifest
+
+        def reasons(self, view: str) -> np.ndarray:
+            return np.full(len(manifest), "", dtype=object)
+
+        def take(self, rows: np.ndarray, view: object, layer: object = None) -> np.ndarray:
+            called = np.where(manifest["set"][rows] == "A", labels[rows], 0)
+            return np.eye(3, dtype=np.float32)[called]
+
+    class Head:
+        classes = names
+
+        def class_logits(self, features: torch.Tensor) -> torch.Tensor:
+            return 4 * features
+
+        __call__ = class_logits
+
+    found = validation_judge(Features(), ("none", "qf65"), np.array(generator, dtype=object))(Head())
+    assert found == pytest.approx((1 + 1 / 3) / 2)  # all images together: (1 + 2 / 52 + 2 / 52) / 3
+    every = np.arange(len(manifest))
+    logits = torch.from_numpy(4 * Features().take(every, "none"))
+    judge = judge_of(manifest, every, np.full(len(every), "none", dtype=object), labels)
+    right, wrong = -np.log(np.exp(4) / (np.exp(4) + 2)), -np.log(1 / (np.exp(4) + 2))
+    expected = (right + (right + 2 * wrong) / 3) / 2
+    assert judge(torch.stack([logits, 0 * logits])) == pytest.approx([-expected, -np.log(3)], abs=1e-6)
+
+
 def test_each_set_has_the_same_say_in_threshold_and_selection() -> None:
     from adapt.evaluation.thresholds import balanced_weights
 
