@@ -21,7 +21,7 @@ output folder, and makes one page of all that are finished. Features are encoded
 
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
 `--shard i --num_shards n` shares the runs with other machines. A further method is one line. Without flags: the
-embedded world and tiny CLIP, 3 seeds, about 50 minutes on 2 cores.
+embedded world and tiny CLIP, 3 seeds, about 55 minutes on 2 cores.
 """
 
 from dataclasses import dataclass

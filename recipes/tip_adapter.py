@@ -137,7 +137,8 @@ def main(cfg: Config) -> None:
     figures = {"shots": curves(mean.cells, cfg.test_views)}
     best = Detector(backbone, study.best.head) if study.best else None
     of_one = facts[study.best.key if study.best else list(facts)[-1]] | {"classes": " ".join(classes)}
-    finish(run, rows, study, [about, chosen_by, *mean.grids()], figures, best, cfg.train_views, **of_one)
+    sections = [about, *([chosen_by] if enough else []), *mean.grids()]
+    finish(run, rows, study, sections, figures, best, cfg.train_views, **of_one)
 
 
 if __name__ == "__main__":
