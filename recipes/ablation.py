@@ -7,8 +7,9 @@
 Runs every method of METHODS on every set of training views with every seed, each as a run of its recipe under the
 output folder, and makes one page of all that are finished. Features are encoded once and shared through their cache.
 
-    table.md, ablation.tex   a row per method, best in bold where a paired test separates it from all others; the price
-                             of a frozen threshold, every generator, controls (permuted labels, metadata only). LaTeX
+    table.md, ablation.tex   a row per method, best in bold where a paired test separates it from all others; what each
+                             was given (images, settings tried on validation); the price of a frozen threshold, every
+                             generator, controls (permuted labels, metadata only). LaTeX
                              needs booktabs and graphicx; wide or long tables come in parts
     report.html              one file for a browser, without network: those tables, sorted by a click on a header; AUC
                              against quality with bands, methods x generators, cost against accuracy, reliability, what
@@ -23,7 +24,7 @@ how well each method finds what it was not trained on (rotation.csv).
 
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
 `--shard i --num_shards n` shares the runs with other machines. A further method is one line. Without flags: the
-embedded world and tiny CLIP, 3 seeds, about 50 minutes on 2 cores.
+embedded world and tiny CLIP, 3 seeds, about 55 minutes on 2 cores.
 """
 
 from dataclasses import dataclass
@@ -34,13 +35,15 @@ from adapt.cli import each_once
 from adapt.cli import run as run_recipe
 from adapt.flags import Encoder, Rotation, Rows, Sweep
 
-SHOTS = {"shots": (512,), "draws": 1}  # images per class
+SHOTS = {"shots": (512,), "draws": 1, "select_on": "validation"}  # images per class; all rows choose on validation
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
+ALL = {"shots": ("all",)}  # the images of all other rows: with them, and with the probe of 512, budgets are equal
 Line = tuple[str, str, dict[str, object], float]
 METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on the embedded world with 2 cores
     ("zero-shot", "tip_adapter", {**TIP, "methods": ("zero-shot",)}, 0.5),
     ("probe-svm", "linear_probe", {"head": "svm"}, 0.5),
     ("probe-logistic", "linear_probe", {"head": "logistic"}, 0.5),
+    ("probe-logistic-512", "tip_adapter", {**SHOTS, "methods": ("logistic",), "prior": "none"}, 0.5),
     ("probe-mlp", "linear_probe", {"head": "mlp"}, 0.5),
     ("probe-svm-family", "linear_probe", {"head": "svm", "classes": "family"}, 0.5),
     ("probe-logistic-family", "linear_probe", {"head": "logistic", "classes": "family"}, 0.5),
@@ -49,7 +52,9 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.5),
+    ("tip-adapter-all", "tip_adapter", {**TIP, **ALL, "methods": ("tip-adapter",)}, 0.5),
     ("tip-adapter-f", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",)}, 0.5),
+    ("tip-adapter-f-all", "tip_adapter", {**TIP, **ALL, "methods": ("tip-adapter-f",)}, 0.5),
     ("tip-adapter-f-family", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "classes": "family"}, 0.5),
     ("tip-adapter-f-probe", "tip_adapter", {**SHOTS, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
     ("pair-head", "pair", {"tune": "head", "arms": ("matched",)}, 0.5),
@@ -58,7 +63,10 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("norm", "lora", {"targets": "norm"}, 3.0),
     ("labels-permuted", "linear_probe", {"head": "logistic", "permute_labels": True}, 0.5),
 )
-NEED_TEXTS = ("zero-shot", "tip-adapter", "tip-adapter-f", "tip-adapter-f-family")  # a backbone with a text tower
+NEED_TEXTS = (  # a backbone with a text tower
+    *("zero-shot", "tip-adapter", "tip-adapter-all"),
+    *("tip-adapter-f", "tip-adapter-f-all", "tip-adapter-f-family"),
+)
 ONCE = ("zero-shot",)  # neither the seed nor training images change it
 CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
 

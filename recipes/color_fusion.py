@@ -47,7 +47,7 @@ def main(cfg: Config) -> None:
     from adapt.models.descriptors.spectra import Spectra
     from adapt.training.comparison import Study, finish
     from adapt.training.on_features import fit_on_features, score_features
-    from adapt.training.report import open_run
+    from adapt.training.report import GIVEN, open_run
 
     if (opened := open_run(cfg)) is None:
         return
@@ -83,6 +83,7 @@ def main(cfg: Config) -> None:
     names = {"grey": "backbone, no chroma", "fragile": "1-2 px colour (ablation)"}
     held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
     study = Study(("features", "trained on"), cfg.resamples, cfg.seed)
+    facts: dict[tuple[str, str], dict[str, float]] = {}
     alone = [(view,) for view in dict.fromkeys(cfg.train_views)] if cfg.apart else []
     for source in cfg.features:
         (features, unit), name = sources[source], names.get(source, source)
@@ -91,13 +92,15 @@ def main(cfg: Config) -> None:
             head, picked = fit_on_features(features, cfg.head, "binary", trained_on, cfg.seed, unit=unit)
             run.say(f"{name}, trained on {label}: validation {picked['validation_score']:.4f}")
             run.trained()
+            size = sum(value.numel() for value in head.net.parameters())
+            facts[name, label] = {fact: picked[fact] for fact in GIVEN} | {"trainable_parameters": size}
             of_threshold = trained_on if cfg.apart else cfg.test_views
             val = score_features(features, held["val"], of_threshold, head)
             scores = val.join(score_features(features, held["test"], cfg.test_views, head))
             study.add((name, label), scores, head if (source, trained_on) == ("both", cfg.train_views) else None)
-    trained = sum(value.numel() for value in head.net.parameters())
     fusion = Detector(backbone, study.best.head, descriptor=colour_statistics) if study.best else None
-    finish(run, rows, study, study.grids(), None, fusion, cfg.train_views, head=cfg.head, trainable_parameters=trained)
+    of_one = facts[study.best.key] if study.best else facts[name, label]
+    finish(run, rows, study, study.grids(), None, fusion, cfg.train_views, head=cfg.head, **of_one)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def main(cfg: Config) -> None:
     run.trained()
     best = max(layers, key=lambda layer: fitted[layer][1]["validation_score"])
     head, picked, scores = fitted[best]
+    picked["configurations"] = sum(of_layer["configurations"] for _, of_layer, _ in fitted.values())
     if best != cfg.layer:
         backbone = frozen_backbone(cfg, run.device, best)
 

@@ -80,7 +80,7 @@ def fine_tune(
     from adapt.models.adapters.cut_tower import trained_part
     from adapt.models.heads.linear import balanced_bce
     from adapt.training.micro_batches import accumulation_that_fits
-    from adapt.training.report import log_validation, validation_score
+    from adapt.training.report import given, log_validation, trained_images, validation_score
     from adapt.training.run import warmup_cosine
     from adapt.training.tokens import training_data
 
@@ -119,7 +119,7 @@ def fine_tune(
             log_validation(run, scores)
             run.select(validation_score(scores), last=aim is not None and aim.new)  # validation lacks a new generator
 
-    picked = run.use_selected()
+    picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs, cfg.epochs)
     return {"trainable_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad), **picked}
 
 

@@ -72,7 +72,7 @@ def train(cfg: Config) -> None:
     from adapt.models.heads.linear import balanced_bce
     from adapt.models.heads.losses import consistency, ranking, softmax_over_group, supervised_contrastive
     from adapt.models.towers.backbones import load_backbone
-    from adapt.training.report import log_validation, open_run, report, validation_score
+    from adapt.training.report import given, log_validation, open_run, report, trained_images, validation_score
     from adapt.training.run import warmup_cosine
     from adapt.training.trainable import Tuning
 
@@ -124,7 +124,7 @@ def train(cfg: Config) -> None:
             log_validation(run, scores)
             run.select(validation_score(scores))
 
-    picked = run.use_selected()
+    picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs * (1 + twins), cfg.epochs)
     scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
     tuning.detector.freeze(scores)
     report(

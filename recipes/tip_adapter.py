@@ -4,12 +4,13 @@
         --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/tip-l14
 
 For 1 to 512 images a class, several draws each: the published Tip-Adapter (2207.09519: sums, alpha 1, beta 5.5), ours
-(class means, alpha and beta from validation rows), Tip-Adapter-F, and logistic regression on the same rows. The prior
-is the cosine to text prompts; for a backbone without texts, --prior probe takes the logits of that regression. All is
-trained, tuned and selected on training and validation rows. With thousands of images a probe wins or ties: look at the
-left of the curve. The Tip-Adapter with the best validation score of all shots and draws is saved as a detector (the
-best of the other methods, where no Tip-Adapter is asked for). Without flags: the embedded world and tiny CLIP, about 2
-minutes on 2 cores, half of it encoding. Results to expect: results/README.md.
+(class means), Tip-Adapter-F, and logistic regression on the same rows. The prior is the cosine to text prompts; for a
+backbone without texts, --prior probe takes the logits of that regression. Hyper-parameters are chosen on the shots
+alone, or fixed where these are too few; --select_on validation takes all validation images, as other recipes do, which
+is no few-shot protocol. --shots all takes every training image. With thousands of images a probe wins or ties: look at
+the left of the curve. The Tip-Adapter with the best validation score of all shots and draws is saved as a detector
+(the best of the other methods, where no Tip-Adapter is asked for). Without flags: the embedded world and tiny CLIP,
+about 2 minutes on 2 cores, half of it encoding. Results to expect: results/README.md.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class Config(Rows, LeftOut, Encoder, Views, Cached, Intervals):
     prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
     classes: Literal["binary", "family"] = "binary"
     methods: tuple[Method, ...] = ("zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f")
-    shots: tuple[int, ...] = (1, 4, 16, 64, 256, 512)  # images a class
+    shots: tuple[int | Literal["all"], ...] = (1, 4, 16, 64, 256, 512)  # images a class; all: every training image
+    select_on: Literal["shots", "validation"] = "shots"  # what chooses C, alpha, beta and the epoch of Tip-Adapter-F
     draws: int = 3  # of each number of shots
     epochs: int = 20  # of Tip-Adapter-F
     learning_rate: float = 1e-3  # of its keys
@@ -39,7 +41,9 @@ class Config(Rows, LeftOut, Encoder, Views, Cached, Intervals):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, self, "draws", "shots")
+        at_least(1, self, "draws")
+        if wrong := [number for number in self.shots if number != "all" and number < 1]:
+            raise Refusal(f"--shots {wrong[0]}: give at least 1, or all")
         if self.prior == "text" and self.layer != "proj":
             raise Refusal(f"--layer {self.layer}: texts are compared with layer proj; choose --prior probe or none")
 
@@ -50,8 +54,7 @@ def main(cfg: Config) -> None:
 
     from adapt.data.left_out import leave_out
     from adapt.detector.detector import Detector
-    from adapt.models.heads.probes import fit_probe
-    from adapt.models.heads.tip_adapter import Rows, TipAdapter, draw_shots, fit, tune
+    from adapt.models.heads.tip_adapter import TipAdapter, draw_shots
     from adapt.models.heads.tip_head import PriorHead
     from adapt.models.prompts import FAKE, REAL, family_prompts, prompt_features
     from adapt.pages.drawing import curves
@@ -63,10 +66,9 @@ def main(cfg: Config) -> None:
         numbers,
         readable_rows,
         score_features,
-        validation_judge,
-        validation_rows,
     )
-    from adapt.training.report import open_run
+    from adapt.training.report import given, open_run
+    from adapt.training.shots import OnShots, OnValidation, Shots, how_chosen
 
     if (opened := open_run(cfg)) is None:
         return
@@ -82,58 +84,63 @@ def main(cfg: Config) -> None:
 
     train, drawn = readable_rows(features, "train", cfg.train_views, cfg.seed)
     labels, held = numbers(names[train], classes), np.flatnonzero(rows["split"] != "train")
-    val_rows, val_drawn = validation_rows(features, cfg.train_views, names, classes, cfg.seed)
-    val_x, val_y = features.take(val_rows, val_drawn), numbers(names[val_rows], classes)
-    judge = validation_judge(features, cfg.train_views, names)
+    every = int(np.bincount(labels).max())  # images of the largest class
+    choose = OnShots() if cfg.select_on == "shots" else OnValidation(features, cfg.train_views, names, classes)
     study = Study(("method", "shots", "draw"), cfg.resamples, cfg.seed)
-    facts, asked = {"classes": " ".join(classes)}, set(cfg.methods)
-
+    facts, asked, enough = dict[tuple[str, ...], dict[str, int]](), set(cfg.methods), dict[int, bool]()
     tips = asked & {"published", "tip-adapter", "tip-adapter-f"}
 
-    def add(method: str, shots: int, draw: int, head, trained: int = 0) -> None:
+    def add(method: str, shots: int, draw: int, head, on=(), tried: int = 1, trained: int = 0) -> None:
         run.trained()
-        facts["trainable_parameters"] = trained
-        deployable = head if not tips or "Tip" in method else None
-        study.add((method, str(shots), str(draw)), score_features(features, held, cfg.test_views, head), deployable)
+        key, deployable = (method, str(shots), str(draw)), head if not tips or "Tip" in method else None
+        facts[key] = given(rows.fake[list(on)], int(len(on) > 0), tried) | {"trainable_parameters": trained}
+        study.add(key, score_features(features, held, cfg.test_views, head), deployable)
 
     if texts is not None and "zero-shot" in asked:
         add("zero-shot", 0, 0, PriorHead(classes, texts=texts))
-    for shots in cfg.shots if asked - {"zero-shot"} else ():
-        for draw in range(cfg.draws):
+    for shots in dict.fromkeys(every if number == "all" else number for number in cfg.shots):
+        for draw in range(cfg.draws) if asked - {"zero-shot"} else ():
             seed = cfg.seed + draw
             chosen, short = draw_shots(labels, rows["group"][train], shots, seed, classes)
             if short and not draw:
                 run.say(f"{shots} shots: " + ", ".join(f"{name} has {count} only" for name, count in short.items()))
-            x, y = features.take(train[chosen], drawn[chosen]), labels[chosen]
-            groups, probe, size = rows["group"][train[chosen]], None, 0
+            x, y, on = features.take(train[chosen], drawn[chosen]), labels[chosen], train[chosen]
+            few, groups, probe, tried_c, size = Shots(rows, on, x, y), rows["group"][on], None, 0, 0
+            enough[shots] = enough.get(shots, True) and few.enough()
             if shots > 1 and ("logistic" in asked or cfg.prior == "probe"):  # one image cannot be standardised
-                probe, _ = fit_probe("logistic", x, y, classes, judge, seed=seed)
+                probe, of_probe, tried_c = choose.probe(few, classes, seed)
                 size = sum(value.numel() for value in probe.net.parameters())
             if probe and "logistic" in asked:
-                add("logistic", shots, draw, probe, size)
-            prior = PriorHead(classes, texts=texts, probe=probe if cfg.prior == "probe" else None)
-            size = size if cfg.prior == "probe" else 0
-            val = Rows(val_x, val_y, rows["group"][val_rows], prior.prior(torch.from_numpy(val_x)))
-            own = Rows(x, y, groups, prior.prior(torch.from_numpy(x)))
+                add("logistic", shots, draw, probe, on, tried_c, size)
+            of_prior = probe if cfg.prior == "probe" else None
+            prior = PriorHead(classes, texts=texts, probe=of_prior)
+            own = of_probe if of_prior else prior.prior(torch.from_numpy(x))
+            size, tried_c = (size, tried_c) if of_prior else (0, 0)
 
             if "published" in asked:
                 published = TipAdapter(x, y, groups, len(classes), values="sum")
-                add("Tip-Adapter, published", shots, draw, prior.beside(published), size)
+                add("Tip-Adapter, published", shots, draw, prior.beside(published), on, 1 + tried_c, size)
+            if not asked & {"tip-adapter", "tip-adapter-f"}:
+                continue
             ours = TipAdapter(x, y, groups, len(classes), alpha=50)
-            tune(ours, val)
+            tried = choose.tip(ours, few, prior, own) + tried_c
             if "tip-adapter" in asked:
-                add("Tip-Adapter", shots, draw, prior.beside(ours), size)
+                add("Tip-Adapter", shots, draw, prior.beside(ours), on, tried, size)
             if shots > 1 and "tip-adapter-f" in asked:  # a key's own group may not vote: a class needs two of them
                 keys = TipAdapter(x, y, groups, len(classes), alpha=float(ours.alpha) or 50, beta=float(ours.beta))
-                fit(keys, own, val, seed, cfg.epochs, cfg.learning_rate)
-                add("Tip-Adapter-F", shots, draw, prior.beside(keys), size + keys.keys.numel())
+                tried += choose.tip_f(keys, few, prior, own, seed, cfg.epochs, cfg.learning_rate)
+                add("Tip-Adapter-F", shots, draw, prior.beside(keys), on, tried, size + keys.keys.numel())
         run.say(f"{shots} shots done")
 
     mean = study.over_last_key()
     about = f"Mean over {cfg.draws} draws of the shots; in brackets the smallest and the largest of them."
+    val = np.isin(names, classes) & (rows["split"] == "val")
+    chosen_by = how_chosen(cfg.select_on, enough, len(classes), rows.fake[val], len(set(cfg.train_views)))
     figures = {"shots": curves(mean.cells, cfg.test_views)}
     best = Detector(backbone, study.best.head) if study.best else None
-    finish(run, rows, study, [about, *mean.grids()], figures, best, cfg.train_views, **facts)
+    of_one = facts[study.best.key if study.best else list(facts)[-1]] | {"classes": " ".join(classes)}
+    sections = [about, *([chosen_by] if enough else []), *mean.grids()]
+    finish(run, rows, study, sections, figures, best, cfg.train_views, **of_one)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from adapt.commands import evaluate
+from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector, score
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.scores import Scores
+from adapt.training.report import GIVEN
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +75,9 @@ def test_lora_leaves_what_it_promises(trained, config) -> None:
     headline = [line for line in page.split("## Headline")[1].splitlines() if line.startswith("|")][:4]
     assert "## Limits" in card and headline[2].startswith("| none ") and all(line in card for line in headline)
     record = json.loads((trained / "provenance.json").read_text())
+    rows = Manifest.read(config.manifest[0])
+    images = [int(((rows["split"] == "train") & (rows.fake == fake)).sum()) for fake in (False, True)]
+    assert [record[fact] for fact in GIVEN] == [*images, config.epochs, config.epochs]
     scores = Scores.read(trained / "scores.parquet")
     assert record["epoch"] in range(1, config.epochs + 1) and record["seed"] == 0
     detector = load_detector(trained / "detector")
@@ -84,7 +89,6 @@ def test_lora_leaves_what_it_promises(trained, config) -> None:
     for name, table in decision.tables.items():
         np.testing.assert_array_equal(detector.decision.tables[name], table)
     assert "## Promises" in (trained / "table.md").read_text(encoding="utf-8")
-    from adapt.data.manifest import Manifest
 
     rows = Manifest.read(config.manifest[0])
     held = np.flatnonzero(rows["split"] != "train")

@@ -68,6 +68,18 @@ def fit_calibration(scores: Scores) -> Calibration:
     return Calibration(best, numbers, dict(losses.items()))
 
 
+def fit_temperature(scores: Scores) -> Calibration:
+    """The temperature alone, on the rows and with the weights of `fit_calibration`: sets weigh equally.
+
+    With it methods are compared on equal terms, whether they calibrate themselves or not. Without validation rows of
+    both classes there is nothing to fit.
+    """
+    val = unedited_validation(scores)
+    if val.fake.all() or not val.fake.any():
+        return Calibration()
+    return Calibration("temperature", {"temperature": _temperature(val["logit"], val.fake, balanced_weights(val))})
+
+
 def _cross_validated(logit: np.ndarray, fake: np.ndarray, weight: np.ndarray, group: np.ndarray) -> dict[Kind, float]:
     """Log loss of each kind on groups that it was not fitted on; empty if a fit would lack a class."""
     from sklearn.model_selection import GroupKFold

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from adapt.errors import Refusal
+from adapt.evaluation.calibration import Calibration, fit_temperature
 from adapt.evaluation.jackknife import (
     NONE,
     Interval,
@@ -51,6 +52,7 @@ GAPS = {  # metric: minuend and subtrahend, of mean:all
     "gap_oracle_frozen": ("balanced_accuracy_oracle", "balanced_accuracy"),
     "gap_frozen_at_0.5": ("balanced_accuracy", "balanced_accuracy_at_0.5"),
 }
+TEMPERED = "ece_temperature"  # of mean:all: ECE after one temperature, fitted on the method's own validation rows
 EXCESS = "excess_false_alarm"  # of edit:all: processed reals minus unedited ones
 Row = tuple[str, str]  # method, training views
 Place = tuple[str, str, str, str]  # set, view, generator, metric
@@ -105,7 +107,7 @@ class Drawn:
     def interval(self, metric: str) -> Interval:
         """Of the mean over seeds, with groups and seeds as sources of chance."""
         values, seeds = self.values.mean(axis=0), self.values[:, 0]
-        if metric in WITHOUT_INTERVAL or metric == "gap_oracle_frozen":
+        if metric in (*WITHOUT_INTERVAL, TEMPERED, "gap_oracle_frozen"):
             return NONE
         if metric in (*GAPS, EXCESS):
             return difference_interval(values, self.groups, seeds)
@@ -131,8 +133,9 @@ class SideBySide:
         Refuses tables whose test rows differ.
         """
         first = next(iter((tables or controls).values()))[0]
-        kinds = unseen_kinds(first)
-        cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in {**tables, **controls}.items()}
+        every, kinds = {**tables, **controls}, unseen_kinds(first)
+        cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in every.items()}
+        maps = {row: [fit_temperature(table) for table in of_row] for row, of_row in every.items()}
         held = {row: [align(first, table)[1] for table in of_row] for row, of_row in tables.items()}
         ok = np.logical_and.reduce([table.ok for of_row in held.values() for table in of_row])
         for row, of_row in controls.items():
@@ -142,9 +145,10 @@ class SideBySide:
                 held[row].append(align(same, table)[1])
         for row, of_row in held.items():
             found = []
-            for table, cut in zip(of_row, cuts[row], strict=True):
+            for table, cut, temperature in zip(of_row, cuts[row], maps[row], strict=True):
                 readable = _blank(table, ok) if row in tables else table
-                found.append(_places(replicate(readable, cut, self.resamples, 0, kinds=kinds)))
+                places = _places(replicate(readable, cut, self.resamples, 0, kinds=kinds))
+                found.append(places | _tempered(readable, temperature))
             self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
             self.drawn[row] |= _over_views(self.drawn[row])
             self.drawn[row] |= _derived(self.drawn[row])
@@ -189,7 +193,7 @@ def rank(columns: Mapping[Place, Mapping[Row, Drawn]]) -> dict[Place, dict[Row, 
     differences, groups = [], []
     for place, rows in columns.items():
         known = {row: one for row, one in rows.items() if not np.isnan(one.values[:, 0]).any()}
-        if not known or place[3] in WITHOUT_INTERVAL:
+        if not known or place[3] in (*WITHOUT_INTERVAL, TEMPERED):
             continue
         sign = -1 if place[3] in LOWER_IS_BETTER else 1
         best = max(known, key=lambda row: sign * known[row].values[:, 0].mean())
@@ -223,6 +227,17 @@ def _places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Dra
             values = cell.values[metric][None]
             out[scope, view, label, metric] = Drawn(values, cell.n_real, cell.n_fake, cell.groups, cell.seen)
     return out
+
+
+def _tempered(test: Scores, temperature: Calibration) -> dict[Place, Drawn]:
+    """`TEMPERED` of each view, of all groups alone: it has no interval."""
+    p_fake = temperature(test["logit"]) if temperature.numbers else test["p_fake"]
+    found = replicate(Scores(test.columns | {"p_fake": p_fake}), float("nan"), 0, seed=0)
+    return {
+        (ALL, view, label, TEMPERED): Drawn(cell.values["ece"][None], cell.n_real, cell.n_fake, cell.groups)
+        for (scope, view, label), cell in found.items()
+        if (scope, label) == (ALL, "mean:all")
+    }
 
 
 def _stack(drawn: Sequence[Drawn]) -> Drawn:

@@ -7,22 +7,36 @@ from adapt.evaluation.jackknife import FEWEST_GENERATORS, Interval
 from adapt.evaluation.metrics import CHANCE, PREFIXES, outcome_of
 from adapt.evaluation.metrics import EXCESS as EXCESS_ALLOWED
 from adapt.evaluation.replicates import ALL, distinct
-from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, SAMPLE, WORST, Number, Place, Row
+from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, SAMPLE, TEMPERED, WORST, Number, Place, Row
 from adapt.pages.tables import name_of
 from adapt.text import escape_markdown
 
 COSTS = {"trainable_parameters": "trainable parameters", "minutes": "minutes", "peak_memory_mib": "peak memory, MiB"}
+GIVEN = {  # facts of a run's record
+    "training_reals": ("training images", "real"),
+    "training_fakes": ("training images", "fake"),
+    "views_per_image": ("", "times each was shown"),
+    "configurations": ("", "settings tried on validation"),
+}
 TIE = "†"
 ABOUT_NUMBERS = f"""\
 `0.874 [0.851, 0.896] ±0.004`: mean over training seeds, its 95 % interval (over test groups and training
 seeds, given the thresholds), and half the distance between the smallest and the largest seed.
 Seen generators have training images, unseen ones were never met. Columns without a view are means over the views;
 worst: the unseen generator with the lowest of these means. Balanced accuracy: at one
-threshold a detector, frozen on validation images. ECE: calibration error of p, all generators, 15 bins.
+threshold a detector, frozen on validation images. ECE: calibration error of p as it comes, all generators, 15 bins;
+on equal terms: after one temperature for each detector, fitted on its unedited validation images, so that a detector
+which calibrates itself has no advantage. A p of 0.5 for every image has an ECE of 0: read it beside the AUC.
 **Bold**: the best of its column, where it is ahead of every other row (paired by group and seed, at 95 % for all
 columns and rows of the table together). Elsewhere the best and all rows that are not separated from it carry {TIE}.
 With one seed nothing is marked: it says nothing about other seeds. Controls take no part, and nothing was selected on
 test data. Rows that one method could not read are left out of all."""
+ABOUT_GIVEN = """\
+Means over seeds. Every time an image is shown, it is under a view drawn anew. Settings: all that the detector's own
+validation images chose among, such as penalties, epochs, or pairs of alpha and beta; 1 where nothing was chosen. The
+threshold and the temperature come from these images, too. Compare rows with equal training images: methods that are
+made for few shots also have a row with all of them, and a probe one with as few. n/a: the run is from before these
+facts were recorded."""
 ABOUT_TRANSFER = """\
 Mean balanced accuracy over all generators. Frozen: one threshold, from validation images of all views. Oracle: the
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
@@ -108,6 +122,7 @@ def columns(views: Sequence[str]) -> list[Column]:
         *(Column("Balanced accuracy, seen", v, (ALL, v, "mean:seen", "balanced_accuracy"), True) for v in views),
         Column("AUC, unseen", "mean", (ALL, MEAN, "mean:unseen", "auc"), True),
         Column("AUC, unseen", "worst", (ALL, MEAN, WORST, "auc"), True),
+        Column("ECE", "equal terms", (ALL, MEAN, "mean:all", TEMPERED)),
         Column("", "ECE", (ALL, MEAN, "mean:all", "ece"), True),
         Column("", "false alarms on processed reals", (ALL, MEAN, "edit:all", "false_alarm")),
     ]
@@ -127,6 +142,21 @@ def headline(numbers: Sequence[Number]) -> Table:
         rows.append([*_row_names(row, found, numbers), *entries, *(_cost(found, metric) for metric in COSTS)])
     others = sum(map(is_control, at.values()))
     return Table("Methods", header, rows, ABOUT_NUMBERS, [len(rows) - others], others)
+
+
+def budgets(numbers: Sequence[Number]) -> Table:
+    """What each method was given; no rows where no run says so. Controls stand last."""
+    at = by_row(numbers)
+    header = [*_row_header(numbers), *GIVEN.values(), ("", COSTS["trainable_parameters"])]
+    rows = []
+    for row, found in at.items():
+        entries = [_cost(found, metric) for metric in (*GIVEN, "trainable_parameters")]
+        if any(entry.value != "n/a" for entry in entries):  # metadata alone is no run
+            rows.append([*_row_names(row, found, numbers), *entries])
+    known = any(number.metric in GIVEN and number.value == number.value for number in numbers)
+    others = sum(is_control(found) and ("", "", "", "trainable_parameters") in found for found in at.values())
+    lines = [len(rows) - others] if others else []
+    return Table("What each method was given", header, rows if known else [], ABOUT_GIVEN, lines, others)
 
 
 def transfer(numbers: Sequence[Number]) -> Table:

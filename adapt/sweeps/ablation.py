@@ -14,7 +14,7 @@ from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import Number, Role, Row, SideBySide, read_numbers, write_numbers
+from adapt.evaluation.side_by_side import TEMPERED, Number, Role, Row, SideBySide, read_numbers, write_numbers
 from adapt.files import write_bytes, write_text
 from adapt.models.prompts import without_texts
 from adapt.pages import leaderboard
@@ -42,6 +42,7 @@ FINAL = {  # tag in TensorBoard: label and metric
     "auc_unseen": ("mean:unseen", "auc"),
     "balanced_accuracy": ("mean:all", "balanced_accuracy"),
     "ece": ("mean:all", "ece"),
+    "ece_temperature": ("mean:all", TEMPERED),
     "false_alarm": ("real", "false_alarm"),
     "false_alarm_processed": ("edit:all", "false_alarm"),
 }
@@ -139,6 +140,9 @@ def _costs(row: Row, runs: Sequence[PlannedRun], controls: Collection[str], root
         "minutes": [record["training_minutes"] for record in records],
         "peak_memory_mib": [record.get("peak_gpu_memory_mib", record["peak_memory_mib"]) for record in records],
     }
+    for fact in leaderboard.GIVEN:
+        values: list[float] = [value for record in records if isinstance(value := record.get(fact), int | float)]
+        found |= {fact: values} if len(values) == len(records) else {}  # runs from before have none
     nan = float("nan")
     role: Role = "control" if row[0] in controls else "method"
     for metric, values in found.items():

@@ -17,12 +17,12 @@ from adapt.number_table import write_table
 from adapt.pages.drawing import save_png
 from adapt.pages.markdown_page import picture, write_page
 from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
-from adapt.training.report import describe, places, save_detector, shown, trained_on, validation_score
+from adapt.training.report import GIVEN, describe, places, save_detector, shown, trained_on, validation_score
 from adapt.training.run import Run
 
 Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
 KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "real_first", "pair_ranking", "threshold", "unreadable")
-OF_ONE = ("training_minutes", "trainable_parameters")  # mean nothing where there are many
+OF_ONE = ("training_minutes", "trainable_parameters", *GIVEN)  # mean nothing where there are many
 CONTRASTED = {
     "AUC, seen generators": ("mean:seen", "auc"),
     "AUC, unseen generators": ("mean:unseen", "auc"),

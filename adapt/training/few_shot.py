@@ -18,12 +18,19 @@ from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features
 from adapt.models.heads.probes import Probe, fit_probe
-from adapt.models.heads.tip_adapter import Rows, TipAdapter, fit, tune
+from adapt.models.heads.tip_adapter import PUBLISHED, Judge, Rows, TipAdapter, fit, tune
 from adapt.models.heads.tip_head import PriorHead
 from adapt.pages.drawing import curves
 from adapt.pages.tables import grid, show
 from adapt.training.comparison import Study
-from adapt.training.on_features import class_names, numbers, readable_rows, validation_judge, validation_rows
+from adapt.training.on_features import (
+    class_names,
+    judge_of,
+    numbers,
+    readable_rows,
+    under_every_view,
+    validation_judge,
+)
 from adapt.training.refine import outcome
 
 CLASSES = ("real", "fake")
@@ -97,9 +104,10 @@ def tip_heads(
     """Tip-Adapter on the logit of `head`, and Tip-Adapter-F with `train_keys` and enough shots.
 
     The cache holds the shots, photographs and fakes, under every view. alpha and beta are chosen with every other
-    shot in the cache, on validation rows and the shots held back, whose fakes count as much as all others together;
-    class means make the choice valid for all shots. A single shot leaves none to hold back: alpha 1 and beta 5.5, as
-    published. Tip-Adapter-F keeps to that half, since the other chooses its epoch.
+    shot in the cache, on validation rows and the shots held back, all under every view: each generator against the
+    reals of its own set, the new one with half of the say. Class means make the choice valid for all shots. A single
+    shot leaves none to hold back, and where the new generator's set has no reals among these rows it would have no
+    say: then alpha 1 and beta 5.5, as published. Tip-Adapter-F keeps to that half, since the other chooses its epoch.
     """
     manifest = features.manifest
     names = class_names(manifest, "binary")
@@ -110,28 +118,29 @@ def tip_heads(
         rows, under = np.concatenate([rows, train[reals]]), np.concatenate([under, drawn[reals]])
     prior = PriorHead(CLASSES, head=head)
 
-    def of(which: np.ndarray, seen_as: np.ndarray) -> Rows:
+    def of(which: np.ndarray, seen_as: np.ndarray, judge: Judge | None = None) -> Rows:
         x = features.take(which, seen_as)
         with torch.no_grad():
             labels = numbers(names[which], CLASSES).tolist()
-            return Rows(x, labels, manifest["group"][which], prior.prior(torch.from_numpy(x)))
+            return Rows(x, labels, manifest["group"][which], prior.prior(torch.from_numpy(x)), judge)
 
     def cache(these: Rows, alpha: float, beta: float) -> TipAdapter:
         return TipAdapter(these.features, these.labels.tolist(), these.groups, alpha=alpha, beta=beta)
 
     groups = distinct(manifest["group"][rows[manifest["generator"][rows] == generator]])
     every = of(rows, under)
+    published = {"Tip-Adapter": prior.beside(cache(every, *PUBLISHED))}
     if len(groups) < HALVES:
-        return {"Tip-Adapter": prior.beside(cache(every, 1.0, 5.5))}
+        return published
     back = np.isin(manifest["group"][rows], groups[1::2])
-    val, drawn = validation_rows(features, views, names, CLASSES, seed)
-    fakes = np.flatnonzero(back & manifest.fake[rows])
-    fakes = np.resize(fakes, max(len(fakes), int(manifest.fake[val].sum())))
-    held = np.concatenate([np.flatnonzero(back & ~manifest.fake[rows]), fakes])
-    judges, half = (
-        of(np.concatenate([val, rows[held]]), np.concatenate([drawn, under[held]])),
-        of(rows[~back], under[~back]),
-    )
+    val, seen_as = under_every_view(features, np.flatnonzero(manifest["split"] == "val"), views)
+    which, seen_as = np.concatenate([val, rows[back]]), np.concatenate([seen_as, under[back]])
+    new, sets = manifest["generator"][which] == generator, manifest["set"][which]
+    if not np.isin(sets[new], sets[~manifest.fake[which]]).any():
+        return published
+    met = np.where(new, "val", "train")  # half of the say is the new one's
+    judge = judge_of(manifest, which, seen_as, numbers(names[which], CLASSES), met)
+    judges, half = of(which, seen_as, judge), of(rows[~back], under[~back])
     tuned = tune(cache(half, 50.0, 5.5), judges)
     heads = {"Tip-Adapter": prior.beside(cache(every, tuned.alpha, tuned.beta))}
     if train_keys and len(groups) >= TRAINABLE:

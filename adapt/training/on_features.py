@@ -16,10 +16,11 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features, extract
 from adapt.features.remembered import Asked, Remembered, frozen_backbone
+from adapt.models.heads import tip_adapter
 from adapt.models.heads.linear import binary_logit
 from adapt.models.heads.probes import Kind, Probe, fit_probe
 from adapt.models.towers.backbones import Backbone
-from adapt.training.report import validation_score
+from adapt.training.report import Judge, given, validation_score
 from adapt.training.run import Run
 
 
@@ -187,7 +188,8 @@ def validation_judge(
     features: Features, views: Sequence[str], names: np.ndarray, layer: str | None = None
 ) -> Callable[[ClassHead], float]:
     """What picks hyperparameters, higher is better: for two classes the mean validation AUC that also picks the epoch
-    of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views."""
+    of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views and sets,
+    each set with the same say."""
     rows, views = np.flatnonzero(features.manifest["split"] == "val"), tuple(dict.fromkeys(views))
 
     def judge(head: ClassHead) -> float:
@@ -196,16 +198,47 @@ def validation_judge(
             return validation_score(scores)
         logits = np.stack([scores[f"logit_{name}"] for name in head.classes], axis=1)
         true = np.repeat(numbers(names[rows], head.classes), len(views))
-        right, views_of = logits.argmax(axis=1) == true, scores["view"]
-        recalls = [
-            right[here].mean()
-            for view in views
-            for number in range(len(head.classes))
-            if (here := (views_of == view) & (true == number) & scores.ok).any()
-        ]
-        if not recalls:
+        right, known = logits.argmax(axis=1) == true, scores.ok & (true >= 0)
+        of_sets = []
+        for name in dict.fromkeys(scores["set"][known]):
+            cells = [known & (scores["set"] == name) & (scores["view"] == view) for view in views]
+            parts = [cell & (true == number) for cell in cells for number in range(len(head.classes))]
+            of_sets.append(np.mean([right[part].mean() for part in parts if part.any()]))
+        if not of_sets:
             raise Refusal("no readable validation images of the training classes: hyperparameters cannot be picked")
-        return float(np.mean(recalls))
+        return float(np.mean(of_sets))
+
+    return judge
+
+
+def under_every_view(features: Features, rows: np.ndarray, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (m,) of the manifest and views (m,): each of these rows under each view that it can be read under."""
+    pairs = [(rows[features.reasons(view)[rows] == ""], view) for view in dict.fromkeys(views)]
+    under = [np.full(len(readable), view, dtype=object) for readable, view in pairs]
+    return np.concatenate([readable for readable, _ in pairs]), np.concatenate(under)
+
+
+def judge_of(
+    manifest: Manifest, rows: np.ndarray, under: np.ndarray, labels: np.ndarray, seen: np.ndarray | None = None
+) -> tip_adapter.Judge:
+    """What says which setting of a head is the best, from class logits (p, n, c) of rows (n,) under views (n,).
+
+    With two classes the `Judge` that selects epochs; with more minus the mean log-loss over the rows of a set, and the
+    mean of that over sets. `labels` are class numbers (n,), 0 is real; `seen`, where each row's generator was met, is
+    the manifest's own.
+    """
+    sets, generators = manifest["set"][rows], manifest["generator"][rows]
+    columns = {"path": [f"{row} {view}" for row, view in zip(rows, under, strict=True)], "view": under, "set": sets}
+    columns |= {"generator": generators, "seen": manifest.seen(generators) if seen is None else seen}
+    binary = Judge(Scores(columns | {"edit": manifest["edit"][rows], "logit": np.zeros(len(rows))}))
+    of_set = [np.flatnonzero(sets == name) for name in dict.fromkeys(sets)]
+    targets = torch.from_numpy(labels)
+
+    def judge(logits: torch.Tensor) -> np.ndarray:
+        if logits.shape[2] == 2:
+            return binary((logits[..., 1] - logits[..., 0]).numpy())
+        losses = -logits.double().log_softmax(dim=2).gather(2, targets.expand(len(logits), -1)[..., None])[..., 0]
+        return -torch.stack([losses[:, own].mean(dim=1) for own in of_set]).mean(dim=0).numpy()
 
     return judge
 
@@ -231,8 +264,8 @@ def fit_on_features(
 ) -> tuple[Probe, dict[str, float]]:
     """Fit a head of this kind on the training rows, one view a group, everything picked on validation rows.
 
-    Returns the head and what was picked. `permute_labels` shuffles the training labels: a control. `unit`: whether
-    features are made unit vectors.
+    Returns the head and what was picked, with what it was given (`given`). `permute_labels` shuffles the training
+    labels: a control. `unit`: whether features are made unit vectors.
     """
     rows, drawn = readable_rows(features, "train", views, seed)
     names = class_names(features.manifest, classes)
@@ -243,4 +276,6 @@ def fit_on_features(
     judge = validation_judge(features, views, names, layer)
     val, val_drawn = validation_rows(features, views, names, known, seed)
     calibration = (features.take(val, val_drawn, layer), numbers(names[val], known))
-    return fit_probe(kind, features.take(rows, drawn, layer), labels, known, judge, calibration, seed, unit)
+    x = features.take(rows, drawn, layer)
+    head, picked = fit_probe(kind, x, labels, known, judge, calibration, seed, unit)
+    return head, picked | given(features.manifest.fake[rows], 1, int(picked["configurations"]))

@@ -30,6 +30,7 @@ from adapt.pages.promises import promises_section
 from adapt.pages.tables import text, write_tables
 from adapt.training.run import Run, RunConfig
 
+GIVEN = ("training_reals", "training_fakes", "views_per_image", "configurations")  # facts of `given`
 MISTAKES = 8  # of each kind that TensorBoard shows
 
 
@@ -72,37 +73,76 @@ def require_classes(rows: Manifest) -> None:
         print(f"audit: {audit}", file=sys.stderr)
 
 
-def validation_aucs(scores: Scores) -> dict[tuple[str, str, str], float]:
-    """AUC for each (set, view, generator) of these rows against all reals of its set, processed ones included.
+class Judge:
+    """What selects between settings (epoch, penalty, alpha and beta...), from logits of rows of validation data.
 
-    A processed photograph is a photograph: an epoch that takes it for a fake must not be selected.
+    Each generator is compared with all reals of its set under its view, processed ones included: a processed
+    photograph is a photograph, and an epoch that takes it for a fake must not be selected. Rows that are not `ok`
+    take no part. A call refuses a table in which nothing can be compared.
     """
-    from sklearn.metrics import roc_auc_score
 
-    aucs = {}
-    for one in comparisons(scores):
-        rows = scores.ok & (one.fakes | one.reals)
-        if (scores.ok & one.fakes).any() and (scores.ok & one.reals).any():
-            aucs[one.set, one.view, one.generator] = float(roc_auc_score(scores.fake[rows], scores["logit"][rows]))
-    return aucs
+    def __init__(self, scores: Scores) -> None:
+        met = dict(zip(scores["generator"], scores["seen"], strict=True))
+        self.parts: dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]] = {}
+        self._kinds: dict[str, dict[str, list[tuple[str, str, str]]]] = {}  # by where it was met, then by set
+        for one in comparisons(scores):
+            reals, fakes = (np.flatnonzero(scores.ok & rows) for rows in (one.reals, one.fakes))
+            if len(reals) and len(fakes):
+                key = one.set, one.view, one.generator
+                self.parts[key] = reals, fakes
+                self._kinds.setdefault(met[one.generator], {}).setdefault(one.set, []).append(key)
+
+    def aucs(self, logits: np.ndarray) -> dict[tuple[str, str, str], np.ndarray]:
+        """Logits (p, n) -> AUC (p,) for each (set, view, generator); a tie counts one half."""
+        from scipy.stats import rankdata
+
+        found = {}
+        for key, (reals, fakes) in self.parts.items():
+            ranks = rankdata(logits[:, np.concatenate([fakes, reals])], axis=1)[:, : len(fakes)]
+            found[key] = (ranks.sum(axis=1) / len(fakes) - (len(fakes) + 1) / 2) / len(reals)
+        return found
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (p, n), a line for each setting -> (p,), higher is better.
+
+        The mean AUC over views, generators and sets, each set with the same say. Half of it is from generators held
+        out of training, if there are any.
+        """
+        aucs = self.aucs(logits)
+        if not self._kinds.keys() & {"train", "val"}:
+            raise Refusal("no readable validation images of both classes in a set: nothing can be selected by them")
+        of_kind = [
+            np.mean([np.mean([aucs[key] for key in keys], axis=0) for keys in self._kinds[kind].values()], axis=0)
+            for kind in ("train", "val")
+            if kind in self._kinds
+        ]
+        return np.mean(of_kind, axis=0)
+
+
+def validation_aucs(scores: Scores) -> dict[tuple[str, str, str], float]:
+    """AUC for each (set, view, generator) of these rows against all reals of its set: see `Judge`."""
+    return {key: float(auc[0]) for key, auc in Judge(scores).aucs(scores["logit"][None]).items()}
 
 
 def validation_score(scores: Scores) -> float:
-    """What selects an epoch: mean AUC over views, generators and sets, each set with the same say.
+    """What `Judge` says of these scores: selects an epoch, a penalty, a layer and a learning rate."""
+    return float(Judge(scores)(scores["logit"][None])[0])
 
-    Half of it is from generators held out of training, if there are any.
+
+def given(fake: np.ndarray, views: int, configurations: int) -> dict[str, int]:
+    """Facts of a record: what a method was given, so that others can be compared with it on equal terms.
+
+    `fake` (n,) bool: the images it was trained on; `views`: how many times each was shown, every time under a view
+    drawn anew; `configurations`: how many settings were tried on validation images, epochs included.
     """
-    aucs, seen = validation_aucs(scores), dict(zip(scores["generator"], scores["seen"], strict=True))
-    means = []
-    for kind in ("train", "val"):
-        by_set: dict[str, list[float]] = {}
-        for (of_set, _, generator), auc in aucs.items():
-            if seen[generator] == kind:
-                by_set.setdefault(of_set, []).append(auc)
-        means += [np.mean([np.mean(of_set) for of_set in by_set.values()])] if by_set else []
-    if not means:
-        raise Refusal("no readable validation images of both classes in a set: an epoch cannot be selected")
-    return float(np.mean(means))
+    return dict(zip(GIVEN, (int((~fake).sum()), int(fake.sum()), views, configurations), strict=True))
+
+
+def trained_images(run: Run, rows: Manifest) -> np.ndarray:
+    """(n,) bool: whether each image that the run's optimizer steps could read is a fake."""
+    lost = {path for path, _ in run.unreadable}
+    readable = np.array([path not in lost for path in rows["path"]], dtype=bool)
+    return rows.fake[(rows["split"] == "train") & readable]
 
 
 def log_validation(run: Run, scores: Scores) -> None:

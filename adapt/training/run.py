@@ -83,6 +83,10 @@ class RunRecord(TypedDict, total=False):
     data: str
     trained_on: list[str]
     trainable_parameters: int
+    training_reals: int  # what the method was given: see `given` of report.py
+    training_fakes: int
+    views_per_image: int
+    configurations: int
     validation_score: float
     items: list[str]  # of a study of a detector
     identity: dict[str, object]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -9,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
-from adapt.evaluation.calibration import FITS, Calibration, fit_calibration
+from adapt.evaluation.calibration import FITS, Calibration, fit_calibration, fit_temperature
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import balanced_weights
 
@@ -117,3 +118,29 @@ def test_too_little_to_compare_or_to_fit() -> None:
     assert one.kind == "temperature" and one.losses == {}
     nothing = fit_calibration(validation(generator=["gan"] * 120))
     assert nothing.kind == "none" and nothing(0.3) == pytest.approx(1 / (1 + np.exp(-0.3)))
+
+
+def test_the_temperature_alone_minimises_the_balanced_log_loss() -> None:
+    """Against a general minimiser; sets of unequal size have the same say, edited and test rows none."""
+    small, large = validation(10, scale=8.0, seed=1), validation(200, scale=0.3, seed=2)
+    blocks = [
+        small.columns | {"set": ["A"] * 30},
+        large.columns | {"set": ["B"] * 600, "path": [f"b{i}" for i in range(600)]},
+    ]
+    for block, word in zip(blocks, "ab", strict=True):
+        block["group"] = [f"{word}{name}" for name in block["group"]]
+    val = Scores(blocks[0]).join(Scores(blocks[1]))
+    found = fit_temperature(val)
+    weight, sign = balanced_weights(val), np.where(val.fake, 1, -1)
+    assert weight[val["set"] == "A"].sum() == pytest.approx(1.0)  # half of each class
+    loss = lambda x: weight @ np.logaddexp(0, -sign * val["logit"] * np.exp(-x[0]))  # noqa: E731
+    expected = np.exp(minimize(loss, [0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13}).x[0])
+    assert found.kind == "temperature" and 1 / found.numbers["temperature"][0] == pytest.approx(expected, rel=1e-5)
+    assert found(2.0) == pytest.approx(1 / (1 + np.exp(-2.0 / expected)), rel=1e-5)
+    other = val.columns | {"path": val["path"] + "x", "group": val["group"] + "x", "logit": 9 * val["logit"]}
+    more = val.join(Scores(other | {"split": ["test"] * len(val)}))
+    edits = np.where(val.fake, "", "blur")
+    edited = Scores(other | {"edit": edits}).select(~val.fake)
+    for table in (more, val.join(edited)):
+        assert fit_temperature(table).numbers["temperature"] == pytest.approx(found.numbers["temperature"])
+    assert fit_temperature(val.select(~val.fake)).kind == "none"

@@ -750,6 +750,93 @@ def test_selection_and_evaluation_compare_a_generator_with_the_same_reals() -> N
     assert validation_score(val) == pytest.approx(mean)
 
 
+def test_alpha_and_beta_are_chosen_by_what_the_evaluator_sees(tmp_path) -> None:
+    """Two sets that differ as a whole, most reals in one and most fakes in the other, and a prior that tells within.
+
+    A cache that votes for the set adds noise within sets, and looks excellent where all reals meet all fakes.
+    """
+    import torch
+
+    from adapt.data.manifest import Manifest
+    from adapt.models.heads.tip_adapter import Rows, TipAdapter, tune
+    from adapt.training.on_features import judge_of
+
+    rng, rows, features, prior = np.random.default_rng(3), [], [], []
+    for name, generator, count, level in (
+        *(("A", "real", 60, 1.0), ("A", "gan", 15, 1.0)),
+        *(("B", "real", 15, -1.0), ("B", "sd", 60, -1.0)),
+    ):
+        for i in range(count):
+            fake = generator != "real"
+            rows.append({"set": name, "generator": generator, "path": f"{name}{generator}{i}.png"})
+            features.append([level, *rng.normal(size=2)])
+            prior.append([0.0, (0.5 if fake else -0.5) + rng.normal()])  # a sound prior, the same in both sets
+    columns = {name: np.array([row[name] for row in rows], dtype=object) for name in ("path", "set", "generator")}
+    columns |= {"group": columns["path"], "split": np.full(len(rows), "val", dtype=object)}
+    manifest = Manifest.of(columns, tmp_path)
+    labels = manifest.fake.astype(np.int64)
+    # the cache: reals of A and fakes of B, so that its votes say which set a row is of
+    keys, of_keys = np.array([[1.0, 0, 0], [-1.0, 0, 0]], np.float32), [0, 1]
+    x, p = np.array(features, np.float32), torch.tensor(prior, dtype=torch.float32)
+    every, under = np.arange(len(rows)), np.full(len(rows), "none", dtype=object)
+    found = {}
+    for how, judge in (("pooled", None), ("ours", judge_of(manifest, every, under, labels))):
+        adapter = TipAdapter(keys, of_keys, ["k0", "k1"])
+        found[how] = tune(adapter, Rows(x, labels.tolist(), manifest["group"], p, judge))
+    seen = {}
+    for how, tuned in found.items():
+        logits = TipAdapter(keys, of_keys, ["k0", "k1"], alpha=tuned.alpha, beta=tuned.beta)(x, p)
+        table = {name: manifest[name] for name in ("path", "set", "generator", "group")}
+        logit = (logits[:, 1] - logits[:, 0]).double().numpy()
+        scores = Scores(table | {"seen": ["train"] * len(rows), "logit": logit})
+        seen[how] = find(evaluate(scores, 0, threshold=0.0), "mean:all", "auc", set_="all").value
+    assert found["pooled"].score > found["pooled"].prior_score + 0.05 and found["pooled"].alpha > 1
+    assert found["ours"].score == pytest.approx(seen["ours"]) and seen["ours"] > seen["pooled"] + 0.01
+
+
+def test_each_set_has_the_same_say_where_heads_name_families(tmp_path) -> None:
+    """A head that is always right in the small set, and in the large one for photographs alone."""
+    import torch
+
+    from adapt.data.manifest import Manifest
+    from adapt.training.on_features import judge_of, validation_judge
+
+    names = ("real", "gan", "diffusion")
+    blocks = [("A", name, 2) for name in names] + [("B", name, 50) for name in names]
+    lines = [(of_set, name, f"{of_set}{name}{i}.png") for of_set, name, count in blocks for i in range(count)]
+    of_set, generator, path = (list(column) for column in zip(*lines, strict=True))
+    columns = {"set": of_set, "generator": generator, "path": path, "group": path, "split": ["val"] * len(path)}
+    manifest, labels = Manifest.of(columns, tmp_path), np.array([names.index(name) for name in generator])
+
+    class Features:
+        def __init__(self) -> None:
+            self.manifest = manifest
+
+        def reasons(self, view: str) -> np.ndarray:
+            return np.full(len(manifest), "", dtype=object)
+
+        def take(self, rows: np.ndarray, view: object, layer: object = None) -> np.ndarray:
+            called = np.where(manifest["set"][rows] == "A", labels[rows], 0)
+            return np.eye(3, dtype=np.float32)[called]
+
+    class Head:
+        classes = names
+
+        def class_logits(self, features: torch.Tensor) -> torch.Tensor:
+            return 4 * features
+
+        __call__ = class_logits
+
+    found = validation_judge(Features(), ("none", "qf65"), np.array(generator, dtype=object))(Head())
+    assert found == pytest.approx((1 + 1 / 3) / 2)  # all images together: (1 + 2 / 52 + 2 / 52) / 3
+    every = np.arange(len(manifest))
+    logits = torch.from_numpy(4 * Features().take(every, "none"))
+    judge = judge_of(manifest, every, np.full(len(every), "none", dtype=object), labels)
+    right, wrong = -np.log(np.exp(4) / (np.exp(4) + 2)), -np.log(1 / (np.exp(4) + 2))
+    expected = (right + (right + 2 * wrong) / 3) / 2
+    assert judge(torch.stack([logits, 0 * logits])) == pytest.approx([-expected, -np.log(3)], abs=1e-6)
+
+
 def test_each_set_has_the_same_say_in_threshold_and_selection() -> None:
     from adapt.evaluation.thresholds import balanced_weights
 

@@ -231,6 +231,37 @@ def test_validation_groups_must_be_new() -> None:
         tune(cache(train), Rows(val.features[real], val.labels[real], val.groups[real]))
 
 
+def test_leaving_groups_out_of_the_search_equals_a_cross_validation() -> None:
+    """Every row scored by a cache of its own, made of all other groups; what is found is the best of brute force."""
+    rows = with_prior(scenes("a", 12, signal=1.0), 0.5)
+    alphas, betas = ALPHAS[3:7], BETAS[::4]
+    adapter = cache(rows)
+    with pytest.raises(Refusal, match="24 of 24 validation rows"):
+        tune(adapter, rows, alphas, betas)
+    found = tune(adapter, rows, alphas, betas, leave_out=True)
+    points = {}
+    for a in (0.0, *alphas):
+        for b in betas:
+            logits = torch.empty(len(rows), 2)
+            for i in range(len(rows)):
+                rest = rows.groups != rows.groups[i]
+                alone = TipAdapter(rows.features[rest], rows.labels[rest], rows.groups[rest], alpha=a, beta=b)
+                logits[i] = alone(rows.features[i : i + 1], rows.prior[i : i + 1])[0]
+            points[a, b] = auc(logits, rows)
+    assert found.score == pytest.approx(max(points.values()), abs=1e-9) and found.score > found.prior_score
+    assert points[min(points, key=lambda point: (-round(points[point], 9), point))] == pytest.approx(found.score)
+    assert found.tried == 1 + 4 * 3
+
+
+def test_the_judge_of_the_rows_chooses() -> None:
+    """One that likes small logits of class 1 finds another setting than the AUC does."""
+    train, val = scenes("a", 12), with_prior(scenes("v", 30, seed=1), 0.5)
+    judge = lambda logits: -logits[..., 1].mean(dim=1).double().numpy()  # noqa: E731
+    small = Rows(val.features, val.labels, val.groups, val.prior, judge)
+    assert tune(cache(train), val).alpha > 0
+    assert tune(cache(train), small).alpha == 0  # votes are positive: none is least
+
+
 # -- Tip-Adapter-F -----------------------------------------------------------------------------------------------
 
 
@@ -295,6 +326,18 @@ def test_tip_f_lowers_the_loss_and_repeats_itself() -> None:
         runs.append((adapter.keys, found))
     assert torch.equal(runs[0][0], runs[1][0]) and runs[0][1].losses[1:] == runs[1][1].losses[1:]
     assert not torch.equal(runs[0][0], runs[2][0])
+
+
+def test_without_validation_rows_nothing_is_chosen() -> None:
+    """The last epoch is kept, alpha and beta stay; a stop after k epochs leaves the keys of epoch k."""
+    train, val = scenes("a", 60, content=4), scenes("v", 60, content=4, seed=1)
+    watched, stopped, whole = (cache(train, alpha=50.0) for _ in range(3))
+    found = fit(watched, train, val, **FAST)
+    assert 0 < found.epoch <= 6 and found.tried == 7 + found.tuned.tried
+    alone = fit(stopped, train, None, stop_after=found.epoch, **FAST)
+    assert torch.equal(stopped.keys, watched.keys) and alone.losses[1:] == found.losses[1 : found.epoch + 1]
+    assert (float(stopped.alpha), float(stopped.beta), alone.tuned, alone.tried) == (50.0, 5.5, None, 0)
+    assert fit(whole, train, None, **FAST).epoch == 6
 
 
 def test_rate_falls_by_half_a_cosine(monkeypatch) -> None:

@@ -24,6 +24,7 @@ import pytest
 import tip_adapter  # noqa: F401
 from PIL import Image
 from processes import in_children
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -186,6 +187,25 @@ def test_numbers_are_those_of_sklearn(config, numbers) -> None:
     assert 0 < costs["minutes"].value < record["seconds"] / 60 and costs["peak_memory_mib"].value > 100
 
 
+def test_what_each_method_was_given_is_in_the_records(config, numbers) -> None:
+    """16 shots a class, or every training image; runs from before these facts have none, and all together no table."""
+    rows = Manifest.read(config.manifest[0])
+    reals, fakes = (str(int(((rows["split"] == "train") & (rows.fake == fake)).sum())) for fake in (False, True))
+    table = leaderboard.budgets(numbers)
+    found = {row[0].value: [entry.value for entry in row[-5:]] for row in table.rows}
+    assert found["zero-shot"] == ["0", "0", "0", "1", "0"]
+    assert found["logistic"] == ["16", "16", "1", "6", "129"]  # six penalties
+    assert found["tip-adapter"][0] == "16" and found["tip-adapter"][3] == str(1 + 12 * 12)
+    assert found["labels-permuted"] == [reals, fakes, "1", "6", "129"] and list(found)[-1] == "labels-permuted"
+    assert list(table.lines) == [len(found) - 1] and table.controls == 1
+    old = [n for n in numbers if n.metric not in leaderboard.GIVEN]
+    assert not leaderboard.budgets(old).rows
+    assert len(Page(old, "").tables()) == len(Page(numbers, "").tables()) - 1
+    half = [n for n in numbers if n.metric not in leaderboard.GIVEN or n.method != "logistic"]
+    words = {row[0].value: [entry.value for entry in row[-5:]] for row in leaderboard.budgets(half).rows}
+    assert words == found | {"logistic": ["n/a"] * 4 + ["129"]}
+
+
 def test_a_single_source_of_colour_leaves_its_scores(config, done, tmp_path) -> None:
     """Scores of all test views, whose AUC is that of the page."""
     color_fusion.main(
@@ -329,7 +349,7 @@ def test_the_report_has_every_table_and_reason(config, numbers, parsed) -> None:
     for one, shown in zip(made, parsed.tables, strict=False):
         assert shown[0] == one.titles
         assert shown[1:] == [[entry.text for entry in row] for row in one.rows]
-    assert len(made) == 5 and "Embedded world" in parsed.text and "unknown layer 'block99'" in parsed.text
+    assert len(made) == 6 and "Embedded world" in parsed.text and "unknown layer 'block99'" in parsed.text
     assert "Not finished: broken-none_qf65-seed0, broken-none_qf65-seed1." in parsed.text
     record = json.loads((config.output_dir / "zero-shot-seed0" / "provenance.json").read_text())
     for word in (record["identity"]["data"], record["identity"]["base"]["weights"], record["versions"]["torch"]):
@@ -499,6 +519,45 @@ def test_bold_stands_only_where_the_paired_test_separates(built) -> None:
         difference = a.values - b.values
         low, high = difference_interval(difference.mean(axis=0), a.groups, difference[:, 0])
         assert (low, high) == pytest.approx((expected[place].low, expected[place].high), abs=1e-12)
+
+
+def test_methods_are_compared_after_one_temperature_each() -> None:
+    """Nine times too sure or nine times too shy: on equal terms they are the same, as they come they are not."""
+    tables = {(f"times {k:g}", "x"): [with_logit(scores(1.5, 1), k)] for k in (1.0, 9.0, 1 / 9)}
+    beside = SideBySide(5)
+    beside.add(tables, {})
+    found = {(n.method, n.metric): n for n in beside.numbers(tables, []) if n.place[1:3] == (MEAN, "mean:all")}
+    own = [found[method, "ece_temperature"].value for method, _ in tables]
+    raw = [found[method, "ece"].value for method, _ in tables]
+    assert own == pytest.approx([own[0]] * 3, abs=1e-6) and min(raw[1:]) > own[0] + 0.05
+    # by hand: the least balanced log loss of validation, then 15 bins of each generator with its reals under a view
+    table = tables["times 9", "x"][0]
+    val = table["split"] == "val"
+    logit, fake = table["logit"][val], table.fake[val]
+    weight = np.where(fake, 1 / fake.sum(), 1 / (~fake).sum())
+    loss = lambda t: weight @ np.logaddexp(0, np.where(fake, -1, 1) * logit / t)  # noqa: E731
+    t = minimize_scalar(loss, bounds=(0.1, 100), method="bounded", options={"xatol": 1e-9}).x
+    p, eces = 1 / (1 + np.exp(-table["logit"] / t)), []
+    for view in VIEWS:
+        for name in "abc":
+            rows = ~val & (table["view"] == view) & np.isin(table["generator"], ["real", name])
+            edges, label = np.linspace(0, 1, 16), table.fake[rows]
+            gaps = sum(
+                0.5 * (np.histogram(p[rows][of], edges, weights=(p[rows] - label)[of])[0] / of.sum())
+                for of in (label, ~label)
+            )
+            eces.append(np.abs(gaps).sum())
+    assert own[1] == pytest.approx(np.mean(eces), abs=1e-6)
+    number = found["times 9", "ece_temperature"]
+    assert np.isnan(number.low) and number.mark == ""  # sought where it is measured: no interval
+    titles = leaderboard.headline(beside.numbers(tables, [])).titles
+    assert titles[titles.index("ECE, equal terms") + 1] == "ECE"
+
+
+def with_logit(table: Scores, factor: float) -> Scores:
+    return Scores(
+        {name: v for name, v in table.columns.items() if name != "p_fake"} | {"logit": factor * table["logit"]}
+    )
 
 
 def test_intervals_of_means_over_views_and_of_the_worst(built) -> None:

@@ -21,6 +21,7 @@ from adapt.evaluation.scores import Scores
 from adapt.models.towers.backbones import load_backbone
 from adapt.sweeps import planned_runs as cells
 from adapt.training.comparison import contrast
+from adapt.training.report import GIVEN
 from adapt.training.run import Run
 
 SCENES = {"train": 40, "val": 16, "test": 80}
@@ -143,6 +144,10 @@ def test_the_arms_of_a_tower_are_run_compared_and_shown(monkeypatch, planted, tm
     assert contrast(("matched", "unpaired"), [tuple(runs.values())], 20, 3)[1] in page
     assert "## matched minus unpaired" in page and (tmp_path / "metrics.csv").stat().st_size > 0
     assert json.loads((tmp_path / "provenance.json").read_text())["identity"]["arms"] == ["matched", "unpaired"]
+    record = json.loads((tmp_path / "matched-seed3" / "provenance.json").read_text())
+    rows = Manifest.read(planted)
+    images = [int(((rows["split"] == "train") & (rows.fake == fake)).sum()) for fake in (False, True)]
+    assert [record[fact] for fact in GIVEN] == [*images, 2, 1]  # two views of each image, one epoch
     monkeypatch.setattr(cells, "_run", None)  # all are finished: nothing is started
     pair.main(both)
 

@@ -39,6 +39,7 @@ from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import load_backbone
 from adapt.pages.tables import show
 from adapt.sweeps import planned_runs as cells_module
+from adapt.training import few_shot
 from adapt.training.few_shot import CLASSES, gains, recast, refitted, shot_rows, tip_heads
 from adapt.training.on_features import score_features
 from adapt.training.refine import Aim, before_and_after, changes, find_holes
@@ -550,6 +551,38 @@ def test_few_shots_teach_each_head_the_new_direction() -> None:
                 aucs[name, shots] = roc_auc_score(fake, head(torch.from_numpy(some.take(test, VIEWS[0]))))
     assert max(aucs["as it is", 0], aucs["probe", 0]) < 0.75
     assert min(aucs[name, 16] for name in ("probe", "Tip-Adapter", "Tip-Adapter-F")) > 0.9, aucs
+
+
+def test_shots_held_back_are_judged_beside_photographs_of_their_own_set(monkeypatch) -> None:
+    """Training and validation are set A, the new generator and its photographs set B; half of the say is its own."""
+    rows = lab(60)
+    home = Manifest(rows.columns | {"set": np.where(rows["split"] == "test", "B", "A").astype(object)})
+    seen = []
+    tune = few_shot.tune
+    monkeypatch.setattr(few_shot, "tune", lambda cache, val, **k: seen.append(val) or tune(cache, val, **k))
+    features = Made(home)
+    some = features.select(*onboard(home, "c", 16, 0))
+    assert set(tip_heads(some, "c", ("none",), 0, Direction(), False)) == {"Tip-Adapter"}
+    place = {some.take(np.array([row]), "none").tobytes(): row for row in range(len(some.manifest))}
+    which = np.array([place[line.numpy().tobytes()] for line in seen[0].features])
+    logits = torch.randn(3, len(which), 2, generator=torch.Generator().manual_seed(0))
+    generator, of_set = some.manifest["generator"][which], some.manifest["set"][which]
+    assert set(generator[of_set == "B"]) == {"real", "c"} and set(generator[of_set == "A"]) == {
+        "real",
+        *"ab",
+        "chosen",
+    }
+    for setting, said in zip((logits[..., 1] - logits[..., 0]).numpy(), seen[0].judge(logits), strict=True):
+        aucs = {}
+        for name, own in (("a", "A"), ("b", "A"), ("chosen", "A"), ("c", "B")):
+            here = (of_set == own) & np.isin(generator, ["real", name])
+            aucs[name] = roc_auc_score(generator[here] == name, setting[here])
+        assert said == pytest.approx((aucs.pop("c") + np.mean(list(aucs.values()))) / 2)
+    # where no photograph is of its set it would have no say: nothing is chosen
+    away = Manifest(home.columns | {"set": np.where(home["generator"] == "c", "C", home["set"]).astype(object)})
+    heads = tip_heads(Made(away).select(*onboard(away, "c", 16, 0)), "c", ("none",), 0, Direction(), True)
+    cache = heads.pop("Tip-Adapter").cache
+    assert not heads and (float(cache.alpha), float(cache.beta)) == (1.0, 5.5)
 
 
 def test_gains_count_what_surely_changed() -> None:

@@ -102,12 +102,14 @@ def fit_probe(
     calibration: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 0,
     unit: bool = True,
+    strengths: Sequence[float] = (),
 ) -> tuple[Probe, dict[str, float]]:
     """Fit a head on training features (n, d) and class numbers (n,), 0 is real; classes weigh equally.
 
-    `judge` scores a candidate on validation data, higher is better: it picks the strength of the penalty, and the
-    epoch of the perceptron; the stronger penalty and the earlier epoch win ties. `calibration` (validation features
-    and labels, of the classes' numbers) fits `scale` and `shift` of the svm. Returns the head and what was picked.
+    `judge` scores a candidate on validation data, higher is better: it picks the strength of the penalty among those
+    of `GRID` (or `strengths`), and the epoch of the perceptron; the stronger penalty and the earlier epoch win ties.
+    `calibration` (validation features and labels, of the classes' numbers) fits `scale` and `shift` of the svm.
+    Returns the head, what was picked, and among how many `configurations`.
     Refuses a class without rows or with one row, and features that are not finite.
     """
     for number, name in enumerate(classes):
@@ -125,15 +127,17 @@ def fit_probe(
     fit = _fit_mlp if kind == "mlp" else _fit_linear
     best: dict[str, Tensor] = {}
     picked: dict[str, float] = {}
-    for strength in GRID[kind]:
+    tried = 0
+    for strength in strengths or GRID[kind]:
         for state, choice in fit(probe, standard, labels, strength, seed):
+            tried += 1
             probe.eval().load_state_dict(probe.state_dict() | state)
             if (value := judge(probe)) > picked.get("validation_score", -np.inf):
                 best, picked = dict(state), choice | {"validation_score": float(value)}
     probe.load_state_dict(probe.state_dict() | best)
     if kind == "svm" and calibration is not None:
         _calibrate(probe, *calibration)
-    return probe.eval().requires_grad_(False), picked
+    return probe.eval().requires_grad_(False), picked | {"configurations": tried}
 
 
 def _fit_linear(probe: Probe, features: Tensor, labels: np.ndarray, strength: float, seed: int):

@@ -7,14 +7,15 @@ class. Class 0 is `real`, all others are fakes. Tip-Adapter trains nothing; Tip-
 Where we leave the publication: values="mean" divides each class by its number of keys, which makes alpha independent
 of shots and imbalance (values="sum" is the published form); rows are scored without the keys of their own group
 while training, since a row that meets itself in the cache learns nothing; alpha, beta and the epoch are chosen on
-validation rows whose groups are neither in the cache nor in training, where the published code looks at test rows.
+validation rows whose groups are neither in the cache nor in training, or on the shots themselves with each row's group
+left out of the cache, where the published code looks at test rows.
 """
 
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,8 @@ from adapt.errors import Refusal
 
 Values = Literal["mean", "sum"]
 Groups = Tensor | Sequence[str] | np.ndarray
+Judge = Callable[[Tensor], np.ndarray]  # logits (p, n, c) of some rows under p settings -> (p,), higher is better
+PUBLISHED = 1.0, 5.5  # alpha and beta of the paper, for sums of votes
 ALPHAS = tuple(np.geomspace(0.01, 10_000, 12))
 BETAS = tuple(np.geomspace(0.5, 100, 12))
 CHUNK = 2**22  # affinities held at once, 16 MiB
@@ -36,11 +39,17 @@ CHUNK = 2**22  # affinities held at once, 16 MiB
 class Rows:
     """Cached features (n, d), classes (n,), groups (n,) and prior logits (n, c) of some images.
 
-    Groups are names, or a tensor of `group_ids`. Without a prior it is zero. Refuses what is not finite.
+    Groups are names, or a tensor of `group_ids`. Without a prior it is zero. `judge` says which setting is the best by
+    its logits of these rows; None is for rows of one set, as `pooled`. Refuses what is not finite.
     """
 
     def __init__(
-        self, features: Tensor | np.ndarray, labels: Sequence[int], groups: Groups, prior: Tensor | None = None
+        self,
+        features: Tensor | np.ndarray,
+        labels: Sequence[int],
+        groups: Groups,
+        prior: Tensor | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.features = _matrix(features, "features")
         self.labels = _labels(labels)
@@ -49,6 +58,7 @@ class Rows:
         lengths = {len(part) for part in (self.features, self.labels, self.groups, self.prior) if part is not None}
         if len(lengths) > 1 or not len(self.labels):
             raise Refusal(f"features, labels, groups, prior have {sorted(lengths)} rows: give each one a row an image")
+        self.judge: Judge = judge or pooled(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +71,9 @@ class TipAdapter(nn.Module):
     unit vectors again: features of one encoder lie in a narrow cone. It changes the scale of beta. `alpha` and `beta`
     are those of the paper until `tune` chooses others. Everything is a buffer: `state_dict()` is the whole adapter.
     """
+
+    alpha: Tensor
+    beta: Tensor
 
     def __init__(
         self,
@@ -236,36 +249,45 @@ def draw_shots(
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best point on validation rows. Scores are AUC with two classes, else minus the mean log-loss."""
+    """The best point on validation rows, and its score by their judge."""
 
     alpha: float
     beta: float
     score: float
     prior_score: float  # at alpha = 0: the prior alone
+    tried: int  # settings among which it is the best
 
 
 @torch.no_grad()
-def tune(adapter: TipAdapter, val: Rows, alphas: Sequence[float] = ALPHAS, betas: Sequence[float] = BETAS) -> Tuned:
-    """Choose alpha and beta on validation rows, and put them into the adapter.
+def tune(
+    adapter: TipAdapter,
+    val: Rows,
+    alphas: Sequence[float] = ALPHAS,
+    betas: Sequence[float] = BETAS,
+    leave_out: bool = False,
+) -> Tuned:
+    """Choose alpha and beta on validation rows, by their judge, and put them into the adapter.
 
     alpha = 0 is always tried, so the choice is never worse than the prior. Ties go to the smaller alpha, then the
     smaller beta. Where two classes meet a prior that is equal in all rows, alpha changes no order: it stays.
-    Refuses rows whose group is in the cache.
+    Refuses rows whose group is in the cache; with `leave_out` they may be those of the cache itself, since no row
+    sees the keys of its own group: a cross-validation that leaves a group out.
     """
-    _check_val(adapter, val)
+    _check_val(adapter, val, leave_out)
     if not (len(alphas) and len(betas) and min(alphas) > 0 and min(betas) > 0):
         raise Refusal(f"alphas {list(alphas)}, betas {list(betas)}: give one or more of each, all above 0")
     prior = torch.zeros(len(val), adapter.classes) if val.prior is None else val.prior
     if adapter.classes == 2 and adapter.alpha > 0 and torch.equal(prior, prior[:1].expand_as(prior)):
         alphas = [float(adapter.alpha)]
     alphas, betas = (torch.tensor(sorted(grid), dtype=torch.float32) for grid in (alphas, betas))
-    votes = adapter.votes(val.features, None, betas.to(adapter.keys.device)).cpu()
-    prior_score = float(_scores(prior[None], val.labels)[0])
-    best = Tuned(0.0, float(betas[0]), prior_score, prior_score)
+    votes = adapter.votes(val.features, val.groups if leave_out else None, betas.to(adapter.keys.device)).cpu()
+    prior_score = float(val.judge(prior[None])[0])
+    tried = 1 + len(alphas) * len(betas)
+    best = Tuned(0.0, float(betas[0]), prior_score, prior_score, tried)
     for alpha in alphas:
-        for beta, score in zip(betas, _scores(prior + alpha * votes, val.labels), strict=True):
+        for beta, score in zip(betas, val.judge(prior + alpha * votes), strict=True):
             if score > best.score:
-                best = Tuned(float(alpha), float(beta), float(score), prior_score)
+                best = Tuned(float(alpha), float(beta), float(score), prior_score, tried)
     adapter.alpha.fill_(best.alpha)
     adapter.beta.fill_(best.beta)
     return best
@@ -277,30 +299,39 @@ class Fitted:
 
     epoch: int  # the one that was kept; 0: training did not help on validation rows
     losses: list[float]  # mean over the rows of an epoch
-    scores: list[float]  # on validation rows, at the alpha and beta of the training
-    tuned: Tuned
+    scores: list[float]  # on validation rows, at the alpha and beta of the training; none without them
+    tuned: Tuned | None
+
+    @property
+    def tried(self) -> int:
+        """Settings that validation rows chose among: epochs, then alpha and beta."""
+        return len(self.scores) + (self.tuned.tried if self.tuned else 0)
 
 
 def fit(
     adapter: TipAdapter,
     train: Rows,
-    val: Rows,
+    val: Rows | None,
     seed: int = 0,
     epochs: int = 20,
     learning_rate: float = 1e-3,
     batch: int = 256,
     eps: float = 1e-8,
     renormalise: bool = False,
+    stop_after: int | None = None,
 ) -> Fitted:
     """Tip-Adapter-F: train the keys at the adapter's present alpha and beta, keep the best epoch, then `tune`.
 
+    Without `val` nothing is chosen: the last epoch is kept, and alpha and beta stay. `stop_after` ends after that many
+    epochs of the same schedule.
     Class-balanced cross-entropy, AdamW, half a cosine to 0 over all steps. Published: `eps` 1e-4, which fp16 weights
     needed and which damps training in fp32. Keys drift from length 1 as published, unless `renormalise`d after each
     step; the affinity is then no kernel. Prior and values stay as they are.
     """
-    _check_val(adapter, val)
     check_labels(train.labels, adapter.classes)
-    _refuse_shared(val, train.groups, "training")
+    if val is not None:
+        _check_val(adapter, val)
+        _refuse_shared(val, train.groups, "training")
     count = torch.bincount(train.labels, minlength=adapter.classes)
     if not count.all():
         raise Refusal(f"class {int(count.argmin())} has no training rows: leave it out or add images")
@@ -312,11 +343,11 @@ def fit(
     optimizer = torch.optim.AdamW([adapter.keys], lr=learning_rate, eps=eps, weight_decay=0.01)
     steps = epochs * math.ceil(len(train) / batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
-    losses, scores = [math.nan], [_score(adapter, val)]
+    losses, scores = [math.nan], [] if val is None else [_score(adapter, val)]
     best, kept = 0, adapter.keys.clone()
     adapter.keys.requires_grad_(True)
     try:
-        for epoch in range(1, epochs + 1):
+        for epoch in range(1, (epochs if stop_after is None else stop_after) + 1):
             total = 0.0
             for rows in torch.randperm(len(train), generator=order).split(batch):
                 prior = None if train.prior is None else train.prior[rows]
@@ -337,13 +368,14 @@ def fit(
                         adapter.keys.copy_(F.normalize(adapter.keys, dim=-1))
                 total += loss.item() * len(rows)
             losses.append(total / len(train))
-            scores.append(_score(adapter, val))
-            if scores[-1] > scores[best]:
+            if val is not None:
+                scores.append(_score(adapter, val))
+            if val is None or scores[-1] > scores[best]:
                 best, kept = epoch, adapter.keys.detach().clone()
     finally:
         adapter.keys.requires_grad_(False).grad = None
     adapter.keys.copy_(kept)
-    return Fitted(best, losses, scores, tune(adapter, val))
+    return Fitted(best, losses, scores, None if val is None else tune(adapter, val))
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
@@ -355,9 +387,10 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise Refusal(f"{len(wrong)} labels such as {int(wrong[0])} are none of the {classes} classes: use 0 for real")
 
 
-def _check_val(adapter: TipAdapter, val: Rows) -> None:
+def _check_val(adapter: TipAdapter, val: Rows, leave_out: bool = False) -> None:
     check_labels(val.labels, adapter.classes)
-    _refuse_shared(val, adapter.groups.cpu(), "the cache")
+    if not leave_out:
+        _refuse_shared(val, adapter.groups.cpu(), "the cache")
     if adapter.classes == 2 and len(val.labels.unique()) < 2:
         raise Refusal("all validation rows are of one class: give real and fake ones to choose alpha and beta")
 
@@ -373,19 +406,23 @@ def _refuse_shared(val: Rows, groups: Tensor, where: str) -> None:
 
 @torch.no_grad()
 def _score(adapter: TipAdapter, val: Rows) -> float:
-    return float(_scores(adapter(val.features, val.prior).cpu()[None], val.labels)[0])
+    return float(val.judge(adapter(val.features, val.prior).cpu()[None])[0])
 
 
-def _scores(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """Logits (p, n, c) -> (p,), higher is better: AUC with two classes, else minus the mean log-loss."""
-    p, n, c = logits.shape
-    if c > 2:
-        losses = F.cross_entropy(logits.reshape(p * n, c), labels.repeat(p), reduction="none")
-        return -losses.reshape(p, n).double().mean(1).numpy()
+def pooled(labels: Tensor) -> Judge:
+    """The judge of rows (n,) of one set: AUC with two classes, else minus the mean log-loss."""
     fake = labels.numpy() == 1
-    ranks = rankdata((logits[..., 1] - logits[..., 0]).numpy(), axis=1)
-    fakes, reals = int(fake.sum()), int((~fake).sum())
-    return (ranks[:, fake].sum(1) - fakes * (fakes + 1) / 2) / (fakes * reals)  # Mann-Whitney
+
+    def judge(logits: Tensor) -> np.ndarray:
+        p, n, c = logits.shape
+        if c > 2:
+            losses = F.cross_entropy(logits.reshape(p * n, c), labels.repeat(p), reduction="none")
+            return -losses.reshape(p, n).double().mean(1).numpy()
+        ranks = rankdata((logits[..., 1] - logits[..., 0]).numpy(), axis=1)
+        fakes, reals = int(fake.sum()), int((~fake).sum())
+        return (ranks[:, fake].sum(1) - fakes * (fakes + 1) / 2) / (fakes * reals)  # Mann-Whitney
+
+    return judge
 
 
 def _matrix(values: Tensor | np.ndarray, name: str) -> Tensor:
