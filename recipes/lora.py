@@ -7,6 +7,7 @@ Trains low-rank adapters and a linear head on whole groups (a photograph and its
 validation data, freezes one threshold there, and scores the test rows under every view. Without flags it runs on
 the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2 cores. Results to expect:
 results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
+--permutations N trains N further towers, on permuted training and validation labels, as a control.
 To go on from a saved detector, or to learn one new generator: recipes/refine.py.
 """
 
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapt.cli import run as run_recipe
-from adapt.flags import FineTuning
+from adapt.flags import FineTuning, Permutations
 
 if TYPE_CHECKING:  # --help needs none of them
     from adapt.data.manifest import Manifest
     from adapt.detector.detector import Detector
+    from adapt.evaluation.permutation import Reached
     from adapt.training.refine import Aim
     from adapt.training.run import Run
 
 
 @dataclass(frozen=True)
-class Config(FineTuning):
+class Config(FineTuning, Permutations):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
 
 
@@ -38,12 +40,41 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    chance = [one for number in range(1, cfg.permutations + 1) for one in on_permuted_labels(cfg, rows, number)]
     detector = new_detector(cfg, run)
     facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **run.scoring(cfg.num_workers))
     detector.freeze(scores)
-    report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, facts=facts)
+    report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, permuted=chance, facts=facts)
+
+
+def on_permuted_labels(cfg: Config, rows: "Manifest", number: int) -> "list[Reached]":
+    """What the same training reaches on one permutation of the labels, in a run directory of its own."""
+    from dataclasses import fields, replace
+
+    import numpy as np
+
+    from adapt.data.permutation import permuted
+    from adapt.detector.detector import score
+    from adapt.evaluation.permutation import Reached, reached
+    from adapt.number_table import read_rows, write_rows
+    from adapt.training.report import PERMUTATIONS
+    from adapt.training.run import Run
+
+    one = replace(cfg, permutations=0, output_dir=cfg.output_dir / f"permutation-{number}")
+    run, kept = Run(one), one.output_dir / PERMUTATIONS
+    shuffled = permuted(rows, number)
+    if not run.finished(data=shuffled.digest):
+        detector = new_detector(one, run)
+        facts = fine_tune(one, run, shuffled, detector)
+        held = np.flatnonzero(rows["split"] != "train")
+        scores = score(detector, shuffled, held, cfg.test_views, **run.scoring(cfg.num_workers))
+        if run.main:
+            write_rows(kept, [field.name for field in fields(Reached)], reached(scores, number))
+            run.write_record(run.record(**facts))
+        run.close()
+    return read_rows(kept, Reached)
 
 
 def new_detector(cfg: FineTuning, run: "Run") -> "Detector":
@@ -66,7 +97,6 @@ def fine_tune(
     `aim` says what is shown more often, `known` are further facts that a continued run must share. Returns what was
     picked, and how many numbers were trained.
     """
-    import numpy as np
     import torch
 
     from adapt.models.adapters.cut_tower import trained_part
@@ -77,11 +107,8 @@ def fine_tune(
     from adapt.training.tokens import training_data
 
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
-    labels = rows.fake[rows["split"] == "train"]
-    if cfg.permute_labels:
-        labels = np.random.default_rng(cfg.seed).permutation(labels)
     train, validate = training_data(
-        run, part, detector, rows, cfg.train_views, cfg.seed, labels,
+        run, part, detector, rows, cfg.train_views, cfg.seed,
         focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers,
     )  # fmt: skip
     trained = [

@@ -39,8 +39,6 @@ class Config(FineTuning, Aim):
             raise Refusal("nothing to go on from: give --init DETECTOR, or --onboard GENERATOR with --shots")
         if self.focus and (not self.init or self.onboard):
             raise Refusal("--focus holes: give --init, the detector whose holes are meant, and no --onboard")
-        if self.permute_labels and (self.focus or self.onboard):
-            raise Refusal("--permute_labels: a generator with shuffled labels cannot be shown more often")
 
 
 def main(cfg: Config) -> None:

@@ -126,7 +126,7 @@ class SideBySide:
             found = []
             for table, cut in zip(of_row, cuts[row], strict=True):
                 readable = _blank(table, ok) if row in tables else table
-                found.append(_places(replicate(readable, cut, self.resamples, seed=0)))
+                found.append(kept_places(replicate(readable, cut, self.resamples, seed=0)))
             self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
             self.drawn[row] |= _over_views(self.drawn[row])
             self.drawn[row] |= _derived(self.drawn[row])
@@ -195,7 +195,7 @@ def _blank(table: Scores, ok: np.ndarray) -> Scores:
     return Scores(table.columns | blank | {"status": np.where(ok, "ok", "unreadable: for one of the detectors")})
 
 
-def _places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Drawn]:
+def kept_places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Drawn]:
     """What is kept of one table: AUC of each generator, and the metrics of `KEPT`."""
     out = {}
     for (scope, view, label), cell in found.items():

@@ -1,0 +1,86 @@
+"""The control with permuted labels: how often does a method that learnt from wrong labels do as well as the real one?
+
+The labels of training and validation are permuted (adapt/data/permutation.py), the method is trained and selected
+again, and measured on the true test labels. If the images said nothing of their labels, the true labels would be one
+permutation among the others, so that
+
+    p = (1 + number of permutations whose AUC is at least the real one) / (1 + permutations)
+
+is at most x in a share x of all experiments (Phipson and Smyth 2010, eq. 2). A single permutation tests nothing: its
+AUC lies where its one direction happens to lie.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapt.evaluation.metrics import PERMUTED, Control, Outcome
+from adapt.evaluation.replicates import ALL, replicate
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.side_by_side import kept_places
+from adapt.evaluation.thresholds import pick_threshold
+
+TESTED = ("mean:seen", "mean:unseen", "mean:all")
+LEVEL = 0.05  # p up to which the true labels are told from permuted ones
+
+
+@dataclass(frozen=True)
+class Reached:
+    """One number of one training: a row of permutations.csv. Permutation 0 is the true labels."""
+
+    permutation: int
+    set: str
+    view: str
+    generator: str
+    metric: str
+    value: float
+    seen: str = ""  # of a generator: train, val or ''
+
+
+def reached(scores: Scores, permutation: int) -> list[Reached]:
+    """The numbers of one training, at the threshold of its own validation rows, whose labels are those it was shown."""
+    cut = pick_threshold(scores)
+    found = kept_places(replicate(scores.select(scores["split"] == "test"), cut, 0, 0))
+    return [Reached(permutation, *place, float(one.values[0, 0]), one.met) for place, one in found.items()]
+
+
+def p_of(real: float, permuted: Sequence[float] | np.ndarray) -> float:
+    """Share of all labellings, the true one among them, that reach at least as much as the true one; NaN of NaN."""
+    if np.isnan(real) or np.isnan(permuted).any():
+        return float("nan")
+    return float((1 + (np.asarray(permuted) >= real).sum()) / (1 + len(permuted)))
+
+
+def outcome_of_p(p: float, permutations: int) -> Outcome:
+    """`passed`: p is at most `LEVEL`. `FAILED`: with all permutations there are, it would surely be above.
+
+    Surely: the number of permutations that reach the true AUC is above the 97.5 % quantile of a binomial with the
+    share `LEVEL`. Else `cannot tell`: more permutations would, and fewer than 19 never pass.
+    """
+    from scipy.stats import binom
+
+    if np.isnan(p):
+        return "n/a"
+    if p <= LEVEL:
+        return "passed"
+    reaching = round(p * (1 + permutations)) - 1
+    return "FAILED" if reaching > binom.ppf(0.975, permutations, LEVEL) else "cannot tell"
+
+
+def permutation_controls(found: Iterable[Reached]) -> list[Control]:
+    """A control per view for seen, unseen and all generators: mean, lowest and highest permuted AUC, and p."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for one in found:
+        if one.set == ALL and one.metric == "auc" and one.generator in TESTED:
+            values.setdefault((one.view, one.generator), {})[one.permutation] = one.value
+    out = []
+    for (view, generator), by_number in values.items():
+        real, others = by_number[0], np.array([value for number, value in by_number.items() if number])
+        if np.isnan(real) or not len(others):
+            continue
+        p = p_of(real, others)
+        numbers = float(others.mean()), float(others.min()), float(others.max())
+        outcome = outcome_of_p(p, len(others))
+        out.append(Control(PERMUTED.format(generator), view, *numbers, outcome, 0, 0, len(others), p))
+    return out
