@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adapt.cli import each_once
+from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.flags import Encoder, Rows, Sweep
 
@@ -53,11 +53,11 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("lora", "lora", {}, 3.0),
     ("lora-pair", "pair", {"tune": "lora", "arms": ("matched",)}, 3.0),
     ("norm", "lora", {"targets": "norm"}, 3.0),
-    ("labels-permuted", "linear_probe", {"head": "logistic", "permute_labels": True}, 0.5),
+    ("labels-permuted", "linear_probe", {"head": "logistic", "permutations": 20}, 1.0),
 )
 NEED_TEXTS = ("zero-shot", "tip-adapter", "tip-adapter-f", "tip-adapter-f-family")  # a backbone with a text tower
 ONCE = ("zero-shot",)  # neither the seed nor training images change it
-CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
+CONTROLS = ("labels-permuted",)  # their rows are what permuted labels reach; metadata alone joins them
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Config(Rows, Encoder, Sweep):
     learning_rate: float | None = None  # step size for adapters; None: the recipes' own; 1e-4 suits CLIP ViT-L/14
     epochs: int | None = None  # of lora.py and pair.py; None: their own
     groups: int | None = None  # groups per optimizer step of lora.py and pair.py; None: their own
+    permutations: int = 0  # of the labels, each trains every lora.py run once more; heads have their 20 in any case
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
@@ -78,6 +79,7 @@ class Config(Rows, Encoder, Sweep):
     def __post_init__(self) -> None:
         super().__post_init__()
         each_once(self, "train_on", "seeds", "test_views")
+        at_least(0, self, "permutations")
 
 
 def main(cfg: Config) -> None:

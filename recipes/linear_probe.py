@@ -8,8 +8,8 @@ picks its penalty on validation rows, and reports test rows. --classes family or
 real, and compares the binary score it implies, 1 - p(real), with that of the same head trained on two classes.
 --layers all fits one head per block and keeps the best on validation. --permutations 20 does all of it again on 20
 permutations of the training and validation labels and says how often they reach the true AUC. Without flags: the
-embedded world and tiny CLIP, about a minute on 2 cores, of which most is encoding; a permutation takes about 2 seconds.
-Results to expect: results/README.md.
+embedded world and tiny CLIP, about a minute on 2 cores, of which most is encoding; 20 permutations of the labels add
+half a minute. Results to expect: results/README.md.
 """
 
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ def permuted_fits(cfg: Config, run: "Run", features: "Features", layers: "Sequen
     import numpy as np
 
     from adapt.data.permutation import permuted
-    from adapt.evaluation.permutation import reached
+    from adapt.evaluation.side_by_side import reached
     from adapt.training.on_features import fit_on_features, score_features
 
     held, found = np.flatnonzero(features.manifest["split"] != "train"), []

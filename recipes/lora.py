@@ -57,7 +57,8 @@ def on_permuted_labels(cfg: Config, rows: "Manifest", number: int) -> "list[Reac
 
     from adapt.data.permutation import permuted
     from adapt.detector.detector import score
-    from adapt.evaluation.permutation import Reached, reached
+    from adapt.evaluation.permutation import Reached
+    from adapt.evaluation.side_by_side import reached
     from adapt.number_table import read_rows, write_rows
     from adapt.training.report import PERMUTATIONS
     from adapt.training.run import Run

@@ -30,9 +30,10 @@ AUC: how well a small tree that sees this factor alone tells fakes from reals of
 guessing), with a 95 % interval over groups. *worst*: of all comparisons (all rows, each set, each generator of a
 set with the set's reals) the one most surely above 0.5. SHORTCUT: the interval of one comparison lies above 0.55.
 clean: the whole interval of every comparison lies in 0.5 +- 0.1. cannot tell: neither, so there are too few groups; a
-varying factor takes about 300 groups in each comparison, a constant one 10. content: a byte count of files that are all
-written alike, so the pictures alone explain it; it must never reach a model. allowed: listed in --allow. JPEG factors
-also see that a file is no JPEG. Folders and names never reach a model of this package; other loaders sort by them."""
+varying factor takes about 300 groups in each comparison, a constant one 10. content: a byte count of files that are
+all written alike, so the pictures alone explain it; it must never reach a model. allowed: listed in --allow. JPEG
+factors also see that a file is no JPEG. Folders and names never reach a model of this package; other loaders sort by
+them."""
 ABOUT_TWINS = """\
 The same picture in two splits or under two labels. pixels: the decoded pixels are equal, whatever the container;
 near: a 64-bit perceptual hash differs by at most 4 bits (compressed or scaled again; crops are not found).

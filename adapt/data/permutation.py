@@ -8,10 +8,10 @@ from adapt.data.manifest import Manifest
 def permuted(rows: Manifest, number: int) -> Manifest:
     """The same images with the labels of training and validation dealt out anew; those of the test stay.
 
-    A label is generator, family and edit together. In a group that has both classes (a photograph and its fakes) its images
-    exchange their labels, so that every group keeps what it had of each. Groups of one class exchange their labels as
-    a whole, within their split and set: image j of a group takes the label of image j of the other, from the first on
-    again where that one is smaller. `number` alone decides, so that all seeds of a study see the same permutation.
+    A label is generator, family and edit together. In a group that has both classes (a photograph and its fakes) its
+    images exchange their labels, so that every group keeps what it had of each. Groups of one class exchange their
+    labels as a whole, within their split and set: image j of a group takes the label of image j of the other, from
+    the first on again where that one is smaller. `number` alone decides: all seeds of a study see the same ones.
     """
     rng = np.random.default_rng([number, *b"labels"])
     free = np.flatnonzero(rows["split"] != "test")

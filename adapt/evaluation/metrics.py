@@ -222,9 +222,9 @@ def controls(
 
     Labels permuted in training, and a classifier that sees metadata only: the mean AUC over all generators must lie
     in 0.5 +- `CHANCE`. The detector's mean AUC over seen and over unseen generators must be above that of metadata on
-    the same images: `cannot tell` where the interval of the difference holds 0. Processed reals: their false-alarm rate must exceed that of the unedited reals by `EXCESS` at
-    most. `outcome_of` says what their intervals tell. The two tables must hold the test rows of `scores` under each
-    view they have.
+    the same images: `cannot tell` where the interval of the difference holds 0. Processed reals: their false-alarm
+    rate must exceed that of the unedited reals by `EXCESS` at most. `outcome_of` says what their intervals tell. The
+    two tables must hold the test rows of `scores` under each view they have.
     """
     out = []
     for name, other in (("labels permuted: mean AUC", permuted), ("metadata only: mean AUC", metadata)):

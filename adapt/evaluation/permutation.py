@@ -16,10 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapt.evaluation.metrics import PERMUTED, Control, Outcome
-from adapt.evaluation.replicates import ALL, replicate
-from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import kept_places
-from adapt.evaluation.thresholds import pick_threshold
+from adapt.evaluation.replicates import ALL
 
 TESTED = ("mean:seen", "mean:unseen", "mean:all")
 LEVEL = 0.05  # p up to which the true labels are told from permuted ones
@@ -36,13 +33,6 @@ class Reached:
     metric: str
     value: float
     seen: str = ""  # of a generator: train, val or ''
-
-
-def reached(scores: Scores, permutation: int) -> list[Reached]:
-    """The numbers of one training, at the threshold of its own validation rows, whose labels are those it was shown."""
-    cut = pick_threshold(scores)
-    found = kept_places(replicate(scores.select(scores["split"] == "test"), cut, 0, 0))
-    return [Reached(permutation, *place, float(one.values[0, 0]), one.met) for place, one in found.items()]
 
 
 def p_of(real: float, permuted: Sequence[float] | np.ndarray) -> float:

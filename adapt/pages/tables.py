@@ -55,15 +55,15 @@ ABOUT_P = "Paired by group; p is two-sided, by the t of the interval, not correc
 ABOUT_CONTROLS = (
     "Permuted labels and metadata only: passed if the whole interval lies in 0.5 +- 0.1, FAILED if none of it does, "
     "else there are too few images to tell. Processed reals: the same of at most 0.05 false alarms above those on "
-    "unedited reals. Each kind of processing is tested; only those that failed are repeated here. Above metadata only: "
-    "the detector's AUC minus that of metadata, paired by group; passed where the whole interval is above 0."
+    "unedited reals. Each kind of processing is tested; only those that failed are repeated here. Above metadata "
+    "only: the detector's AUC minus that of metadata, paired by group; passed where the whole interval is above 0."
 )
 ABOUT_PERMUTATIONS = (
-    "The same training and selection on permuted training and validation labels, measured on the true test labels. A "
-    "photograph and its fakes exchange labels among themselves, groups of one class exchange theirs as a whole. p: the "
-    "share of all labellings, the true one among them, whose AUC is at least that of the true one; not corrected for "
-    "the number of rows. Passed up to 0.05, which takes 19 permutations; FAILED where it would surely be above 0.05 with "
-    "all permutations there are, else there are too few of them to tell. One permutation tests nothing."
+    "The same training and selection on permuted training and validation labels, measured on the true test labels. "
+    "A photograph and its fakes exchange labels among themselves, groups of one class exchange theirs as a whole. p: "
+    "the share of all labellings, the true one among them, whose AUC is at least that of the true one; not corrected "
+    "for the number of rows. Passed up to 0.05, which takes 19 permutations; FAILED where it would surely be above "
+    "0.05 with all permutations there are, else there are too few of them to tell. One permutation tests nothing."
 )
 ABOUT_ATTRIBUTION = (
     "An image is attributed to the class with the largest logit. Recall: share of a class's images attributed to it. "
@@ -287,9 +287,7 @@ def _permutations(cells: Sequence[Cell], controls: Sequence[Control]) -> list[st
     if not found:
         return []
     at = index(cells)
-    rows = [
-        ["labels permuted", "view", "AUC, true labels", "permuted, mean", "lowest", "highest", "permutations", "p"]
-    ]
+    rows = [["AUC", "view", "true labels", "permuted labels, mean", "lowest", "highest", "permutations", "p"]]
     for c in found:
         generator = next(label for label in MEANS if PERMUTED.format(label) == c.name)
         numbers = at[ALL, c.view, generator, "auc"].value, c.value, c.low, c.high

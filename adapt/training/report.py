@@ -22,12 +22,13 @@ from adapt.errors import Refusal
 from adapt.evaluation.attribution import Column, attribute
 from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
-from adapt.evaluation.permutation import Reached, permutation_controls, reached
+from adapt.evaluation.permutation import Reached, permutation_controls
 from adapt.evaluation.promises import keep
 from adapt.evaluation.scores import Scores, comparisons
+from adapt.evaluation.side_by_side import reached
+from adapt.number_table import write_rows
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
-from adapt.number_table import write_rows
 from adapt.pages.promises import promises_section
 from adapt.pages.tables import text, write_tables
 from adapt.training.run import Run, RunConfig

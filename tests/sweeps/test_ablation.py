@@ -55,7 +55,7 @@ METHODS = (
     ("logistic", "tip_adapter", {**TIP, "methods": ("logistic",)}, 0.1),
     ("broken", "tip_adapter", {**TIP, "layer": "block99", "prior": "none"}, 0.1),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",), "classes": "family"}, 0.1),
-    ("labels-permuted", "linear_probe", {"layer": "proj", "permute_labels": True}, 0.1),
+    ("labels-permuted", "linear_probe", {"layer": "proj", "permutations": 3}, 0.1),
 )
 
 
@@ -268,7 +268,7 @@ def test_tensorboard_holds_all_cells_side_by_side(config, numbers) -> None:
     ).experiment
     names = {info.name for info in experiment.hparam_infos}
     tags = {info.name.tag for info in experiment.metric_infos}
-    assert {"method", "seed", "recipe", "trained_on", "methods", "permute_labels"} <= names
+    assert {"method", "seed", "recipe", "trained_on", "methods", "permutations"} <= names
     for name in sorted(runs):
         events = read(root / name)
         start = plugin_data_pb2.HParamsPluginData.FromString(

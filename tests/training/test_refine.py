@@ -419,7 +419,6 @@ def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
         ({"shots": 4}, pair),
         ({"onboard": "style", "shots": -1}, pair),
         ({"focus_share": 1.0}, "--focus_share 1"),
-        ({"permute_labels": True, "onboard": "style", "shots": 2}, "--permute_labels"),
     ):
         with pytest.raises(Refusal, match=words):
             dataclasses.replace(more, **flags)
