@@ -7,7 +7,8 @@ permutation among the others, so that
     p = (1 + number of permutations whose AUC is at least the real one) / (1 + permutations)
 
 is at most x in a share x of all experiments (Phipson and Smyth 2010, eq. 2). A single permutation tests nothing: its
-AUC lies where its one direction happens to lie.
+AUC lies where its one direction happens to lie. As the test labels stay, p asks for more than an AUC above 0.5: a head
+with wrong labels, too, may sort images that differ along one strong direction.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapt.evaluation.metrics import PERMUTED, Control, Outcome
+from adapt.evaluation.jackknife import NONE, Interval
+from adapt.evaluation.metrics import CHANCE, PERMUTED, Control, Outcome, outcome_of
 from adapt.evaluation.replicates import ALL
 
 TESTED = ("mean:seen", "mean:unseen", "mean:all")
@@ -42,20 +44,29 @@ def p_of(real: float, permuted: Sequence[float] | np.ndarray) -> float:
     return float((1 + (np.asarray(permuted) >= real).sum()) / (1 + len(permuted)))
 
 
-def outcome_of_p(p: float, permutations: int) -> Outcome:
-    """`passed`: p is at most `LEVEL`. `FAILED`: with all permutations there are, it would surely be above.
+def mean_interval(permuted: Sequence[float] | np.ndarray) -> Interval:
+    """Of the mean over permutations (n,), by the t of their spread; none of a single one, or of numbers not known."""
+    from scipy.stats import t
 
-    Surely: the number of permutations that reach the true AUC is above the 97.5 % quantile of a binomial with the
-    share `LEVEL`. Else `cannot tell`: more permutations would, and fewer than 19 never pass.
+    n = len(permuted)
+    if n < 2 or np.isnan(permuted).any():
+        return NONE
+    mean, reach = float(np.mean(permuted)), float(t.ppf(0.975, n - 1) * np.std(permuted, ddof=1) / np.sqrt(n))
+    return Interval(mean - reach, mean + reach)
+
+
+def outcome_of_permutations(p: float, mean: Interval) -> Outcome:
+    """What permuted labels tell, by p and the interval of their mean AUC.
+
+    `FAILED`: permuted labels are surely away from chance, so that something else than the labels of training tells
+    fakes. `passed`: p is at most `LEVEL`. Else `cannot tell`: there are too few permutations, or real and fake images
+    differ so much along one direction that a head with wrong labels often sorts them by luck.
     """
-    from scipy.stats import binom
-
     if np.isnan(p):
         return "n/a"
-    if p <= LEVEL:
-        return "passed"
-    reaching = round(p * (1 + permutations)) - 1
-    return "FAILED" if reaching > binom.ppf(0.975, permutations, LEVEL) else "cannot tell"
+    if outcome_of(mean, 0.5 - CHANCE, 0.5 + CHANCE) == "FAILED":
+        return "FAILED"
+    return "passed" if p <= LEVEL else "cannot tell"
 
 
 def permutation_controls(found: Iterable[Reached]) -> list[Control]:
@@ -71,6 +82,6 @@ def permutation_controls(found: Iterable[Reached]) -> list[Control]:
             continue
         p = p_of(real, others)
         numbers = float(others.mean()), float(others.min()), float(others.max())
-        outcome = outcome_of_p(p, len(others))
+        outcome = outcome_of_permutations(p, mean_interval(others))
         out.append(Control(PERMUTED.format(generator), view, *numbers, outcome, 0, 0, len(others), p))
     return out

@@ -22,7 +22,7 @@ from adapt.evaluation.jackknife import (
     worst_interval,
 )
 from adapt.evaluation.metrics import PREFIXES, align
-from adapt.evaluation.permutation import Reached, p_of
+from adapt.evaluation.permutation import Reached, mean_interval, p_of
 from adapt.evaluation.replicates import ALL, LOWER_IS_BETTER, WITHOUT_INTERVAL, Replicates, distinct, replicate
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
@@ -140,7 +140,7 @@ class SideBySide:
     def add_permutations(self, row: Row, runs: Sequence[Sequence[Reached]]) -> None:
         """A row whose "seeds" are permutations of the labels, each number the mean over the `runs`, one a seed.
 
-        All runs see the same permutations. There are no intervals, for nothing is said about other groups.
+        All runs see the same permutations. Intervals are those of means over permutations.
         """
         found: dict[Place, dict[int, list[float]]] = {}
         met = {}
@@ -167,7 +167,7 @@ class SideBySide:
             for place, drawn in places.items():
                 values = drawn.values.mean(axis=0)
                 single = drawn.values[:, 0]
-                low, high = drawn.interval(place[3])
+                low, high = mean_interval(single) if row in self.true else drawn.interval(place[3])
                 seeds = float(single.min()), float(single.max())
                 mark = marks.get(place, {}).get(row, "")
                 role: Role = "method" if row in competitors else "control"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from adapt.evaluation.jackknife import Interval
 from adapt.evaluation.metrics import CHANCE, PREFIXES, outcome_of
 from adapt.evaluation.metrics import EXCESS as EXCESS_ALLOWED
-from adapt.evaluation.permutation import outcome_of_p
+from adapt.evaluation.permutation import outcome_of_permutations
 from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.side_by_side import (
     ABOVE_METADATA,
@@ -42,16 +42,17 @@ paired by group, and by seed where there are several, at 95 % for all methods an
 Its AUC may come from how the files were written."""
 ABOUT_PERMUTED = """\
 Labels permuted: means over permutations of the training and validation labels (their number stands under seeds),
-and half the distance between the lowest and the highest."""
+with intervals over permutations, and half the distance between the lowest and the highest."""
 ABOUT_TRANSFER = """\
 Mean balanced accuracy over all generators. Frozen: one threshold, from validation images of all views. Oracle: the
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
 over the frozen one is the price of a threshold that does not fit, and never below 0."""
 ABOUT_CONTROLS = f"""\
 Metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE}, FAILED if none of it does, else
-there are too few images to tell. Labels permuted in training: mean and half the range of the permutations; p is the
-share of all labellings, the true one among them, that reach the AUC of the true one, passed up to 0.05. Processed
-reals, mean over views: passed where surely at most {EXCESS_ALLOWED} false alarms come to those on unedited reals."""
+there are too few images to tell. Labels permuted in training and validation: FAILED if their mean is surely outside
+0.5 +- {CHANCE}; passed if p is at most 0.05, p being the share of all labellings, the true one among them, that reach
+the AUC of the true one; one permutation tests nothing. Processed reals, mean over views: passed where surely at most
+{EXCESS_ALLOWED} false alarms come to those on unedited reals."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,11 @@ def _permutations(row: Row, found: Mapping[Place, Number], numbers: Sequence[Num
         real = found[of_set, view, generator, TRUE_LABELS]
         kind = generator.removeprefix("mean:")
         words = [label(row, numbers), f"AUC, {kind} generators; true labels {real.value:.3f}", view]
-        outcome = "one permutation: no test"
+        permuted, outcome = found[of_set, view, generator, "auc"], "one permutation: no test"
         if p.seeds > 1:
-            outcome = f"{outcome_of_p(p.value, p.seeds)}, p {p.value:.3f} of {p.seeds} permutations"
-        value = entry(found[of_set, view, generator, "auc"])
-        rows.append([*(Entry(word, word) for word in words), value, Entry(outcome, outcome)])
+            outcome = outcome_of_permutations(p.value, Interval(permuted.low, permuted.high))
+            outcome = f"{outcome}, p {p.value:.3f} of {p.seeds} permutations"
+        rows.append([*(Entry(word, word) for word in words), entry(permuted), Entry(outcome, outcome)])
     return rows
 
 

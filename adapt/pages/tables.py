@@ -62,8 +62,10 @@ ABOUT_PERMUTATIONS = (
     "The same training and selection on permuted training and validation labels, measured on the true test labels. "
     "A photograph and its fakes exchange labels among themselves, groups of one class exchange theirs as a whole. p: "
     "the share of all labellings, the true one among them, whose AUC is at least that of the true one; not corrected "
-    "for the number of rows. Passed up to 0.05, which takes 19 permutations; FAILED where it would surely be above "
-    "0.05 with all permutations there are, else there are too few of them to tell. One permutation tests nothing."
+    "for the number of rows. Passed up to 0.05, which takes 19 permutations. FAILED: the mean of the permuted ones is "
+    "surely outside 0.5 +- 0.1, so something else than the labels of training tells fakes. Cannot tell: too few "
+    "permutations, or real and fake images differ so much along one direction that a head with wrong labels often "
+    "sorts them by luck. One permutation tests nothing."
 )
 ABOUT_ATTRIBUTION = (
     "An image is attributed to the class with the largest logit. Recall: share of a class's images attributed to it. "
