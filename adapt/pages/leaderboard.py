@@ -48,11 +48,13 @@ Mean balanced accuracy over all generators. Frozen: one threshold, from validati
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
 over the frozen one is the price of a threshold that does not fit, and never below 0."""
 ABOUT_CONTROLS = f"""\
-Metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE}, FAILED if none of it does, else
-there are too few images to tell. Labels permuted in training and validation: FAILED if their mean is surely outside
-0.5 +- {CHANCE}; passed if p is at most 0.05, p being the share of all labellings, the true one among them, that reach
-the AUC of the true one; one permutation tests nothing. Processed reals, mean over views: passed where surely at most
-{EXCESS_ALLOWED} false alarms come to those on unedited reals."""
+Labels permuted in training, and metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE},
+FAILED if none of it does, else there are too few images to tell. Processed reals, mean over views: the same of at most
+{EXCESS_ALLOWED} false alarms above those on unedited reals."""
+ABOUT_PERMUTATIONS = f"""\
+Labels permuted in training and validation, where there is a p: FAILED if the mean of the permutations is surely
+outside 0.5 +- {CHANCE}; passed if p is at most 0.05, p being the share of all labellings, the true one among them, that
+reach the AUC of the true one. One permutation tests nothing."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ def controls(numbers: Sequence[Number]) -> Table:
             words = [Entry(word, word) for word in (label(row, numbers), what, view, outcome)]
             rows.append([*words[:3], entry(number, sign="" if control else "+"), words[3]])
     header = [("", name) for name in ("method", "control", "view", "value", "outcome")]
-    return Table("Controls", header, rows, ABOUT_CONTROLS)
+    tested = any(number.metric == P for number in numbers)
+    return Table("Controls", header, rows, f"{ABOUT_CONTROLS} {ABOUT_PERMUTATIONS}" if tested else ABOUT_CONTROLS)
 
 
 def _permutations(row: Row, found: Mapping[Place, Number], numbers: Sequence[Number]) -> list[list[Entry]]:
