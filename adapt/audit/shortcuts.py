@@ -351,6 +351,14 @@ def worst(cells: Sequence[Unlike], factor: str) -> Unlike:
     return max(own, key=lambda cell: (-1.0 if np.isnan(cell.low) else cell.low, cell.value))
 
 
+def decisive(cells: Sequence[Unlike], factor: str, finding: str) -> Unlike:
+    """The comparison behind a finding: the worst one; of `cannot tell` the one that may be farthest from chance."""
+    known = [cell for cell in cells if cell.factor == factor and not np.isnan(cell.low)]
+    if finding != UNSURE or not known:
+        return worst(cells, factor)
+    return max(known, key=lambda cell: max(cell.high - 0.5, 0.5 - cell.low))
+
+
 def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[Twin]) -> list[str]:
     """What to do about each finding, a line each; a picture's byte count asks for nothing."""
     lines = []
@@ -387,8 +395,8 @@ def balance(manifest: Manifest, facts: Facts, name: str = "set") -> list[list[st
 
 
 def figure(cells: Sequence[Unlike], findings: dict[str, str]) -> Figure:
-    """A bar for the worst comparison of each factor, with its interval; the colour is the finding."""
-    shown = [worst(cells, factor) for factor in findings]
+    """A bar for the decisive comparison of each factor, with its interval; the colour is the finding."""
+    shown = [decisive(cells, factor, finding) for factor, finding in findings.items()]
     picture = Figure(figsize=(7, 0.32 * len(shown) + 1.6), layout="constrained")
     axes = picture.subplots()
     axes.barh(

@@ -53,8 +53,8 @@ FAILED if none of it does, else there are too few images to tell. Processed real
 {EXCESS_ALLOWED} false alarms above those on unedited reals."""
 ABOUT_PERMUTATIONS = f"""\
 Labels permuted in training and validation, where there is a p: FAILED if the mean of the permutations is surely
-outside 0.5 +- {CHANCE}; passed if p is at most 0.05, p being the share of all labellings, the true one among them, that
-reach the AUC of the true one. One permutation tests nothing."""
+outside 0.5 +- {CHANCE}; passed if p is at most 0.05, p being the share of all labellings, the true one among them,
+that reach the AUC of the true one. One permutation tests nothing."""
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,11 @@ def test_a_generator_in_few_groups_makes_nothing_clean_that_varies():
     cells, findings = shortcuts(Manifest(manifest.columns | {"group": group}), facts, resamples=100)
     assert [np.isnan(cell.low) for cell in cells if cell.factor == "format"] == [False, False, True]
     assert findings["format"] == "clean" and findings["aspect"] == "cannot tell"
+    row = next(row for row in recipe.factor_table(cells, findings) if row[0] == "aspect")
+    own = [cell for cell in cells if cell.factor == "aspect" and not np.isnan(cell.low)]
+    far = max(own, key=lambda cell: max(cell.high - 0.5, 0.5 - cell.low))
+    assert row[2].endswith(f"[{far.low:.3f}, {far.high:.3f}]") and row[4] == "cannot tell"
+    assert not far.harmless  # the row shows why
 
 
 def test_no_group_is_divided_so_that_nothing_is_known_by_heart():
