@@ -123,7 +123,7 @@ class Permutations(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Rows, Tower, Views, Intervals):
+class FineTuning(Rows, Tower, Views, Intervals, Permutations):
     """Everything that the loop of recipes/lora.py reads."""
 
 

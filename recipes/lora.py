@@ -13,12 +13,14 @@ To go on from a saved detector, or to learn one new generator: recipes/refine.py
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapt.cli import run as run_recipe
-from adapt.flags import FineTuning, Permutations
+from adapt.flags import FineTuning
 
 if TYPE_CHECKING:  # --help needs none of them
+    from collections.abc import Callable
+
     from adapt.data.manifest import Manifest
     from adapt.detector.detector import Detector
     from adapt.evaluation.permutation import Reached
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(FineTuning, Permutations):
+class Config(FineTuning):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
 
 
@@ -40,7 +42,7 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
-    chance = [one for number in range(1, cfg.permutations + 1) for one in on_permuted_labels(cfg, rows, number)]
+    chance = on_permuted_labels(cfg, rows, run.folder, new_detector)
     detector = new_detector(cfg, run)
     facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")
@@ -49,9 +51,14 @@ def main(cfg: Config) -> None:
     report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, permuted=chance, facts=facts)
 
 
-def on_permuted_labels(cfg: Config, rows: "Manifest", number: int) -> "list[Reached]":
-    """What the same training reaches on one permutation of the labels, in a run directory of its own."""
-    from dataclasses import fields, replace
+def on_permuted_labels(
+    cfg: FineTuning, rows: "Manifest", folder: Path, new: "Callable[[FineTuning, Run], Detector]", **known: object
+) -> "list[Reached]":
+    """What the same training reaches on each permutation of the labels, in run directories of their own in `folder`.
+
+    `new` makes the detector that is trained; `known` as in `fine_tune`.
+    """
+    from dataclasses import fields
 
     import numpy as np
 
@@ -63,19 +70,23 @@ def on_permuted_labels(cfg: Config, rows: "Manifest", number: int) -> "list[Reac
     from adapt.training.report import PERMUTATIONS
     from adapt.training.run import Run
 
-    one = replace(cfg, permutations=0, output_dir=cfg.output_dir / f"permutation-{number}")
-    run, kept = Run(one), one.output_dir / PERMUTATIONS
-    shuffled = permuted(rows, number)
-    if not run.finished(data=shuffled.digest):
-        detector = new_detector(one, run)
-        facts = fine_tune(one, run, shuffled, detector)
-        held = np.flatnonzero(rows["split"] != "train")
-        scores = score(detector, shuffled, held, cfg.test_views, **run.scoring(cfg.num_workers))
-        if run.main:
-            write_rows(kept, [field.name for field in fields(Reached)], reached(scores, number))
-            run.write_record(run.record(**facts))
-        run.close()
-    return read_rows(kept, Reached)
+    held, found = np.flatnonzero(rows["split"] != "train"), []
+    given: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in fields(FineTuning)}
+    for number in range(1, cfg.permutations + 1):
+        one = Config(**given | {"permutations": 0, "output_dir": folder / f"permutation-{number}"})
+        run = Run(one)
+        kept = run.folder / PERMUTATIONS
+        shuffled = permuted(rows, number)
+        if not run.finished(data=shuffled.digest, **known):
+            detector = new(one, run)
+            facts = fine_tune(one, run, shuffled, detector, None, **known)
+            scores = score(detector, shuffled, held, cfg.test_views, **run.scoring(cfg.num_workers))
+            if run.main:
+                write_rows(kept, [field.name for field in fields(Reached)], reached(scores, number))
+                run.write_record(run.record(**facts))
+            run.close()
+        found += read_rows(kept, Reached)
+    return found
 
 
 def new_detector(cfg: FineTuning, run: "Run") -> "Detector":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapt.evaluation.jackknife import NONE, Interval
+from adapt.evaluation.jackknife import FEWEST, NONE, Interval
 from adapt.evaluation.metrics import CHANCE, PERMUTED, Control, Outcome, outcome_of
 from adapt.evaluation.replicates import ALL
 
@@ -45,11 +45,11 @@ def p_of(real: float, permuted: Sequence[float] | np.ndarray) -> float:
 
 
 def mean_interval(permuted: Sequence[float] | np.ndarray) -> Interval:
-    """Of the mean over permutations (n,), by the t of their spread; none of a single one, or of numbers not known."""
+    """Of the mean over permutations (n,), by the t of their spread; none of fewer than `FEWEST`, or of NaN."""
     from scipy.stats import t
 
     n = len(permuted)
-    if n < 2 or np.isnan(permuted).any():
+    if n < FEWEST or np.isnan(permuted).any():
         return NONE
     mean, reach = float(np.mean(permuted)), float(t.ppf(0.975, n - 1) * np.std(permuted, ddof=1) / np.sqrt(n))
     return Interval(mean - reach, mean + reach)

@@ -620,7 +620,7 @@ def test_methods_no_better_than_metadata_are_hardly_ever_called_better() -> None
 def test_rows_of_permutations_are_means_over_seeds_and_carry_p(tmp_path) -> None:
     tables = {("strong", "x"): [scores(2.0, 1), scores(2.0, 2)]}
     runs = [
-        [r for k in range(6) for r in reached(scores(2.0 if k == 0 else 0.0, 10 * seed + k), k)] for seed in range(2)
+        [r for k in range(12) for r in reached(scores(2.0 if k == 0 else 0.0, 10 * seed + k), k)] for seed in range(2)
     ]
     beside = SideBySide(30)
     beside.add(tables, {METADATA: [metadata_scores(scores(0.0, 6), 0.0, 8)]})
@@ -630,17 +630,17 @@ def test_rows_of_permutations_are_means_over_seeds_and_carry_p(tmp_path) -> None
     place = ("all", "qf65", "mean:unseen", "auc")
     each = [
         np.mean([r.value for run in runs for r in run if (r.set, r.view, r.generator, r.metric) == place
-                 and r.permutation == k]) for k in range(6)
+                 and r.permutation == k]) for k in range(12)
     ]  # fmt: skip
     own = found[place]
     assert (own.value, own.seed_low, own.seed_high) == pytest.approx((np.mean(each[1:]), min(each[1:]), max(each[1:])))
-    assert own.seeds == 5 and own.role == "control" and own.low < own.value < own.high
+    assert own.seeds == 11 and own.role == "control" and own.low < own.value < own.high
     assert found[*place[:3], "auc_true_labels"].value == pytest.approx(each[0])
-    assert found[*place[:3], "permutation_p"].value == pytest.approx(1 / 6)
+    assert found[*place[:3], "permutation_p"].value == pytest.approx(1 / 12)
     lines = [[entry.text for entry in row] for row in leaderboard.controls(numbers).rows]
     line = next(row for row in lines if row[0] == "labels-permuted" and "unseen" in row[1] and row[2] == "qf65")
     assert line[1] == f"AUC, unseen generators; true labels {each[0]:.3f}"
-    assert line[4] == "cannot tell, p 0.167 of 5 permutations"
+    assert line[4] == "cannot tell, p 0.083 of 11 permutations"
     beside.add_permutations(("labels-permuted", "x"), [[r for r in run if r.permutation < 2] for run in runs])
     lines = [[entry.text for entry in row] for row in leaderboard.controls(beside.numbers(tables, [])).rows]
     assert {row[4] for row in lines if row[0] == "labels-permuted"} == {"one permutation: no test"}

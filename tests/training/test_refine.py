@@ -418,6 +418,7 @@ def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
         ({"onboard": "style"}, pair),
         ({"shots": 4}, pair),
         ({"onboard": "style", "shots": -1}, pair),
+        ({"permutations": 1, "onboard": "style", "shots": 2}, "--permutations"),
         ({"focus_share": 1.0}, "--focus_share 1"),
     ):
         with pytest.raises(Refusal, match=words):
@@ -636,3 +637,13 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
         recipe.main(dataclasses.replace(cfg, detector=knows, output_dir=tmp_path / "knows"))
     with pytest.raises(Refusal, match="--methods: give one or more"):
         dataclasses.replace(cfg, methods=())
+
+
+def test_further_training_on_permuted_labels_starts_from_the_same_detector(config, init, tmp_path) -> None:
+    more = going(config, init=init, output_dir=tmp_path / "p", epochs=1, permutations=1)
+    refine.main(more)
+    assert "| 1 | one permutation: no test |" in (tmp_path / "p" / "table.md").read_text()
+    record = json.loads((tmp_path / "p" / "permutation-1" / "provenance.json").read_text())
+    main = json.loads((tmp_path / "p" / "provenance.json").read_text())
+    mine, its = record["identity"], main["identity"]
+    assert mine["init_digest"] == its["init_digest"] and mine["data"] != its["data"]
