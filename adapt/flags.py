@@ -126,10 +126,19 @@ class Intervals(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Rows, Tower, Views, Intervals):
-    """Everything that the loop of recipes/lora.py reads."""
+class Permutations(Checked):
+    """The control with permuted labels."""
 
-    permute_labels: bool = False  # control: shuffle the training labels; the test must then be at chance
+    permutations: int = 0  # control: train again on so many permutations of the labels; 19 or more make a test
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "permutations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Rows, Tower, Views, Intervals, Permutations):
+    """Everything that the loop of recipes/lora.py reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

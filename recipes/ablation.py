@@ -23,8 +23,9 @@ output folder, and makes one page of all that are finished. Features are encoded
 how well each method finds what it was not trained on (rotation.csv).
 
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
-`--shard i --num_shards n` shares the runs with other machines. A further method is one line. Without flags: the
-embedded world and tiny CLIP, 3 seeds, about 55 minutes on 2 cores.
+The row `labels-permuted` is the logistic probe on 20 permutations of the labels; `--permutations N` trains every
+lora.py run on N as well. `--shard i --num_shards n` shares the runs with other machines. A further method is one line.
+Without flags: the embedded world and tiny CLIP, 3 seeds, about 55 minutes on 2 cores.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from typing import Literal
 
 from adapt.cli import each_once
 from adapt.cli import run as run_recipe
-from adapt.flags import Encoder, Rotation, Rows, Sweep
+from adapt.flags import Encoder, Permutations, Rotation, Rows, Sweep
 
 SHOTS = {"shots": (512,), "draws": 1, "select_on": "validation"}  # images per class; all rows choose on validation
 TIP = {"layer": "proj", **SHOTS}  # where texts are met
@@ -61,18 +62,18 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("lora", "lora", {}, 3.0),
     ("lora-pair", "pair", {"tune": "lora", "arms": ("matched",)}, 3.0),
     ("norm", "lora", {"targets": "norm"}, 3.0),
-    ("labels-permuted", "linear_probe", {"head": "logistic", "permute_labels": True}, 0.5),
+    ("labels-permuted", "linear_probe", {"head": "logistic", "permutations": 20}, 1.0),
 )
 NEED_TEXTS = (  # a backbone with a text tower
     *("zero-shot", "tip-adapter", "tip-adapter-all"),
     *("tip-adapter-f", "tip-adapter-f-all", "tip-adapter-f-family"),
 )
 ONCE = ("zero-shot",)  # neither the seed nor training images change it
-CONTROLS = ("labels-permuted",)  # must be at chance; metadata alone joins them
+CONTROLS = ("labels-permuted",)  # their rows are what permuted labels reach; metadata alone joins them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Rotation, Encoder, Sweep):
+class Config(Rows, Rotation, Encoder, Permutations, Sweep):
     output_dir: Path = Path("results/runs/ablation")  # folder of the page and of all runs
     train_on: tuple[str, ...] = ("none,qf90,qf65,qf40",)  # sets of training views, each joined by commas
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored

@@ -7,6 +7,7 @@ Trains low-rank adapters and a linear head on whole groups (a photograph and its
 validation data, freezes one threshold there, and scores the test rows under every view. Without flags it runs on
 the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2 cores. Results to expect:
 results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
+--permutations N trains N further towers, on permuted training and validation labels, as a control.
 --rotate generator (or family) is a run with all generators and one without each, in folders of their own, and a page
 that says how well each is found when training has not seen it. On several GPUs start those runs with --leave_out NAME
 and their --output_dir (OUTPUT/all, OUTPUT/all-without-NAME); then plain python and --rotate make the page.
@@ -15,14 +16,17 @@ To go on from a saved detector, or to learn one new generator: recipes/refine.py
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapt.cli import run as run_recipe
 from adapt.flags import FineTuning, Rotation
 
 if TYPE_CHECKING:  # --help needs none of them
+    from collections.abc import Callable
+
     from adapt.data.manifest import Manifest
     from adapt.detector.detector import Detector
+    from adapt.evaluation.permutation import Reached
     from adapt.training.refine import Aim
     from adapt.training.run import Run
 
@@ -46,12 +50,51 @@ def main(cfg: Config) -> None:
         return
     cfg, run, rows = opened
     rows = leave_out(rows, cfg.leave_out)
+    chance = on_permuted_labels(cfg, rows, run.folder, new_detector)
     detector = new_detector(cfg, run)
     facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **run.scoring(cfg.num_workers))
     detector.freeze(scores)
-    report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, facts=facts)
+    report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, permuted=chance, facts=facts)
+
+
+def on_permuted_labels(
+    cfg: FineTuning, rows: "Manifest", folder: Path, new: "Callable[[FineTuning, Run], Detector]", **known: object
+) -> "list[Reached]":
+    """What the same training reaches on each permutation of the labels, in run directories of their own in `folder`.
+
+    `new` makes the detector that is trained; `known` as in `fine_tune`.
+    """
+    from dataclasses import fields
+
+    import numpy as np
+
+    from adapt.data.permutation import permuted
+    from adapt.detector.detector import score
+    from adapt.evaluation.permutation import Reached
+    from adapt.evaluation.side_by_side import reached
+    from adapt.number_table import read_rows, write_rows
+    from adapt.training.report import PERMUTATIONS
+    from adapt.training.run import Run
+
+    held, found = np.flatnonzero(rows["split"] != "train"), []
+    given: dict[str, Any] = {field.name: getattr(cfg, field.name) for field in fields(FineTuning)}
+    for number in range(1, cfg.permutations + 1):
+        one = Config(**given | {"permutations": 0, "output_dir": folder / f"permutation-{number}"})
+        run = Run(one)
+        kept = run.folder / PERMUTATIONS
+        shuffled = permuted(rows, number)
+        if not run.finished(data=shuffled.digest, **known):
+            detector = new(one, run)
+            facts = fine_tune(one, run, shuffled, detector, None, **known)
+            scores = score(detector, shuffled, held, cfg.test_views, **run.scoring(cfg.num_workers))
+            if run.main:
+                write_rows(kept, [field.name for field in fields(Reached)], reached(scores, number))
+                run.write_record(run.record(**facts))
+            run.close()
+        found += read_rows(kept, Reached)
+    return found
 
 
 def new_detector(cfg: FineTuning, run: "Run") -> "Detector":
@@ -74,7 +117,6 @@ def fine_tune(
     `aim` says what is shown more often, `known` are further facts that a continued run must share. Returns what was
     picked, and how many numbers were trained.
     """
-    import numpy as np
     import torch
 
     from adapt.models.adapters.cut_tower import trained_part
@@ -85,11 +127,8 @@ def fine_tune(
     from adapt.training.tokens import training_data
 
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
-    labels = rows.fake[rows["split"] == "train"]
-    if cfg.permute_labels:
-        labels = np.random.default_rng(cfg.seed).permutation(labels)
     train, validate = training_data(
-        run, part, detector, rows, cfg.train_views, cfg.seed, labels,
+        run, part, detector, rows, cfg.train_views, cfg.seed,
         focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers,
     )  # fmt: skip
     trained = [

@@ -22,10 +22,15 @@ expect: results/README.md.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Aim, FineTuning
+
+if TYPE_CHECKING:  # --help needs none of them
+    from adapt.detector.detector import Detector
+    from adapt.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,13 @@ class Config(FineTuning, Aim):
             raise Refusal("nothing to go on from: give --init DETECTOR, or --onboard GENERATOR with --shots")
         if self.focus and (not self.init or self.onboard):
             raise Refusal("--focus holes: give --init, the detector whose holes are meant, and no --onboard")
-        if self.permute_labels and (self.focus or self.onboard):
-            raise Refusal("--permute_labels: a generator with shuffled labels cannot be shown more often")
+        if self.permutations and (self.focus or self.onboard):
+            raise Refusal("--permutations: a generator with shuffled labels cannot be shown more often")
 
 
 def main(cfg: Config) -> None:
     import numpy as np
-    from lora import fine_tune, new_detector  # recipes/lora.py: the loop is the same
+    from lora import fine_tune, new_detector, on_permuted_labels  # recipes/lora.py: the loop is the same
 
     from adapt.data.onboarding import onboard
     from adapt.detector.detector import score
@@ -57,10 +62,15 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg, **known)) is None:
         return
     cfg, run, rows = opened
-    scoring = run.scoring(cfg.num_workers)
+    scoring, init = run.scoring(cfg.num_workers), cfg.init
     if cfg.onboard:
         rows = onboard(rows, cfg.onboard, cfg.shots or 0, cfg.seed)[1]
-    detector = continued(cfg.init, cfg, cfg.seed, run.say).to(run.device) if cfg.init else new_detector(cfg, run)
+
+    def start(cfg: FineTuning, run: "Run") -> "Detector":
+        return continued(init, cfg, cfg.seed, run.say).to(run.device) if init else new_detector(cfg, run)
+
+    chance = on_permuted_labels(cfg, rows, run.folder, start, **known)
+    detector = start(cfg, run)
     aim = aim_of(cfg, cfg.train_views, detector, rows, cfg.resamples, cfg.seed, scoring, run.say)
     facts = fine_tune(cfg, run, rows, detector, aim, **known)
 
@@ -71,7 +81,17 @@ def main(cfg: Config) -> None:
         cfg.init, weights, aim, rows, scores, cfg.test_views, cfg.resamples, cfg.seed, scoring, run.device
     )
     detector.freeze(scores)
-    report(run, detector, rows, scores, cfg.resamples, *compared, train_views=cfg.train_views, facts=facts)
+    report(
+        run,
+        detector,
+        rows,
+        scores,
+        cfg.resamples,
+        *compared,
+        train_views=cfg.train_views,
+        permuted=chance,
+        facts=facts,
+    )
 
 
 if __name__ == "__main__":

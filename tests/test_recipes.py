@@ -15,7 +15,10 @@ from adapt.commands import evaluate
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector, score
 from adapt.evaluation.decision import fit_decision
+from adapt.evaluation.permutation import Reached
 from adapt.evaluation.scores import Scores
+from adapt.number_table import read_rows
+from adapt.training import report
 from adapt.training.report import GIVEN
 
 ROOT = Path(__file__).parents[1]
@@ -53,11 +56,28 @@ def test_lora_finds_the_planted_artefact(trained) -> None:
     assert auc(trained) > 0.9
 
 
-def test_lora_with_permuted_labels_finds_nothing(config, subtle, tmp_path) -> None:
+def test_lora_with_permuted_labels_finds_nothing(config, subtle, tmp_path, monkeypatch) -> None:
     # where fakes resemble each other as much as planted ones, one random direction may still sort them all
     manifest = (str(subtle),)
-    lora.main(dataclasses.replace(config, manifest=manifest, output_dir=tmp_path / "p", permute_labels=True, epochs=4))
-    assert 0.25 < auc(tmp_path / "p") < 0.75
+    judged: list[np.ndarray] = []
+    score_of = report.validation_score
+    monkeypatch.setattr(report, "validation_score", lambda scores: judged.append(scores.fake) or score_of(scores))
+    changed = dataclasses.replace(config, manifest=manifest, output_dir=tmp_path / "p", permutations=1, epochs=2)
+    lora.main(changed)
+    found = read_rows(tmp_path / "p" / "permutations.csv", Reached)
+    reached = {
+        r.permutation: r.value for r in found if (r.view, r.generator, r.metric) == ("none", "mean:seen", "auc")
+    }
+    assert 0.25 < reached[1] < 0.75 and reached.keys() == {0, 1}
+    assert "| 1 | one permutation: no test |" in (tmp_path / "p" / "table.md").read_text()
+    assert len(judged) == 8 and (judged[0] != judged[-1]).any()  # the epoch, too, is chosen by permuted labels
+    assert judged[0].sum() == judged[-1].sum()
+    # the main run is made again, the finished permutation is not
+    kept = (tmp_path / "p" / "permutation-1" / "provenance.json").stat().st_mtime_ns
+    (tmp_path / "p" / "provenance.json").unlink()
+    lora.main(changed)
+    assert (tmp_path / "p" / "permutation-1" / "provenance.json").stat().st_mtime_ns == kept
+    assert read_rows(tmp_path / "p" / "permutations.csv", Reached) == found
 
 
 def test_lora_leaves_what_it_promises(trained, config) -> None:

@@ -24,7 +24,8 @@ def finding_of(rows: Manifest) -> str:
         found, date = [str(line) for line in kept["found"]], str(kept["date"])
     except (OSError, ValueError, KeyError, TypeError):
         return "NONE: run `adapt audit` on this manifest before you trust a number"
-    return f"FOUND on {date}: {'; '.join(found)}" if found else f"clean on {date}"
+    what = "CANNOT TELL" if all(line.startswith("cannot tell") for line in found) else "FOUND"
+    return f"{what} on {date}: {'; '.join(found)}" if found else f"clean on {date}"
 
 
 def _path(rows: Manifest) -> Path:

@@ -25,7 +25,8 @@ from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest, Words, split_member
 from adapt.errors import Refusal
-from adapt.evaluation.jackknife import FEWEST, leave_out, share_interval
+from adapt.evaluation.jackknife import Interval, leave_out, share_interval
+from adapt.evaluation.metrics import CHANCE, outcome_of
 from adapt.evaluation.replicates import ALL, distinct, measure
 from adapt.progress import bar
 
@@ -48,7 +49,7 @@ FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may u
 BYTES = ("byte size", "bytes per pixel")
 ENCODING = ("format", "JPEG quality", "JPEG tables", "chroma subsampling")
 TOGETHER = "all counted together"
-TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this, as for the controls of a result
+TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this in one comparison
 ALLOWED = ("file name", "folder", "history")  # see the words of `adapt audit`
 UNSURE = "cannot tell"
 COLOURS = {"SHORTCUT": "#D55E00", "content": "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2", UNSURE: "0.75"}
@@ -83,6 +84,14 @@ class Unlike(NamedTuple):
     @property
     def surely(self) -> bool:
         return self.low > 0.5 + TOLERANCE
+
+    @property
+    def harmless(self) -> bool:
+        """Whether the whole interval is near chance, as that of a control that passes.
+
+        An interval that reaches far below 0.5 is no comfort: with so few groups the tree could not learn the factor.
+        """
+        return outcome_of(Interval(self.low, self.high), 0.5 - CHANCE, 0.5 + CHANCE) == "passed"
 
 
 @dataclass(frozen=True)
@@ -195,9 +204,10 @@ def shortcuts(
     """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's finding.
 
     Findings: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
-    `content` (byte counts of files that are all written alike: only the picture is left to explain them), `cannot
-    tell` (too few groups in every comparison), `clean`. `TOGETHER` is a tree over the columns of all factors that
-    count. Refuses rows without readable reals and fakes.
+    `content` (byte counts of files that are all written alike: only the picture is left to explain them), `clean`
+    (the whole interval of every comparison lies in 0.5 +- `CHANCE`), else `cannot tell`: too few groups. As all
+    comparisons must be harmless, their number makes no factor clean by chance.
+    `TOGETHER` is a tree over the columns of all factors that count. Refuses rows without readable reals and fakes.
     """
     if unknown := set(allow) - set(FACTORS):
         raise Refusal(f"unknown factor {sorted(unknown)[0]!r}: allow some of {', '.join(FACTORS)}")
@@ -225,19 +235,29 @@ def shortcuts(
     known = {factor: names for factor, names in FACTORS.items() if set(names) <= set(facts.columns)}
     cells = {factor: compare(factor, names) for factor, names in known.items()}
     surely = {factor for factor, found in cells.items() if any(cell.surely for cell in found)}
-    unsure = {factor for factor, found in cells.items() if all(np.isnan(cell.low) for cell in found)}
+    unsure = {factor for factor, found in cells.items() if not _clean(found)} - surely
     findings = dict.fromkeys(known, "clean") | dict.fromkeys(unsure, UNSURE) | dict.fromkeys(surely, "SHORTCUT")
-    for factor in surely & set(BYTES):
-        if all(alike[cell.set, cell.generator] for cell in cells[factor] if cell.surely):
+    for factor in (surely | unsure) & set(BYTES):
+        if all(alike[cell.set, cell.generator] for cell in cells[factor] if cell.surely or factor in unsure):
             findings[factor] = "content"
     findings |= dict.fromkeys((surely | unsure) & set(allow), "allowed")
     out = set(allow) | {factor for factor, finding in findings.items() if finding == "content"}
     names = tuple(itertools.chain(*(known[factor] for factor in known if factor not in out)))
     cells[TOGETHER] = compare(TOGETHER, names)
-    findings[TOGETHER] = "SHORTCUT" if any(cell.surely for cell in cells[TOGETHER]) else "clean"
-    if all(np.isnan(cell.low) for cell in cells[TOGETHER]):
-        findings[TOGETHER] = UNSURE
+    findings[TOGETHER] = "clean" if _clean(cells[TOGETHER]) else UNSURE
+    if any(cell.surely for cell in cells[TOGETHER]):
+        findings[TOGETHER] = "SHORTCUT"
     return list(itertools.chain(*cells.values())), findings
+
+
+def _clean(found: Sequence[Unlike]) -> bool:
+    """Whether one factor is near chance in every comparison.
+
+    A generator in too few groups for an interval is passed over where the factor is the same in all of its files.
+    """
+    return any(cell.harmless for cell in found) and all(
+        cell.harmless or (np.isnan(cell.low) and cell.value == 0.5) for cell in found
+    )
 
 
 def _written_alike(facts: Facts, rows: np.ndarray) -> bool:
@@ -331,6 +351,14 @@ def worst(cells: Sequence[Unlike], factor: str) -> Unlike:
     return max(own, key=lambda cell: (-1.0 if np.isnan(cell.low) else cell.low, cell.value))
 
 
+def decisive(cells: Sequence[Unlike], factor: str, finding: str) -> Unlike:
+    """The comparison behind a finding: the worst one; of `cannot tell` the one that may be farthest from chance."""
+    known = [cell for cell in cells if cell.factor == factor and not np.isnan(cell.low)]
+    if finding != UNSURE or not known:
+        return worst(cells, factor)
+    return max(known, key=lambda cell: max(cell.high - 0.5, 0.5 - cell.low))
+
+
 def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[Twin]) -> list[str]:
     """What to do about each finding, a line each; a picture's byte count asks for nothing."""
     lines = []
@@ -339,7 +367,9 @@ def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[
             counted = "" if finding == "SHORTCUT" else " (allowed)"
             lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
     if unsure := [factor for factor, finding in findings.items() if finding == UNSURE]:
-        few = f"a class has fewer than {FEWEST} groups in every comparison: audit more images"
+        several = len({(cell.set, cell.generator) for cell in cells}) > 1
+        where = " of a comparison (audit.csv has all)" if several else ""
+        few = f"n is too small, the interval{where} reaches beyond 0.5 +- {CHANCE}: audit more images"
         lines.append(f"cannot tell of {', '.join(unsure)}: {few}")
     for kind in ("pixels", "near", "embedding"):
         if pairs := sum(twin.kind == kind for twin in found):
@@ -365,8 +395,8 @@ def balance(manifest: Manifest, facts: Facts, name: str = "set") -> list[list[st
 
 
 def figure(cells: Sequence[Unlike], findings: dict[str, str]) -> Figure:
-    """A bar for the worst comparison of each factor, with its interval; the colour is the finding."""
-    shown = [worst(cells, factor) for factor in findings]
+    """A bar for the decisive comparison of each factor, with its interval; the colour is the finding."""
+    shown = [decisive(cells, factor, finding) for factor, finding in findings.items()]
     picture = Figure(figsize=(7, 0.32 * len(shown) + 1.6), layout="constrained")
     axes = picture.subplots()
     axes.barh(

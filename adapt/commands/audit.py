@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 ABOUT = """\
 AUC: how well a small tree that sees this factor alone tells fakes from reals of groups it was not fitted on (0.5 is
 guessing), with a 95 % interval over groups. *worst*: of all comparisons (all rows, each set, each generator of a
-set with the set's reals) the one most surely above 0.5. SHORTCUT: the interval of one comparison lies above 0.55.
-content: a byte count of files that are all written alike, so the pictures alone explain it; it must never reach a
-model. allowed: listed in --allow. cannot tell: every comparison has fewer than 10 groups of a class. JPEG factors
-also see that a file is no JPEG. Folders and names never reach a model of this package; other loaders sort by them."""
+set with the set's reals) the one most surely above 0.5; of those that cannot tell the one whose interval reaches
+farthest from it. SHORTCUT: the interval of one comparison lies above 0.55.
+clean: the whole interval of every comparison lies in 0.5 +- 0.1. cannot tell: neither, so there are too few groups; a
+varying factor takes about 300 groups in each comparison, a constant one 10. content: a byte count of files that are
+all written alike, so the pictures alone explain it; it must never reach a model. allowed: listed in --allow. JPEG
+factors also see that a file is no JPEG. Folders and names never reach a model of this package; other loaders sort by
+them."""
 ABOUT_TWINS = """\
 The same picture in two splits or under two labels. pixels: the decoded pixels are equal, whatever the container;
 near: a 64-bit perceptual hash differs by at most 4 bits (compressed or scaled again; crops are not found).
@@ -125,13 +128,13 @@ def embed(rows: "Manifest", name: str) -> "np.ndarray":
 
 
 def factor_table(cells: "list[Unlike]", findings: dict[str, str]) -> list[list[str]]:
-    """One row a factor: AUC over all rows, the worst comparison, the finding."""
-    from adapt.audit.shortcuts import worst
+    """One row a factor: AUC over all rows, the decisive comparison, the finding."""
+    from adapt.audit.shortcuts import decisive
     from adapt.pages.tables import show
 
     table = [["factor", "AUC, all rows", "worst", "of", "finding"]]
     for factor, finding in findings.items():
-        first, most = next(cell for cell in cells if cell.factor == factor), worst(cells, factor)
+        first, most = next(cell for cell in cells if cell.factor == factor), decisive(cells, factor, finding)
         table.append([factor, show(first), show(most), f"{most.set or '-'}/{most.generator}", finding])
     return table
 

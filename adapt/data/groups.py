@@ -55,8 +55,8 @@ class Batch:
 class Groups(Dataset):
     """Training data: item (epoch, g) is group g under the view and the crop drawn for that epoch.
 
-    `fake` replaces the labels of the manifest, for the control with permuted labels. With `twins` every image comes
-    a second time at the same place under another of the views. With `focus` some groups show a cell instead.
+    With `twins` every image comes a second time at the same place under another of the views. With `focus` some groups
+    show a cell instead.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class Groups(Dataset):
         preprocess: Preprocess,
         views: tuple[str, ...],
         seed: int,
-        fake: np.ndarray | None = None,
         twins: bool = False,
         focus: Focus | None = None,
     ) -> None:
@@ -76,7 +75,7 @@ class Groups(Dataset):
         self.views = [parse_view(name) for name in views]
         self.seed = seed
         self.groups = manifest.groups()
-        self.fake = manifest.fake if fake is None else fake
+        self.fake = manifest.fake
         self.twins, self.focus = twins, focus
         self.weight = class_weights(self.fake)
         self.group_weight = len(self.fake) / len(self.groups)  # mean of the summed weights of a group

@@ -223,18 +223,20 @@ def paired(values: np.ndarray, groups: int, seeds: np.ndarray | None = None) -> 
     return Paired(value - reach, value + reach, float(2 * t.sf(abs(value) / error, freedom)))
 
 
-def surely_above(differences: Sequence[np.ndarray], groups: Sequence[int], seed: int = 0) -> list[bool]:
+def surely_above(
+    differences: Sequence[np.ndarray], groups: Sequence[int], seed: int = 0, one_seed: bool = False
+) -> list[bool]:
     """Which of m differences of shares, (seeds, 1 + b) each, are above 0, all of them at 95 % together.
 
     The largest of all standardised differences is simulated under no difference (max-T): what they have in common
     through the groups from what they do when groups are left out, training seeds for each by itself. None is above 0
-    with a single seed, which says nothing about others.
+    with a single seed, which says nothing about others; with `one_seed` it is judged for that seed, by groups alone.
     """
     rng, known, parts = np.random.default_rng(seed), [], []
     for values, count in zip(differences, groups, strict=True):
         mean = values.mean(axis=0)
         error, freedom = chance(mean, count, values[:, 0])
-        known.append(len(values) > 1 and error == error)
+        known.append((one_seed or len(values) > 1) and error == error)
         if known[-1]:
             without = mean[1:] - mean[1:].mean()
             pulls = np.sqrt((len(without) - 1) / len(without)) * without

@@ -8,7 +8,7 @@ reals, for aggregates (`mean:unseen`) and for processed reals: README.md has the
 Means and the worst stand under the set `all`: every (set, generator) that has both classes counts once.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from adapt.evaluation.replicates import (
     ALL,
     PREVALENCE,
     WITHOUT_INTERVAL,
+    Key,
     Replicates,
     distinct,
     interval_of,
@@ -31,6 +32,8 @@ from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 
 CHANCE, EXCESS = 0.1, 0.05  # of the controls: in AUC from 0.5; in false alarms above those on unedited reals
+PERMUTED = "labels permuted: {} AUC"  # name of a control over several permutations: permutation.py
+ABOVE = "above metadata only: {} AUC"  # name of a control: a difference
 Outcome = Literal["passed", "FAILED", "cannot tell", "n/a"]
 PREFIXES = (
     "mean:",
@@ -90,6 +93,8 @@ class Control:
     outcome: Outcome
     n_real: int
     n_fake: int
+    permutations: int = 0  # behind the value, which is their mean; low and high are the lowest and the highest
+    p: float = float("nan")  # of the true labels among them: permutation.py
 
 
 def evaluate(
@@ -250,19 +255,23 @@ def controls(
     """The three controls of a result, per view; the first two where their tables are given.
 
     Labels permuted in training, and a classifier that sees metadata only: the mean AUC over all generators must lie
-    in 0.5 +- `CHANCE`. Processed reals: their false-alarm rate must exceed that of the unedited reals by `EXCESS` at
-    most. `outcome_of` says what their intervals tell. The two tables must hold the test rows of `scores` under each
-    view they have.
+    in 0.5 +- `CHANCE`. The detector's mean AUC over seen and over unseen generators must be above that of metadata on
+    the same images: `cannot tell` where the interval of the difference holds 0. Processed reals: their false-alarm
+    rate must exceed that of the unedited reals by `EXCESS` at most. `outcome_of` says what their intervals tell. The
+    two tables must hold the test rows of `scores` under each view they have.
     """
     out = []
     for name, other in (("labels permuted: mean AUC", permuted), ("metadata only: mean AUC", metadata)):
         if other is None:
             continue
-        _, aligned = align(scores.select(np.isin(scores["view"], other["view"])), other)
-        for (_, view, generator), found in replicate(aligned, float("nan"), resamples, seed).items():
+        own, aligned = align(scores.select(np.isin(scores["view"], other["view"])), other)
+        reached = replicate(aligned, float("nan"), resamples, seed)
+        for (_, view, generator), found in reached.items():
             if generator == "mean:all":
                 outcome = outcome_of(interval_of(found, "auc"), 0.5 - CHANCE, 0.5 + CHANCE)
                 out.append(_control(name, view, found, "auc", outcome))
+        if other is metadata:
+            out += _above_metadata(replicate(own, float("nan"), resamples, seed), reached)
     threshold = pick_threshold(scores) if threshold is None else threshold
     test = _test_rows(scores)
     if not (test["edit"] != "").any():
@@ -274,6 +283,18 @@ def controls(
             name = f"processed reals, {label.removeprefix('edit:')}: false alarms"
             outcome = outcome_of(difference_interval(excess, processed.groups), -1, EXCESS)
             out.append(_control(name, view, processed, "false_alarm", outcome))
+    return out
+
+
+def _above_metadata(detector: Mapping[Key, Replicates], metadata: Mapping[Key, Replicates]) -> list[Control]:
+    """The mean AUC of a detector minus that of metadata, on the same groups, where there are such generators."""
+    out = []
+    for (of_set, view, generator), found in detector.items():
+        if of_set == ALL and generator in ("mean:seen", "mean:unseen") and found.n_real and found.n_fake:
+            change = found.values["auc"] - metadata[of_set, view, generator].values["auc"]
+            ends, value = difference_interval(change, found.groups), float(change[0])
+            outcome: Outcome = "passed" if ends.low > 0 else "FAILED" if ends.high < 0 else "cannot tell"
+            out.append(Control(ABOVE.format(generator), view, value, *ends, outcome, found.n_real, found.n_fake))
     return out
 
 

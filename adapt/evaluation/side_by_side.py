@@ -4,7 +4,8 @@ The same groups are left out of all detectors, so that the difference of any two
 jackknife.py) without being measured again. Rows that one of them could not read are left out of all.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from adapt.evaluation.jackknife import (
     worst_interval,
 )
 from adapt.evaluation.metrics import PREFIXES, align
+from adapt.evaluation.permutation import Reached, mean_interval, p_of
 from adapt.evaluation.replicates import (
     ALL,
     LOWER_IS_BETTER,
@@ -54,9 +56,12 @@ GAPS = {  # metric: minuend and subtrahend, of mean:all
 }
 TEMPERED = "ece_temperature"  # of mean:all: ECE after one temperature, fitted on the method's own validation rows
 EXCESS = "excess_false_alarm"  # of edit:all: processed reals minus unedited ones
+ABOVE_METADATA = "auc_above_metadata"  # of mean:seen, mean:unseen: AUC minus that of metadata, in their view
+METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
+P, TRUE_LABELS = "permutation_p", "auc_true_labels"  # of a row of permutations
 Row = tuple[str, str]  # method, training views
 Place = tuple[str, str, str, str]  # set, view, generator, metric
-Mark = Literal["best", "tie", ""]
+Mark = Literal["best", "tie", "above", ""]  # above: a difference that is surely above 0
 Role = Literal["method", "control"]
 
 
@@ -126,6 +131,7 @@ class SideBySide:
     def __init__(self, resamples: int) -> None:
         self.resamples = resamples
         self.drawn: dict[Row, dict[Place, Drawn]] = {}
+        self.true: dict[Row, dict[Place, float]] = {}  # of rows of permutations: what the true labels reach
 
     def add(self, tables: Mapping[Row, Sequence[Scores]], controls: Mapping[Row, Sequence[Scores]]) -> None:
         """Measure the tables of each row, one a seed. A control need not have all views, and takes no row from others.
@@ -147,11 +153,32 @@ class SideBySide:
             found = []
             for table, cut, temperature in zip(of_row, cuts[row], maps[row], strict=True):
                 readable = _blank(table, ok) if row in tables else table
-                places = _places(replicate(readable, cut, self.resamples, 0, kinds=kinds))
+                places = kept_places(replicate(readable, cut, self.resamples, 0, kinds=kinds))
                 found.append(places | _tempered(readable, temperature))
             self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
             self.drawn[row] |= _over_views(self.drawn[row])
             self.drawn[row] |= _derived(self.drawn[row])
+
+    def add_permutations(self, row: Row, runs: Sequence[Sequence[Reached]]) -> None:
+        """A row whose "seeds" are permutations of the labels, each number the mean over the `runs`, one a seed.
+
+        All runs see the same permutations. Intervals are those of means over permutations.
+        """
+        found: dict[Place, dict[int, list[float]]] = {}
+        met = {}
+        for one in itertools.chain(*runs):
+            place = one.set, one.view, one.generator, one.metric
+            found.setdefault(place, {}).setdefault(one.permutation, []).append(one.value)
+            met[place] = one.seen
+        self.true[row] = {place: float(np.mean(values[0])) for place, values in found.items()}
+        own = {}
+        for place, values in found.items():
+            means = np.array([np.mean(values[number]) for number in sorted(values) if number])
+            own[place] = Drawn(means[:, None], 0, 0, 0, met[place])
+        own |= _over_views(own)
+        self.drawn[row] = own | _derived(own)
+        if METADATA in self.drawn:
+            self.drawn[METADATA] = self.drawn.pop(METADATA)  # stays the last row
 
     def numbers(self, competitors: Iterable[Row], columns: Iterable[Place]) -> list[Number]:
         """All numbers; those in the `columns` are marked among the competitors, all other rows are controls."""
@@ -162,7 +189,7 @@ class SideBySide:
             for place, drawn in places.items():
                 values = drawn.values.mean(axis=0)
                 single = drawn.values[:, 0]
-                low, high = drawn.interval(place[3])
+                low, high = mean_interval(single) if row in self.true else drawn.interval(place[3])
                 seeds = float(single.min()), float(single.max())
                 mark = marks.get(place, {}).get(row, "")
                 role: Role = "method" if row in competitors else "control"
@@ -171,14 +198,52 @@ class SideBySide:
                     drawn.n_real, drawn.n_fake, drawn.met, mark, role,
                 )  # fmt: skip
                 out.append(number)
-        return out
+        return [*out, *self._above_metadata(competitors), *self._permutation_tests()]
+
+    def _above_metadata(self, competitors: Sequence[Row]) -> Iterator[Number]:
+        """AUC of each competitor minus that of metadata in the first view, paired; marked where surely above 0.
+
+        Surely: for all competitors and both kinds of generators together; a row with one seed is judged for that seed.
+        """
+        if METADATA not in self.drawn:
+            return
+        view = next(iter(self.drawn[METADATA]))[1]
+        pairs = []
+        for row, label in itertools.product(competitors, ("mean:seen", "mean:unseen")):
+            place = ALL, view, label, "auc"
+            own, least = self.drawn[row].get(place), self.drawn[METADATA].get(place)
+            if own and least and not np.isnan(own.values[:, 0]).any() and not np.isnan(least.values[:, 0]).any():
+                pairs.append((row, label, replace(own, values=own.values - least.values)))
+        above = surely_above([one.values for *_, one in pairs], [one.groups for *_, one in pairs], one_seed=True)
+        for (row, label, one), surely in zip(pairs, above, strict=True):
+            seeds = one.values[:, 0]
+            ends = difference_interval(one.values.mean(axis=0), one.groups, seeds)
+            spread = float(seeds.min()), float(seeds.max())
+            mark: Mark = "above" if surely else ""
+            place = ALL, view, label, ABOVE_METADATA
+            yield Number(
+                *row, len(seeds), *place, float(seeds.mean()), *ends, *spread, one.n_real, one.n_fake, mark=mark
+            )
+
+    def _permutation_tests(self) -> Iterator[Number]:
+        """For each row of permutations: what the true labels reach, and their p."""
+        nan = float("nan")
+        for row, true in self.true.items():
+            for (scope, view, label, metric), real in true.items():
+                if scope == ALL and metric == "auc" and label.startswith("mean:") and not np.isnan(real):
+                    values = self.drawn[row][scope, view, label, metric].values[:, 0]
+                    for name, value in ((TRUE_LABELS, real), (P, p_of(real, values))):
+                        place = scope, view, label, name
+                        yield Number(*row, len(values), *place, value, nan, nan, value, value, role="control")
 
     def of(self, place: Place, rows: Iterable[Row]) -> dict[Row, Drawn]:
         """One number of these rows, where they have it."""
         return {row: self.drawn[row][place] for row in rows if place in self.drawn[row]}
 
     def single(self, row: Row, seed: int) -> dict[Place, float]:
-        """Each number of one seed, by its place among the seeds of the row."""
+        """Each number of one seed, by its place among the seeds of the row; of permutations their mean."""
+        if row in self.true:
+            return {place: float(drawn.values[:, 0].mean()) for place, drawn in self.drawn[row].items()}
         return {place: float(drawn.values[seed, 0]) for place, drawn in self.drawn[row].items()}
 
 
@@ -217,7 +282,7 @@ def _blank(table: Scores, ok: np.ndarray) -> Scores:
     return Scores(table.columns | blank | {"status": np.where(ok, "ok", "unreadable: for one of the detectors")})
 
 
-def _places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Drawn]:
+def kept_places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place, Drawn]:
     """What is kept of one table: AUC of each generator, and the metrics of `KEPT`."""
     out = {}
     for (scope, view, label), cell in found.items():
@@ -238,6 +303,13 @@ def _tempered(test: Scores, temperature: Calibration) -> dict[Place, Drawn]:
         for (scope, view, label), cell in found.items()
         if (scope, label) == (ALL, "mean:all")
     }
+
+
+def reached(scores: Scores, permutation: int) -> list[Reached]:
+    """The numbers of one training, at the threshold of its own validation rows: with the labels that it was shown."""
+    cut = pick_threshold(scores)
+    found = kept_places(replicate(scores.select(scores["split"] == "test"), cut, 0, 0))
+    return [Reached(permutation, *place, float(one.values[0, 0]), one.met) for place, one in found.items()]
 
 
 def _stack(drawn: Sequence[Drawn]) -> Drawn:

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import replace
 
-from adapt.pages.leaderboard import TIE, Entry, Table
+from adapt.pages.leaderboard import LIKE_METADATA, TIE, Entry, Table
 from adapt.text import plain
 
 COLUMNS, ROWS = 10, 50  # of one part of a table: more would be unreadable, or longer than a page
@@ -12,13 +12,14 @@ SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
     **{"|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}"},  # a \\ takes a [ or a * behind it for its own
-    **{TIE: r"$^{\dagger}$", "±": r"$\pm$"},
+    **{TIE: r"$^{\dagger}$", LIKE_METADATA: r"$^{\ddagger}$", "±": r"$\pm$"},
 }
 CAPTION = (
     r"Subscript and superscript: 95\,\% interval (over groups and seeds); {\tiny$\pm$}: half the range over seeds. "
     r"Bold: the best of its column, separated from all others in all columns at once; "
     r"$^{\dagger}$: the best and those not separated from it. Rows below the last rule: controls."
 )  # of a table in which something is marked
+ABOUT_DOUBT = r"$^{\ddagger}$: not surely above what metadata of the files reach on these generators."
 
 
 def escape(word: str) -> str:
@@ -71,6 +72,8 @@ def _environment(given: Table, name: str, number: int, parts: int) -> str:
     marked = any(entry.mark for row in given.rows for entry in row)
     caption = escape(given.title) + (f" ({number} of {parts})" if parts > 1 else "")
     caption += f". {CAPTION}" if marked and number == 1 else ""
+    if number == 1 and any(entry.like_metadata for row in given.rows for entry in row):
+        caption += f"{'' if marked else '.'} {ABOUT_DOUBT}"
     label = name if number == 1 else f"{name}-{number}"
     lines = [r"\begin{table*}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
     lines += [r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", *_heading(given)]
@@ -110,4 +113,4 @@ def _entry(entry: Entry) -> str:
     words = [f"${value}_{{{low}}}^{{{high}}}$"]
     words += [rf"{{\tiny$\pm${entry.spread}}}"] if entry.spread else []
     words += [escape(entry.note)] if entry.note else []
-    return r"\,".join(words) + (SPECIAL[TIE] if entry.mark == "tie" else "")
+    return r"\,".join(words) + escape(entry.signs)

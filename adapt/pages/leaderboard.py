@@ -1,13 +1,28 @@
 """Tables of many methods: which numbers stand where, how they are shown, and where they are marked as best."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapt.evaluation.jackknife import FEWEST_GENERATORS, Interval
 from adapt.evaluation.metrics import CHANCE, PREFIXES, outcome_of
 from adapt.evaluation.metrics import EXCESS as EXCESS_ALLOWED
+from adapt.evaluation.permutation import outcome_of_permutations
 from adapt.evaluation.replicates import ALL, distinct
-from adapt.evaluation.side_by_side import EXCESS, GAPS, MEAN, SAMPLE, TEMPERED, WORST, Number, Place, Row
+from adapt.evaluation.side_by_side import (
+    ABOVE_METADATA,
+    EXCESS,
+    GAPS,
+    MEAN,
+    METADATA,
+    SAMPLE,
+    TEMPERED,
+    TRUE_LABELS,
+    WORST,
+    Number,
+    P,
+    Place,
+    Row,
+)
 from adapt.pages.tables import name_of
 from adapt.text import escape_markdown
 
@@ -18,7 +33,7 @@ GIVEN = {  # facts of a run's record
     "views_per_image": ("", "times each was shown"),
     "configurations": ("", "settings tried on validation"),
 }
-TIE = "†"
+TIE, LIKE_METADATA = "†", "‡"
 ABOUT_NUMBERS = f"""\
 `0.874 [0.851, 0.896] ±0.004`: mean over training seeds, its 95 % interval (over test groups and training
 seeds, given the thresholds), and half the distance between the smallest and the largest seed.
@@ -37,6 +52,13 @@ validation images chose among, such as penalties, epochs, or pairs of alpha and 
 threshold and the temperature come from these images, too. Compare rows with equal training images: methods that are
 made for few shots also have a row with all of them, and a probe one with as few. n/a: the run is from before these
 facts were recorded."""
+ABOUT_LIKE_METADATA = """\
+{sign}: on these generators this method is not surely above metadata of the files only (view {view}: {reached};
+paired by group, and by seed where there are several, at 95 % for all methods and both kinds of generators together).
+Its AUC may come from how the files were written."""
+ABOUT_PERMUTED = """\
+Labels permuted: means over permutations of the training and validation labels (their number stands under seeds),
+with intervals over permutations, and half the distance between the lowest and the highest."""
 ABOUT_TRANSFER = """\
 Mean balanced accuracy over all generators. Frozen: one threshold, from validation images of all views. Oracle: the
 best threshold of each generator and view on the test rows themselves, an upper bound and no result; what it gains
@@ -50,6 +72,10 @@ ABOUT_CONTROLS = f"""\
 Labels permuted in training, and metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE},
 FAILED if none of it does, else there are too few images to tell. Processed reals, mean over views: the same of at most
 {EXCESS_ALLOWED} false alarms above those on unedited reals."""
+ABOUT_PERMUTATIONS = f"""\
+Labels permuted in training and validation, where there is a p: FAILED if the mean of the permutations is surely
+outside 0.5 +- {CHANCE}; passed if p is at most 0.05, p being the share of all labellings, the true one among them,
+that reach the AUC of the true one. One permutation tests nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +102,18 @@ class Entry:
     spread: str = ""
     mark: str = ""  # best, tie or ''
     note: str = ""  # behind it: a name
+    like_metadata: bool = False  # not surely above what metadata of the files reach
 
     @property
     def text(self) -> str:
         """All but the weight of the type."""
         words = [self.value, f"[{', '.join(self.between)}]" if self.between else "", self.spread and f"±{self.spread}"]
-        return " ".join(word for word in [*words, self.note, TIE if self.mark == "tie" else ""] if word)
+        return " ".join(word for word in [*words, self.note, self.signs] if word)
+
+    @property
+    def signs(self) -> str:
+        """What refers to a note below the table."""
+        return TIE * (self.mark == "tie") + LIKE_METADATA * self.like_metadata
 
 
 @dataclass(frozen=True)
@@ -138,10 +170,33 @@ def headline(numbers: Sequence[Number]) -> Table:
         entries = [entry(found.get(column.place), column.marked) for column in shown]
         for i, column in enumerate(shown):
             if column.place[2] == WORST and entries[i].value != "n/a":
-                entries[i] = _named(entries[i], worst(found, numbers))
+                entries[i] = replace(entries[i], note=worst(found, numbers))
+            entries[i] = replace(entries[i], like_metadata=_like_metadata(found, column.place))
         rows.append([*_row_names(row, found, numbers), *entries, *(_cost(found, metric) for metric in COSTS)])
     others = sum(map(is_control, at.values()))
-    return Table("Methods", header, rows, ABOUT_NUMBERS, [len(rows) - others], others)
+    about = "\n\n".join(filter(None, [ABOUT_NUMBERS, _about_metadata(at, rows), _about_permuted(numbers)]))
+    return Table("Methods", header, rows, about, [len(rows) - others], others)
+
+
+def _like_metadata(found: Mapping[Place, Number], place: Place) -> bool:
+    """Whether a column's AUC is marked: in the view that metadata have, or the mean over views, of which it is one."""
+    _, view, label, metric = place
+    against = next((n for n in found.values() if n.metric == ABOVE_METADATA and n.generator == label), None)
+    return metric == "auc" and against is not None and view in (against.view, MEAN) and against.mark != "above"
+
+
+def _about_metadata(at: Mapping[Row, Mapping[Place, Number]], rows: Sequence[Sequence[Entry]]) -> str:
+    """What the sign means, where it stands."""
+    if not any(entry.like_metadata for row in rows for entry in row):
+        return ""
+    kinds = {f"mean:{kind}": kind for kind in ("seen", "unseen")}
+    of_metadata = [n for n in at[METADATA].values() if n.metric == "auc" and n.generator in kinds and n.view != MEAN]
+    reached = ", ".join(f"{n.value:.3f} on {kinds[n.generator]} ones" for n in of_metadata if n.value == n.value)
+    return ABOUT_LIKE_METADATA.format(sign=LIKE_METADATA, view=of_metadata[0].view, reached=reached)
+
+
+def _about_permuted(numbers: Sequence[Number]) -> str:
+    return ABOUT_PERMUTED if any(number.metric == P for number in numbers) else ""
 
 
 def budgets(numbers: Sequence[Number]) -> Table:
@@ -211,6 +266,9 @@ def controls(numbers: Sequence[Number]) -> Table:
     rows = []
     for row, found in by_row(numbers).items():
         control = is_control(found)
+        if any(number.metric == P for number in found.values()):
+            rows += _permutations(row, found, numbers)
+            continue
         for view in views_of(numbers) if control else (MEAN,):
             place = (ALL, view, *(("mean:all", "auc") if control else ("edit:all", EXCESS)))
             number = found.get(place)
@@ -222,7 +280,25 @@ def controls(numbers: Sequence[Number]) -> Table:
             words = [Entry(word, word) for word in (label(row, numbers), what, view, outcome)]
             rows.append([*words[:3], entry(number, sign="" if control else "+"), words[3]])
     header = [("", name) for name in ("method", "control", "view", "value", "outcome")]
-    return Table("Controls", header, rows, ABOUT_CONTROLS)
+    tested = any(number.metric == P for number in numbers)
+    return Table("Controls", header, rows, f"{ABOUT_CONTROLS} {ABOUT_PERMUTATIONS}" if tested else ABOUT_CONTROLS)
+
+
+def _permutations(row: Row, found: Mapping[Place, Number], numbers: Sequence[Number]) -> list[list[Entry]]:
+    """A line for each view and kind of generators."""
+    rows = []
+    for (of_set, view, generator, metric), p in found.items():
+        if metric != P:
+            continue
+        real = found[of_set, view, generator, TRUE_LABELS]
+        kind = generator.removeprefix("mean:")
+        words = [label(row, numbers), f"AUC, {kind} generators; true labels {real.value:.3f}", view]
+        permuted, outcome = found[of_set, view, generator, "auc"], "one permutation: no test"
+        if p.seeds > 1:
+            outcome = outcome_of_permutations(p.value, Interval(permuted.low, permuted.high))
+            outcome = f"{outcome}, p {p.value:.3f} of {p.seeds} permutations"
+        rows.append([*(Entry(word, word) for word in words), entry(permuted), Entry(outcome, outcome)])
+    return rows
 
 
 def by_row(numbers: Sequence[Number]) -> dict[Row, dict[Place, Number]]:
@@ -272,10 +348,6 @@ def _cost(found: Mapping[Place, Number], metric: str) -> Entry:
     if number is None or number.value != number.value:
         return Entry("n/a", float("inf"))
     return Entry(f"{number.value:.2f}" if metric == "minutes" else f"{number.value:,.0f}", number.value)
-
-
-def _named(given: Entry, name: str) -> Entry:
-    return Entry(given.value, given.key, given.between, given.spread, given.mark, name)
 
 
 def _several(numbers: Sequence[Number]) -> bool:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.jackknife import FEWEST_GENERATORS
-from adapt.evaluation.metrics import PREFIXES, Cell, Control, Difference, index, weakest
+from adapt.evaluation.metrics import ABOVE, PERMUTED, PREFIXES, Cell, Control, Difference, index, weakest
 from adapt.evaluation.open_set import OPEN_SET
-from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, METRICS, PREVALENCE, UNSEEN
+from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, MEANS, METRICS, PREVALENCE, UNSEEN
 from adapt.evaluation.samples import Sample
 from adapt.files import write_text
 from adapt.number_table import write_rows
@@ -88,7 +88,17 @@ ABOUT_P = "Paired by group; p is two-sided, by the t of the interval, not correc
 ABOUT_CONTROLS = (
     "Permuted labels and metadata only: passed if the whole interval lies in 0.5 +- 0.1, FAILED if none of it does, "
     "else there are too few images to tell. Processed reals: the same of at most 0.05 false alarms above those on "
-    "unedited reals. Each kind of processing is tested; only those that failed are repeated here."
+    "unedited reals. Each kind of processing is tested; only those that failed are repeated here. Above metadata "
+    "only: the detector's AUC minus that of metadata, paired by group; passed where the whole interval is above 0."
+)
+ABOUT_PERMUTATIONS = (
+    "The same training and selection on permuted training and validation labels, measured on the true test labels. "
+    "A photograph and its fakes exchange labels among themselves, groups of one class exchange theirs as a whole. p: "
+    "the share of all labellings, the true one among them, whose AUC is at least that of the true one; not corrected "
+    "for the number of rows. Passed up to 0.05, which takes 19 permutations. FAILED: the mean of the permuted ones is "
+    "surely outside 0.5 +- 0.1, so something else than the labels of training tells fakes. Cannot tell: too few "
+    "permutations, or real and fake images differ so much along one direction that a head with wrong labels often "
+    "sorts them by luck. One permutation tests nothing."
 )
 ABOUT_ATTRIBUTION = (
     "An image is attributed to the class with the largest logit. Recall: share of a class's images attributed to it. "
@@ -223,7 +233,7 @@ def markdown(
     parts = [how, "## Headline", grid(headline(cells))]
     parts += ["Balanced accuracy: mean over all generators, at the threshold.", *_unseen(cells), *_behind(behind)]
     parts += _metrics(cells, prevalence) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
-    parts += [*_controls(controls), *_differences(differences), *sections]
+    parts += [*_controls(cells, controls), *_differences(differences), *sections]
     parts += (_attribution(attribution) if attribution else []) + _missing(cells)
     return page("Results", parts, provenance or {"provenance": "none given"}, embedded=embedded)
 
@@ -356,15 +366,53 @@ def _processed(cells: Sequence[Cell]) -> list[str]:
     return ["## False alarms on processed real images", grid(rows)]
 
 
-def _controls(controls: Sequence[Control]) -> list[str]:
+def _controls(cells: Sequence[Cell], controls: Sequence[Control]) -> list[str]:
     if not controls:
         return []
     rows = [["control", "view", "value", "outcome"]]
     # one kind of processing has its row only where it fails: its rates stand in the table above
     shown = [
-        c for c in controls if c.outcome == "FAILED" or not c.name.startswith("processed reals") or ", all:" in c.name
+        c
+        for c in controls
+        if not c.permutations
+        and (c.outcome == "FAILED" or not c.name.startswith("processed reals") or ", all:" in c.name)
     ]
-    return ["## Controls", grid(rows + [[c.name, c.view, show(c), c.outcome] for c in shown]), ABOUT_CONTROLS]
+    signs = ["+" if c.name.startswith(ABOVE.partition(":")[0]) else "" for c in shown]  # of a difference
+    rows += [[c.name, c.view, show(c, sign), c.outcome] for c, sign in zip(shown, signs, strict=True)]
+    page = ["## Controls", grid(rows), ABOUT_CONTROLS]
+    if like := _like_metadata(cells, controls):
+        page.append("\n".join(f"- {escape_markdown(line)}" for line in like))
+    return page + _permutations(cells, controls)
+
+
+def _like_metadata(cells: Sequence[Cell], controls: Sequence[Control]) -> list[str]:
+    """A line for each view and kind of generators where the detector is not told from metadata of the files."""
+    at, lines = index(cells), []
+    for control in controls:
+        for kind in ("seen", "unseen"):
+            own = at.get((ALL, control.view, f"mean:{kind}", "auc"))
+            if control.name == ABOVE.format(f"mean:{kind}") and control.outcome != "passed" and own:
+                told = "metadata are better" if control.outcome == "FAILED" else "not told apart"
+                lines.append(
+                    f"View {control.view}: metadata only reach {own.value - control.value:.3f} on {kind} generators, "
+                    f"this detector {own.value:.3f}; difference {show(control, '+')}: {told}."
+                )
+    return lines
+
+
+def _permutations(cells: Sequence[Cell], controls: Sequence[Control]) -> list[str]:
+    """The AUC of the true labels among those of permuted ones."""
+    found = [control for control in controls if control.permutations]
+    if not found:
+        return []
+    at = index(cells)
+    rows = [["AUC", "view", "true labels", "permuted labels, mean", "lowest", "highest", "permutations", "p"]]
+    for c in found:
+        generator = next(label for label in MEANS if PERMUTED.format(label) == c.name)
+        numbers = at[ALL, c.view, generator, "auc"].value, c.value, c.low, c.high
+        rows.append([generator, c.view, *(f"{number:.3f}" for number in numbers), str(c.permutations)])
+        rows[-1].append("one permutation: no test" if c.permutations == 1 else f"{c.p:.3f}, {c.outcome}")
+    return ["### Labels permuted", grid(rows), ABOUT_PERMUTATIONS]
 
 
 def _differences(differences: Sequence[Difference]) -> list[str]:

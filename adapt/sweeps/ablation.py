@@ -13,10 +13,21 @@ from adapt.cli import Flags
 from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
+from adapt.evaluation.permutation import Reached
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import TEMPERED, Number, Role, Row, SideBySide, read_numbers, write_numbers
+from adapt.evaluation.side_by_side import (
+    METADATA,
+    TEMPERED,
+    Number,
+    Role,
+    Row,
+    SideBySide,
+    read_numbers,
+    write_numbers,
+)
 from adapt.files import write_bytes, write_text
 from adapt.models.prompts import without_texts
+from adapt.number_table import read_rows
 from adapt.pages import leaderboard
 from adapt.pages.drawing import png
 from adapt.pages.markdown_page import picture
@@ -26,15 +37,15 @@ from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
 from adapt.sweeps.rotation import Members, measure_rotation
 from adapt.text import escape_markdown, one_line
-from adapt.training.report import shown
+from adapt.training.report import PERMUTATIONS, shown
 from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
 
-METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
 SHARED = (
     *("manifest", "leave_out", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
     "num_workers",
 )
+CONTROL = ("permutations",)  # of lora.py; heads have a row of their own
 TOWER = ("learning_rate", "epochs", "groups")  # of recipes that train with optimizer steps on whole groups
 TRAINED_ON_GROUPS = ("lora", "pair")
 FINAL = {  # tag in TensorBoard: label and metric
@@ -85,6 +96,7 @@ class Method:
         """A row for each set of training views, in it a run for each seed."""
         known = {field.name for field in fields(config_class(self.recipe))}
         names = [*SHARED, *(TOWER if self.recipe in TRAINED_ON_GROUPS else ())]
+        names += CONTROL if self.recipe == "lora" else ()
         given = {name: getattr(config, name) for name in names if name in known}
         given = {name: value for name, value in given.items() if value not in (None, ())} | dict(self.flags)
         rows = {}
@@ -111,15 +123,24 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
 def measure(
     rows: Mapping[Row, Sequence[PlannedRun]], controls: Collection[str], root: Path, resamples: int
 ) -> tuple[SideBySide, list[Number]]:
-    """Numbers of finished runs, by row one a seed; the rows of methods named in `controls` are marked as such."""
-    tables = {row: [_scores(run, root) for run in of_row] for row, of_row in rows.items()}
-    compared = {row: found for row, found in tables.items() if row[0] not in controls}
-    others = {row: found for row, found in tables.items() if row[0] in controls}
+    """Numbers of finished runs, by row one a seed.
+
+    The rows of methods named in `controls` hold what permuted labels reach, and no numbers of their own scores; other
+    runs with permutations have a row for them beside their own.
+    """
+    compared = {row: [_scores(run, root) for run in of_row] for row, of_row in rows.items() if row[0] not in controls}
+    others = {}
     left = (root / run.name / "metadata.parquet" for of_row in rows.values() for run in of_row)
     if of_metadata := next((path for path in left if path.is_file()), None):
         others[METADATA] = [Scores.read(of_metadata)]
     beside = SideBySide(resamples)
     beside.add(compared, others)
+    for row, of_row in rows.items():
+        kept = [read_rows(root / run.name / PERMUTATIONS, Reached) for run in of_row]
+        if all(kept):
+            beside.add_permutations(row if row[0] in controls else (f"{row[0]}, labels permuted", row[1]), kept)
+        elif row[0] in controls:
+            raise Refusal(f"{root / of_row[0].name / PERMUTATIONS} is missing: give {row[0]} some --permutations")
     views = list(dict.fromkeys(next(iter(compared.values()))[0]["view"]))
     marked = [column.place for column in leaderboard.columns(views) if column.marked]
     costs = [number for row, runs in rows.items() for number in _costs(row, runs, controls, root)]

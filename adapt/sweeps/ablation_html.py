@@ -73,7 +73,11 @@ class Report:
     def __init__(self, page: Page, figures: Mapping[str, bytes], images: Manifest | None, pictures: bool) -> None:
         self.page, self.figures, self.images, self.pictures = page, figures, images, pictures
         self.at = leaderboard.by_row(page.numbers)
-        self.scores = {row: [Scores.read(run / "scores.parquet") for run in of] for row, of in page.runs.items()}
+        self.scores = {  # not of controls: their tables of numbers are of permuted labels, their scores are not
+            row: [Scores.read(run / "scores.parquet") for run in of]
+            for row, of in page.runs.items()
+            if not self.control(row)
+        }
         self.cuts = {row: [pick_threshold(scores) for scores in of] for row, of in self.scores.items()}
         self.views = leaderboard.views_of(page.numbers)
 

@@ -42,13 +42,16 @@ def members_of(manifest: Sequence[str], gone: Sequence[str], by: By) -> dict[str
 
 
 def without(run: PlannedRun, name: str) -> PlannedRun:
-    """The same run, with this generator or family left out, too."""
+    """The same run, with this generator or family left out, too, and without the control of permuted labels."""
     gone = run.flags.get("leave_out", ())
     assert isinstance(gone, tuple)
     word = re.sub(r"[^\w.@+-]+", "_", name, flags=re.ASCII)
     if word != name:  # two names may come to one word
         word += f"-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
-    return replace(run, name=f"{run.name}-without-{word}", flags={**run.flags, "leave_out": (*gone, name)})
+    flags = {**run.flags, "leave_out": (*gone, name)}
+    if "permutations" in flags:
+        flags["permutations"] = 0
+    return replace(run, name=f"{run.name}-without-{word}", flags=flags)
 
 
 def run_rotation(config: Rotates, recipe: str, by: By) -> None:

@@ -115,7 +115,6 @@ class FeatureGroups(Dataset):
     """Training data like `Groups`, of cached features: item (epoch, g) is group g under the view drawn for that epoch.
 
     `manifest` holds the training rows of `features.manifest` in their order, whatever groups it puts them into.
-    `fake` replaces its labels.
     """
 
     def __init__(
@@ -125,13 +124,12 @@ class FeatureGroups(Dataset):
         views: Sequence[str],
         seed: int,
         twins: bool = False,
-        fake: np.ndarray | None = None,
     ) -> None:
         self.features, self.manifest, self.views, self.seed, self.twins = features, manifest, views, seed, twins
         self.rows = np.flatnonzero(features.manifest["split"] == "train")
         if list(features.manifest["path"][self.rows]) != list(manifest["path"]):
             raise ValueError("the manifest is not the training rows of the features")
-        self.groups, self.fake = manifest.groups(), manifest.fake if fake is None else fake
+        self.groups, self.fake = manifest.groups(), manifest.fake
         self.weight = class_weights(self.fake)
         self.group_weight = len(self.fake) / len(self.groups)
         self.reasons = {view: features.reasons(view)[self.rows] for view in views}
@@ -259,20 +257,17 @@ def fit_on_features(
     views: Sequence[str],
     seed: int,
     layer: str | None = None,
-    permute_labels: bool = False,
     unit: bool = True,
 ) -> tuple[Probe, dict[str, float]]:
     """Fit a head of this kind on the training rows, one view a group, everything picked on validation rows.
 
-    Returns the head and what was picked, with what it was given (`given`). `permute_labels` shuffles the training
-    labels: a control. `unit`: whether features are made unit vectors.
+    Returns the head and what was picked, with what it was given (`given`). Labels are those of `features.manifest`.
+    `unit`: whether features are made unit vectors.
     """
     rows, drawn = readable_rows(features, "train", views, seed)
     names = class_names(features.manifest, classes)
     known = known_classes(names[rows])
     labels = numbers(names[rows], known)
-    if permute_labels:
-        labels = np.random.default_rng(seed).permutation(labels)
     judge = validation_judge(features, views, names, layer)
     val, val_drawn = validation_rows(features, views, names, known, seed)
     calibration = (features.take(val, val_drawn, layer), numbers(names[val], known))

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,9 +22,12 @@ from adapt.errors import Refusal
 from adapt.evaluation.attribution import Column, attribute
 from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
+from adapt.evaluation.permutation import Reached, permutation_controls
 from adapt.evaluation.promises import keep
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores, comparisons
+from adapt.evaluation.side_by_side import reached
+from adapt.number_table import write_rows
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
 from adapt.pages.promises import promises_section
@@ -31,6 +35,7 @@ from adapt.pages.tables import text, write_tables
 from adapt.training.run import Run, RunConfig
 
 GIVEN = ("training_reals", "training_fakes", "views_per_image", "configurations")  # facts of `given`
+PERMUTATIONS = "permutations.csv"  # numbers of the true labels (0) and of every permutation
 MISTAKES = 8  # of each kind that TensorBoard shows
 
 
@@ -177,13 +182,14 @@ def report(
     *,
     train_views: Sequence[str],
     classes_are: Column | None = None,
+    permuted: Sequence[Reached] = (),
     facts: Mapping[str, object],
 ) -> None:
     """Write everything about a frozen detector and its scores into the run's folder, and show the headline table.
 
     `train_views` stand in the card; `classes_are` says what the logits of classes name, if the scores have any.
     `facts` join the record (what was picked, how many parameters were trained); `differences` and further
-    `sections` of Markdown join the page.
+    `sections` of Markdown join the page. `permuted`: what the same training reached on permuted labels.
     """
     if run.main:
         folder, seed = run.folder, run.seed
@@ -194,6 +200,10 @@ def report(
         metadata = _metadata_scores(rows, scores)
         metadata.write(folder / "metadata.parquet")
         checks = controls(scores, metadata=metadata, resamples=resamples, seed=seed)
+        if permuted:
+            permuted = [*reached(scores, 0), *permuted]
+            write_rows(folder / PERMUTATIONS, [field.name for field in fields(Reached)], permuted)
+            checks += permutation_controls(permuted)
         sections = [*sections, promises_section(cells, detector.decision)]
         attributed = None
         if classes_of(scores):

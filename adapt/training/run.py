@@ -199,10 +199,14 @@ class Run(Processes):
 
     def end(self) -> None:
         """Close the logs and leave the group of processes."""
+        self.close()
+        self.leave()
+
+    def close(self) -> None:
+        """Close the logs, and let another start have the directory; the processes stay together for a next run."""
         if self.main:
             self.track.close()
             self._lock.close()
-        self.leave()
 
     def elapsed(self) -> float:
         """Seconds of work on this run, earlier interrupted sittings included."""

@@ -30,12 +30,11 @@ def training_data(
     rows: Manifest,
     views: Sequence[str],
     seed: int,
-    labels: np.ndarray,
     focus: Focus | None,
     cached: bool,
     num_workers: int | None,
 ) -> Data:
-    """Groups of the training rows under `labels`, and what scores the validation rows under the same views.
+    """Groups of the training rows, and what scores the validation rows under the same views.
 
     With `cached` both are tokens from the cache of features. An image has one entry a view there, so it stands under
     its central crop in every epoch, as in scoring, instead of under one that is drawn for each epoch.
@@ -46,9 +45,9 @@ def training_data(
             raise Refusal("--cache_prefix: cells cannot be shown more often from the cache; leave one of the two out")
         if not isinstance(part, TrainedPart):
             raise Refusal("--cache_prefix: this tower cannot be cut between blocks; leave the flag out")
-        return _from_cache(processes, part, rows, views, seed, labels, num_workers)
+        return _from_cache(processes, part, rows, views, seed, num_workers)
     val = np.flatnonzero(rows["split"] == "val")
-    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, labels, focus=focus)
+    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, focus=focus)
     scoring = processes.scoring(num_workers)
     return groups, lambda: score(detector, rows, val, tuple(views), progress="validation", **scoring)
 
@@ -59,7 +58,6 @@ def _from_cache(
     rows: Manifest,
     views: Sequence[str],
     seed: int,
-    labels: np.ndarray,
     num_workers: int | None,
 ) -> Data:
     used = rows.select(rows["split"] != "test")
@@ -80,7 +78,7 @@ def _from_cache(
         return score_features(features, val, names, logits, at_once=AT_ONCE)
 
     train = used.select(used["split"] == "train")
-    return FeatureGroups(features, train, views, seed, fake=labels), validate
+    return FeatureGroups(features, train, views, seed), validate
 
 
 def check_room(cache: Path, folders: Sequence[Path], images: int, each: int, processes: Processes) -> None:

@@ -11,8 +11,20 @@ from PIL import Image, ImageCms
 from sklearn.metrics import roc_auc_score
 
 from adapt.audit.duplicates import near_partners, perceptual_hash, pixel_digest, similar_partners, twins
-from adapt.audit.record import finding_of
-from adapt.audit.shortcuts import TOGETHER, _aucs, _folds, balance, examine, predict, remedies, shortcuts, worst
+from adapt.audit.record import finding_of, keep_finding
+from adapt.audit.shortcuts import (
+    FACTORS,
+    TOGETHER,
+    Facts,
+    _aucs,
+    _folds,
+    balance,
+    examine,
+    predict,
+    remedies,
+    shortcuts,
+    worst,
+)
 from adapt.collect.align import align
 from adapt.commands import audit as recipe
 from adapt.data.manifest import Manifest
@@ -43,10 +55,10 @@ def write(folder: Path, rows: list[tuple]) -> Manifest:
     return Manifest.of({name: [row[i] for row in rows] for i, name in enumerate(names)}, folder)
 
 
-def dataset(folder: Path, real, fake, paired: bool = True) -> Manifest:
+def dataset(folder: Path, real, fake, paired: bool = True, groups: int = GROUPS) -> Manifest:
     """`real` and `fake` are (pattern of the name, Pillow format, options, sizes to draw from[, mode])."""
     rows = []
-    for g, (f, (generator, kind)) in itertools.product(range(GROUPS), enumerate([("real", real), ("gan", fake)])):
+    for g, (f, (generator, kind)) in itertools.product(range(groups), enumerate([("real", real), ("gan", fake)])):
         pattern, container, options, sizes, *mode = kind
         size = np.random.default_rng([g, f]).choice(sizes)
         picture = scene(2 * g + f, size, size).convert(*mode or ["RGB"])
@@ -108,7 +120,7 @@ def test_a_planted_leak_is_found(tmp_path, factor):
 
 
 def test_names_after_a_digest_say_nothing_and_equal_files_are_clean(tmp_path):
-    found, findings = audited(dataset(tmp_path, PNG, PNG))
+    found, findings = audited(dataset(tmp_path, PNG, PNG, groups=300))  # so many tell it of byte counts, too
     assert set(findings.values()) == {"clean"}
     assert found["format"].value == found["folder"].value == 0.5
 
@@ -162,6 +174,63 @@ def test_permuted_labels_are_at_chance(tmp_path):
         cells, findings = shortcuts(permuted, facts, resamples=200)
         assert "SHORTCUT" not in findings.values()
         assert all(cell.low <= 0.55 and cell.value < 0.68 for cell in cells)
+
+
+def noted(
+    groups: int, fakes: int, seed: int, shifts: dict[str, float], together: bool = True
+) -> tuple[Manifest, Facts]:
+    """Facts of files that were never written: columns of normal noise, `shifts` higher for fakes; others constant."""
+    rng = np.random.default_rng([groups, fakes, seed])
+    labels = np.array(["real", *(f"gan{k}" for k in range(fakes))] * groups, object)
+    n = len(labels)
+    group = np.repeat(np.arange(groups), fakes + 1) if together else np.arange(n)
+    words = {"path": [f"{i}.png" for i in range(n)], "group": group.astype(str), "generator": labels}
+    words |= {"split": ["train"] * n, **dict.fromkeys(("set", "edit"), [""] * n)}
+    manifest = Manifest({name: np.array(list(values), object) for name, values in words.items()})
+    columns = {name: np.zeros(n) for name in itertools.chain(*FACTORS.values())}
+    columns |= {name: rng.normal(size=n) + shift * manifest.fake for name, shift in shifts.items()}
+    nothing = np.full(n, "", object)
+    return manifest, Facts(columns | {"lossless": np.zeros(n)}, nothing, nothing, nothing)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_factor_of_auc_70_is_hardly_ever_clean_however_few_groups(together):
+    told = []
+    for seed, groups in itertools.product(range(30), (12, 40)):
+        told.append(shortcuts(*noted(groups, 1, seed, {"aspect": 0.742}, together), resamples=100)[1]["aspect"])
+    assert told.count("clean") <= 1 and told.count("cannot tell") > 45
+    many = [shortcuts(*noted(300, 1, s, {"aspect": 0.742}, together), resamples=100)[1] for s in range(5)]
+    assert [findings["aspect"] for findings in many].count("SHORTCUT") >= 4
+
+
+def test_a_factor_at_chance_is_clean_with_many_groups_and_never_a_shortcut():
+    """Five factors that vary and three generators: 25 comparisons of noise, of which none may raise an alarm."""
+    noise = dict.fromkeys(("log_bytes_per_pixel", "aspect", "jpeg_quality", "has_exif", "has_icc"), 0.0)
+    varying = {name for name, columns in FACTORS.items() if set(columns) & set(noise)}
+    for groups, least in ((40, 0), (400, 34)):
+        told = []
+        for seed in range(8):
+            cells, findings = shortcuts(*noted(groups, 3, seed, noise), resamples=100)
+            assert {findings[name] for name in FACTORS if name not in varying} == {"clean"}  # constant: 40 suffice
+            told += [findings[name] for name in varying]
+            assert "SHORTCUT" not in findings.values()
+            lines = remedies(cells, findings, [])
+            assert len(lines) <= 1 and (lines == ["nothing to do"]) == ("cannot tell" not in findings.values())
+        assert told.count("clean") >= least and len(told) == 40
+    assert "n is too small, the interval of a comparison" in lines[0] or lines == ["nothing to do"]
+
+
+def test_a_generator_in_few_groups_makes_nothing_clean_that_varies():
+    manifest, facts = noted(60, 2, 0, {"aspect": 0.0})
+    group = np.where(manifest["generator"] == "gan1", "few", manifest["group"]).astype(object)
+    cells, findings = shortcuts(Manifest(manifest.columns | {"group": group}), facts, resamples=100)
+    assert [np.isnan(cell.low) for cell in cells if cell.factor == "format"] == [False, False, True]
+    assert findings["format"] == "clean" and findings["aspect"] == "cannot tell"
+    row = next(row for row in recipe.factor_table(cells, findings) if row[0] == "aspect")
+    own = [cell for cell in cells if cell.factor == "aspect" and not np.isnan(cell.low)]
+    far = max(own, key=lambda cell: max(cell.high - 0.5, 0.5 - cell.low))
+    assert row[2].endswith(f"[{far.low:.3f}, {far.high:.3f}]") and row[4] == "cannot tell"
+    assert not far.harmless  # the row shows why
 
 
 def test_no_group_is_divided_so_that_nothing_is_known_by_heart():
@@ -348,6 +417,11 @@ def test_the_recipe_says_what_to_do_and_every_run_says_it_again(tmp_path, monkey
     assert record["unreadable"] == [[dirty["path"][0], "not-an-image"]]
     with Image.open(out / "figures" / "shortcuts.png") as picture:
         assert picture.size[0] > 500
+
+    keep_finding(dirty, ["cannot tell of aspect: n is too small"])  # as a record of another version says it
+    assert re.fullmatch(r"CANNOT TELL on [0-9-]{10}: cannot tell of aspect: n is too small", finding_of(dirty))
+    keep_finding(dirty, ["format: AUC 1.000; run it", "cannot tell of aspect: n is too small"])
+    assert finding_of(dirty).startswith("FOUND on ")
 
     recipe.main(config("clean"))  # status 0
     assert finding_of(clean).startswith("clean on ")

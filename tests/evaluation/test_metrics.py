@@ -713,8 +713,40 @@ def test_a_control_above_chance_does_not_pass_for_want_of_images():
     for run in range(60):
         rng = np.random.default_rng(run)
         bad = table([("real", rng.normal(size=12)), ("a", rng.normal(0.742, 1, 12))])
-        told += [c.outcome for c in controls(bad, metadata=bad, resamples=100, threshold=0.0) if "metadata" in c.name]
+        told += [c.outcome for c in controls(bad, metadata=bad, resamples=100, threshold=0.0)
+                 if c.name.startswith("metadata")]  # fmt: skip
     assert len(told) == 60 and told.count("passed") <= 1
+
+
+def test_a_detector_is_compared_with_metadata_on_the_same_groups(rng):
+    """As good as metadata: said so. Much better: passed. Worse: FAILED. The difference is that of `compare`."""
+    blocks = [("real", 0.0, "train"), ("a", 1.0, "train"), ("b", 1.0, "")]
+    given = [(name, rng.normal(up, 1, 60), {"seen": seen}) for name, up, seen in blocks]
+    metadata = table(given)
+    outcomes = {}
+    for name, up in (("alike", 1.0), ("better", 4.0), ("worse", -1.0)):
+        own = table([(g, rng.normal(up * (g != "real"), 1, 60), more) for g, _, more in given])
+        found = {c.name: c for c in controls(own, metadata=metadata, resamples=100, threshold=0.0)}
+        for kind, generator in (("seen", "a"), ("unseen", "b")):
+            control = found[f"above metadata only: mean:{kind} AUC"]
+            outcomes.setdefault(name, []).append(control.outcome)
+            d = find(compare(own, metadata, 100, thresholds=(0.0, 0.0)), generator, "auc")
+            assert (control.value, control.low, control.high) == pytest.approx((d.value, d.low, d.high), abs=1e-12)
+    assert outcomes == {"alike": ["cannot tell"] * 2, "better": ["passed"] * 2, "worse": ["FAILED"] * 2}
+    seen_only = metadata.select(metadata["generator"] != "b")
+    names = {c.name for c in controls(seen_only, metadata=seen_only, resamples=100, threshold=0.0)}
+    assert "above metadata only: mean:unseen AUC" not in names  # no such generators, no such control
+
+
+def test_a_detector_as_good_as_metadata_hardly_ever_passes_as_better():
+    told = []
+    for run in range(60):
+        rng = np.random.default_rng(run)
+        own, metadata = (table([("real", rng.normal(size=30)), ("a", rng.normal(0.8, 1, 30))]) for _ in range(2))
+        told += [
+            c.outcome for c in controls(own, metadata=metadata, resamples=100, threshold=0.0) if "above" in c.name
+        ]
+    assert len(told) == 60 and told.count("passed") <= 5
 
 
 def test_control_without_a_threshold_or_reals_is_not_applicable(world):

@@ -161,6 +161,28 @@ def test_page_carries_controls_comparison_provenance_and_the_embedded_label(scor
     assert "**Embedded world**" in markdown(embedded).split("## Headline")[0]
 
 
+def test_page_says_where_the_detector_is_not_told_from_metadata(scores):
+    cells = evaluate(scores, 5)
+    rng = np.random.default_rng(0)
+    views = list(dict.fromkeys(scores["view"]))
+    first = scores.select(scores["view"] == views[0])
+    noise = np.where(first.ok, rng.normal(size=len(first)), np.nan)
+    noise = Scores(first.columns | {"logit": noise, "p_fake": 1 / (1 + np.exp(-noise))})
+    for metadata, words in ((first, "not told apart."), (noise, None)):
+        found = controls(scores, metadata=metadata, resamples=50)
+        page = markdown(cells, None, found)
+        lines = [line for line in page.splitlines() if "metadata only reach" in line]
+        told = [c for c in found if c.name.startswith("above metadata only") and c.outcome != "passed"]
+        assert len(lines) == len(told) and (words is None or (lines and all(line.endswith(words) for line in lines)))
+        at = {(c.view, c.generator): c.value for c in cells if c.metric == "auc" and c.set == "all"}
+        for control, line in zip(told, lines, strict=True):
+            kind = control.name.split("mean:")[1].split()[0]
+            own = at[views[0], f"mean:{kind}"]
+            start = f"- View {views[0]}: metadata only reach {own - control.value:.3f} on {kind} generators, "
+            assert line.startswith(start + f"this detector {own:.3f}; difference {control.value:+.3f} [")
+    assert ["above metadata only: mean:seen AUC", views[0]] in [row[:2] for row in section(page, "Controls")]
+
+
 def test_odd_names_cannot_break_the_page(tmp_path):
     odd = "a|b`c\n# d <img src=x> [e](http://f) \\ *g* \udcff\x1b[31m"
     cells = evaluate(simulate(names={"flux": odd}, n=6), 5)

@@ -37,7 +37,17 @@ from adapt.errors import Refusal
 from adapt.evaluation.jackknife import difference_interval, leave_out, share_interval
 from adapt.evaluation.metrics import compare_means
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.side_by_side import MEAN, WORST, Drawn, SideBySide, rank, read_numbers, write_numbers
+from adapt.evaluation.side_by_side import (
+    MEAN,
+    METADATA,
+    WORST,
+    Drawn,
+    SideBySide,
+    rank,
+    reached,
+    read_numbers,
+    write_numbers,
+)
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.pages import html, leaderboard
 from adapt.pages.latex import escape, table
@@ -56,7 +66,7 @@ METHODS = (
     ("logistic", "tip_adapter", {**TIP, "methods": ("logistic",)}, 0.1),
     ("broken", "tip_adapter", {**TIP, "layer": "block99", "prior": "none"}, 0.1),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",), "classes": "family"}, 0.1),
-    ("labels-permuted", "linear_probe", {"layer": "proj", "permute_labels": True}, 0.1),
+    ("labels-permuted", "linear_probe", {"layer": "proj", "permutations": 3}, 0.1),
 )
 
 
@@ -288,7 +298,7 @@ def test_tensorboard_holds_all_cells_side_by_side(config, numbers) -> None:
     ).experiment
     names = {info.name for info in experiment.hparam_infos}
     tags = {info.name.tag for info in experiment.metric_infos}
-    assert {"method", "seed", "recipe", "trained_on", "methods", "permute_labels"} <= names
+    assert {"method", "seed", "recipe", "trained_on", "methods", "permutations"} <= names
     for name in sorted(runs):
         events = read(root / name)
         start = plugin_data_pb2.HParamsPluginData.FromString(
@@ -604,6 +614,100 @@ def test_a_row_that_one_detector_cannot_read_is_left_out_of_all() -> None:
     other = Scores({name: values[8:] for name, values in good.columns.items() if name != "x"})
     with pytest.raises(Refusal, match="the two tables differ"):
         SideBySide(5).add({("good", ""): [good], ("cut", ""): [other.select(other["group"] != "test-3")]}, {})
+
+
+def metadata_scores(table: Scores, shift: float, seed: int) -> Scores:
+    """A control for the first view alone: noise of its own, fakes `shift` higher."""
+    first = table.select(table["view"] == VIEWS[0])
+    logit = np.random.default_rng(seed).normal(size=len(first)) + shift * first.fake
+    return Scores(first.columns | {"logit": logit, "p_fake": 1 / (1 + np.exp(-logit))})
+
+
+def test_a_method_that_is_not_told_from_metadata_carries_a_sign() -> None:
+    tables = {
+        ("strong", "x"): [scores(3.0, 1, unseen=3.0), scores(3.0, 2, unseen=3.0)],
+        ("mixed", "x"): [scores(3.0, 3, unseen=1.0), scores(3.0, 4, unseen=1.0)],
+        ("single", "x"): [scores(3.0, 5, unseen=0.0)],
+    }
+    beside = SideBySide(200)
+    beside.add(tables, {METADATA: [metadata_scores(scores(0.0, 6), 1.0, 8)]})
+    numbers = beside.numbers(tables, [column.place for column in leaderboard.columns(VIEWS) if column.marked])
+    found = {(n.method, n.generator): n for n in numbers if n.metric == "auc_above_metadata"}
+    assert {key for key, n in found.items() if n.mark == "above"} == {
+        *(("strong", "mean:seen"), ("strong", "mean:unseen"), ("mixed", "mean:seen"), ("single", "mean:seen"))
+    }  # one seed suffices here: the question is not whether another seed would do better
+    assert {n.view for n in found.values()} == {"none"}  # metadata have no other
+    # against compare_means on the same rows, each seed with the same control
+    control = metadata_scores(scores(0.0, 6), 1.0, 8)
+    pairs = [(t.select(t["view"] == "none"), control) for t in tables["mixed", "x"]]
+    of = next(d for d in compare_means(pairs, 200) if (d.set, d.generator, d.metric) == ("all", "mean:unseen", "auc"))
+    mixed = found["mixed", "mean:unseen"]
+    assert (mixed.value, mixed.low, mixed.high) == pytest.approx((of.value, of.low, of.high), abs=1e-12)
+    assert mixed.low < 0 < mixed.high
+
+    head = leaderboard.headline(numbers)
+    signed = {(row[0].value, head.titles[i]) for row in head.rows for i, entry in enumerate(row) if "‡" in entry.text}
+    assert signed == {("mixed", "AUC, unseen, mean"), ("single", "AUC, unseen, mean")}
+    at = {n.place: n.value for n in numbers if n.method == "metadata only"}
+    reached = f"view none: {at['all', 'none', 'mean:seen', 'auc']:.3f} on seen ones, "
+    reached += f"{at['all', 'none', 'mean:unseen', 'auc']:.3f} on unseen ones;"
+    assert "‡: on these generators this method is not surely above metadata" in head.about
+    assert reached in head.about.replace("\n", " ")
+    latex = table(head, "tab:m")
+    assert latex.count(r"$^{\ddagger}$") == 3 and r"$^{\ddagger}$: not surely above what metadata" in latex
+    cells = [cell.text for row in ablation_html.html_table(head).rows for cell in row]
+    assert sum("‡" in text for text in cells) == 2
+    good = [n for n in numbers if n.method not in ("mixed", "single")]
+    assert "‡" not in leaderboard.headline(good).markdown() + leaderboard.headline(good).about
+
+
+def test_methods_no_better_than_metadata_are_hardly_ever_called_better() -> None:
+    """Six methods of metadata's own AUC, in 20 worlds: in at most three is one of them said to be above."""
+    wrong = 0
+    for world in range(20):
+        noise = np.random.default_rng(world)
+        base = scores(0.0, world, n=20)
+        base = base.select((base["view"] == "none") | (base["split"] == "val"))
+        tables = {(f"m{k}", "x"): [metadata_scores(base, 0.5, int(noise.integers(1e9)))] for k in range(6)}
+        beside = SideBySide(20)
+        beside.add(tables, {METADATA: [metadata_scores(base, 0.5, int(noise.integers(1e9)))]})
+        numbers = beside.numbers(tables, [])
+        wrong += any(n.mark == "above" for n in numbers if n.metric == "auc_above_metadata")
+    assert wrong <= 3
+
+
+def test_rows_of_permutations_are_means_over_seeds_and_carry_p(tmp_path) -> None:
+    tables = {("strong", "x"): [scores(2.0, 1), scores(2.0, 2)]}
+    runs = [
+        [r for k in range(12) for r in reached(scores(2.0 if k == 0 else 0.0, 10 * seed + k), k)] for seed in range(2)
+    ]
+    beside = SideBySide(30)
+    beside.add(tables, {METADATA: [metadata_scores(scores(0.0, 6), 0.0, 8)]})
+    beside.add_permutations(("labels-permuted", "x"), runs)
+    numbers = beside.numbers(tables, [])
+    found = {n.place: n for n in numbers if n.method == "labels-permuted"}
+    place = ("all", "qf65", "mean:unseen", "auc")
+    each = [
+        np.mean([r.value for run in runs for r in run if (r.set, r.view, r.generator, r.metric) == place
+                 and r.permutation == k]) for k in range(12)
+    ]  # fmt: skip
+    own = found[place]
+    assert (own.value, own.seed_low, own.seed_high) == pytest.approx((np.mean(each[1:]), min(each[1:]), max(each[1:])))
+    assert own.seeds == 11 and own.role == "control" and own.low < own.value < own.high
+    assert found[*place[:3], "auc_true_labels"].value == pytest.approx(each[0])
+    assert found[*place[:3], "permutation_p"].value == pytest.approx(1 / 12)
+    lines = [[entry.text for entry in row] for row in leaderboard.controls(numbers).rows]
+    line = next(row for row in lines if row[0] == "labels-permuted" and "unseen" in row[1] and row[2] == "qf65")
+    assert line[1] == f"AUC, unseen generators; true labels {each[0]:.3f}"
+    assert line[4] == "cannot tell, p 0.083 of 11 permutations"
+    beside.add_permutations(("labels-permuted", "x"), [[r for r in run if r.permutation < 2] for run in runs])
+    lines = [[entry.text for entry in row] for row in leaderboard.controls(beside.numbers(tables, [])).rows]
+    assert {row[4] for row in lines if row[0] == "labels-permuted"} == {"one permutation: no test"}
+    assert [row[0].value for row in leaderboard.headline(numbers).rows][-2:] == ["labels-permuted", "metadata only"]
+    write_numbers(tmp_path / "n.csv", numbers)
+    assert (
+        leaderboard.controls(read_numbers(tmp_path / "n.csv")).markdown() == leaderboard.controls(numbers).markdown()
+    )
 
 
 def test_ranks() -> None:

@@ -283,7 +283,7 @@ def test_the_ablation_rotates_every_method(subtle, cache, tmp_path, monkeypatch)
     methods = (
         ("logistic", "linear_probe", {"head": "logistic"}, 0.1),
         ("svm", "linear_probe", {"head": "svm"}, 0.1),
-        ("labels-permuted", "linear_probe", {"permute_labels": True}, 0.1),
+        ("labels-permuted", "linear_probe", {"permutations": 2}, 0.1),
     )
     monkeypatch.setattr(ablation, "METHODS", methods)
     monkeypatch.setattr(adapt.training.report, "write_figures", lambda *_: None)  # slow, and not looked at here

@@ -23,9 +23,13 @@ from adapt.commands import extract
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector, score
 from adapt.errors import Refusal
+from adapt.evaluation.metrics import Control
+from adapt.evaluation.permutation import Reached
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.models.towers.backbones import Backbone
+from adapt.number_table import read_rows
+from adapt.training import on_features
 
 VIEWS = ("none", "qf65")
 
@@ -76,9 +80,64 @@ def test_a_probe_finds_the_planted_artefact_and_its_detector_gives_the_same_scor
 
 @pytest.mark.parametrize("head", ["svm", "logistic", "mlp"])
 def test_permuted_labels_are_at_chance(head, probe, subtle, tmp_path) -> None:
-    config = dataclasses.replace(probe, manifest=(str(subtle),), output_dir=tmp_path / "p", permute_labels=True)
+    config = dataclasses.replace(probe, manifest=(str(subtle),), output_dir=tmp_path / "p", permutations=3)
     linear_probe.main(dataclasses.replace(config, head=head))
-    assert 0.25 < auc(Scores.read(tmp_path / "p" / "scores.parquet")) < 0.75
+    found = {c.name: c for c in read_rows(tmp_path / "p" / "controls.csv", Control) if c.view == "none"}
+    control = found["labels permuted: mean:seen AUC"]
+    assert 0.25 < control.value < 0.75 and control.low < control.value < control.high and control.permutations == 3
+    reached = read_rows(tmp_path / "p" / "permutations.csv", Reached)
+    each = {r.permutation: r.value for r in reached if (r.view, r.generator, r.metric) == ("none", "mean:seen", "auc")}
+    cells = {(row["view"], row["generator"], row["metric"]): row for row in read(tmp_path / "p" / "metrics.csv")}
+    assert each[0] == pytest.approx(float(cells["none", "mean:seen", "auc"]["value"]), abs=1e-12)
+    assert np.mean([each[k] for k in (1, 2, 3)]) == pytest.approx(control.value)
+    assert control.p == (1 + sum(each[k] >= each[0] for k in (1, 2, 3))) / 4
+    page = (tmp_path / "p" / "table.md").read_text()
+    assert "### Labels permuted" in page and f"| 3 | {control.p:.3f}, cannot tell |" in page
+
+
+def test_selection_and_calibration_see_permuted_validation_labels(probe, subtle, tmp_path, monkeypatch) -> None:
+    """A head that learns from permuted labels, but is chosen by true ones, is no control."""
+    shown: list[list[np.ndarray]] = []  # for each fit the labels of training, of selection and of calibration
+    fit, judged = on_features.fit_probe, on_features.validation_score
+
+    def fit_probe(kind, x, labels, classes, judge, calibration, *rest):
+        shown.append([labels, calibration[1]])
+        return fit(kind, x, labels, classes, judge, calibration, *rest)
+
+    def validation_score(scores):
+        shown[-1].append(scores.fake[scores["view"] == VIEWS[0]])
+        return judged(scores)
+
+    monkeypatch.setattr(on_features, "fit_probe", fit_probe)
+    monkeypatch.setattr(on_features, "validation_score", validation_score)
+    config = dataclasses.replace(probe, manifest=(str(subtle),), output_dir=tmp_path / "p", permutations=2, head="svm")
+    linear_probe.main(config)
+    rows, (true, *others) = Manifest.read(subtle), shown
+    groups = {split: rows["group"][rows["split"] == split] for split in ("train", "val")}
+    assert len(others) == 2 and all(np.array_equal(labels, rows.fake[rows["split"] == "val"]) for labels in true[1:])
+    for permuted in others:
+        splits = ["train", *["val"] * (len(permuted) - 1)]
+        for split, labels, before in zip(splits, permuted, true, strict=True):
+            assert 0.1 < np.mean(labels != before) < 0.9
+            for group in set(groups[split]):
+                here = groups[split] == group
+                assert labels[here].sum() == before[here].sum()
+        assert all(np.array_equal(labels, permuted[1]) for labels in permuted[2:])
+    assert not np.array_equal(others[0][0], others[1][0])
+
+
+def test_twenty_permutations_tell_a_planted_artefact_and_one_is_no_test(fitted, probe, tmp_path) -> None:
+    out = tmp_path / "p"
+    linear_probe.main(dataclasses.replace(probe, output_dir=out, permutations=1))
+    assert "| 1 | one permutation: no test |" in (out / "table.md").read_text()
+    assert "Labels permuted" not in (fitted / "table.md").read_text()
+    assert not (fitted / "permutations.csv").exists()
+    assert (
+        Scores.read(out / "scores.parquet")["logit"].tolist()
+        == Scores.read(fitted / "scores.parquet")["logit"].tolist()
+    )  # the control changes nothing of what it controls
+    with pytest.raises(Refusal, match="--permutations -1"):
+        dataclasses.replace(probe, permutations=-1)
 
 
 def test_families_give_the_binary_score_and_a_comparison(probe, tmp_path) -> None:

@@ -327,7 +327,10 @@ def test_the_page_says_what_surely_changed_and_sorts_it() -> None:
 
 def going(config: lora.Config, **more) -> refine.Config:
     """The same flags, going on from a detector."""
-    return refine.Config(**(dataclasses.asdict(config) | more))
+    shared = {"output_dir", *(field.name for field in dataclasses.fields(lora.FineTuning))}
+    return refine.Config(
+        **({name: value for name, value in dataclasses.asdict(config).items() if name in shared} | more)
+    )
 
 
 def message(config: refine.Config) -> str:
@@ -419,8 +422,8 @@ def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
         ({"onboard": "style"}, pair),
         ({"shots": 4}, pair),
         ({"onboard": "style", "shots": -1}, pair),
+        ({"permutations": 1, "onboard": "style", "shots": 2}, "--permutations"),
         ({"focus_share": 1.0}, "--focus_share 1"),
-        ({"permute_labels": True, "onboard": "style", "shots": 2}, "--permute_labels"),
     ):
         with pytest.raises(Refusal, match=words):
             dataclasses.replace(more, **flags)
@@ -670,3 +673,13 @@ def test_the_recovery_curve_end_to_end(config, init, tmp_path, monkeypatch) -> N
         recipe.main(dataclasses.replace(cfg, detector=knows, output_dir=tmp_path / "knows"))
     with pytest.raises(Refusal, match="--methods: give one or more"):
         dataclasses.replace(cfg, methods=())
+
+
+def test_further_training_on_permuted_labels_starts_from_the_same_detector(config, init, tmp_path) -> None:
+    more = going(config, init=init, output_dir=tmp_path / "p", epochs=1, permutations=1)
+    refine.main(more)
+    assert "| 1 | one permutation: no test |" in (tmp_path / "p" / "table.md").read_text()
+    record = json.loads((tmp_path / "p" / "permutation-1" / "provenance.json").read_text())
+    main = json.loads((tmp_path / "p" / "provenance.json").read_text())
+    mine, its = record["identity"], main["identity"]
+    assert mine["init_digest"] == its["init_digest"] and mine["data"] != its["data"]
