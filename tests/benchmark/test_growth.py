@@ -13,6 +13,8 @@ from adapt.benchmark.timing import Settings
 from adapt.commands import plan
 from adapt.data.images import read_image
 from adapt.errors import Refusal
+from adapt.evaluation.open_set import classes_of
+from adapt.evaluation.scores import Scores
 
 
 def test_hours_and_disk() -> None:
@@ -80,9 +82,13 @@ def test_plain_lora_computes_the_formula(monkeypatch) -> None:
     torch.testing.assert_close(plain, attention(y, y, y, need_weights=False)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_bootstrap_stage_agrees_with_scikit_learn() -> None:
-    (ratio,) = metrics.measure(Settings(rounds=1, small=True))
+def test_metrics_stage_agrees_with_scikit_learn_and_evaluates_a_drawn_table(tmp_path) -> None:
+    ratio, growth = metrics.measure(Settings(rounds=1, small=True, folder=tmp_path))
     assert ratio.facts["largest difference"] < 1e-12 and ratio.facts["distinct scores"] < 500
+    assert growth.facts["MiB, 960 rows"] > 0
+    metrics.write_scores(tmp_path / "s.parquet", 2400)
+    scores = Scores.read(tmp_path / "s.parquet")
+    assert len(scores) == 2400 and (scores["split"] == "val").sum() == 240 and classes_of(scores) == ("real", "a", "b")
 
 
 def test_heads_stage() -> None:
