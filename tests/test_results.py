@@ -14,8 +14,10 @@ from adapt.benchmark.report import table as benchmark_table
 from adapt.cli import as_dict, parse
 from adapt.commands import summarise
 from adapt.errors import Refusal
+from adapt.evaluation.replicates import WITHOUT_INTERVAL
 from adapt.evaluation.side_by_side import read_numbers
 from adapt.files import has_table, open_table
+from adapt.number_table import columns_of, read_table
 from adapt.pages.tables import grid
 from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import config_class
@@ -65,6 +67,23 @@ def test_a_result_says_how_it_was_made(folder: Path) -> None:
     assert ("**Embedded world**" in page) == ("embedded" in record["identity"].get("manifest", [""])[0])
     for name in FILES.get(record["command"].split()[1], OF_A_RUN):
         assert has_table(folder / name), name
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda folder: name_of(folder))
+def test_every_interval_contains_its_value(folder: Path) -> None:
+    """Of every committed table of numbers; an interval that does not says something else than it promises."""
+    names = {path.name.removesuffix(".bz2") for path in folder.glob("*.csv*")}
+    for name in sorted(names):
+        columns = columns_of(folder / name)
+        if not {"value", "low", "high"} <= set(columns):
+            continue
+        for row in read_table(folder / name):
+            if {row["value"], row["low"]} & {"-", ""}:  # no number, or none that has an interval
+                continue
+            value, low, high = (row.number(column) for column in ("value", "low", "high"))
+            assert low != low or low - 1e-12 <= value <= high + 1e-12, (name, row)
+            if "metric" in columns and row["metric"] in (*WITHOUT_INTERVAL, "ece_calibrated", "gap_oracle_frozen"):
+                assert low != low and high != high, (name, row)
 
 
 def test_benchmarks_are_their_json() -> None:
