@@ -265,18 +265,18 @@ def controls(
         if other is None:
             continue
         own, aligned = align(scores.select(np.isin(scores["view"], other["view"])), other)
-        reached = replicate(aligned, float("nan"), resamples, seed)
+        reached = replicate(aligned, float("nan"), resamples, seed, metrics=("auc",))
         for (_, view, generator), found in reached.items():
             if generator == "mean:all":
                 outcome = outcome_of(interval_of(found, "auc"), 0.5 - CHANCE, 0.5 + CHANCE)
                 out.append(_control(name, view, found, "auc", outcome))
         if other is metadata:
-            out += _above_metadata(replicate(own, float("nan"), resamples, seed), reached)
+            out += _above_metadata(replicate(own, float("nan"), resamples, seed, metrics=("auc",)), reached)
     threshold = pick_threshold(scores) if threshold is None else threshold
     test = _test_rows(scores)
     if not (test["edit"] != "").any():
         return out
-    drawn = replicate(test, threshold, resamples, seed)
+    drawn = replicate(test, threshold, resamples, seed, metrics=("false_alarm",))
     for (scope, view, label), processed in drawn.items():
         if scope == ALL and label.startswith("edit:"):
             excess = processed.values["false_alarm"] - drawn[ALL, view, "real"].values["false_alarm"]

@@ -5,7 +5,7 @@ pairs is taken away from the total. What is left out: jackknife.py.
 """
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -159,14 +159,17 @@ def measure_without(
     blocks: int,
     threshold: float,
     prevalence: float = PREVALENCE,
+    only: Collection[str] = METRICS,
 ) -> dict[str, np.ndarray]:
-    """Every metric of `METRICS`, of all rows and without each block of them: (n,), (n,), (n,) bool, (n,) -> (1 + b,).
+    """Some metrics of `METRICS`, of all rows and without each block of them: (n,), (n,), (n,) bool, (n,) -> (1 + b,).
 
     Those of `WITHOUT_INTERVAL` are (1,), of all rows. `measure` says what they are and would give the same numbers.
     """
     if not len(logit):
-        return {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in METRICS}
-    found = measure(logit, p_fake, fake, np.ones((1, len(logit)), np.uint8), threshold, prevalence)
+        return {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in only}
+    found: dict[str, np.ndarray] = {}
+    if not set(WITHOUT_INTERVAL).isdisjoint(only):
+        found = measure(logit, p_fake, fake, np.ones((1, len(logit)), np.uint8), threshold, prevalence)
     every = np.ones(len(logit))
     n_fake, n_real = (sums_without(block[rows], blocks, every[rows]) for rows in (fake, ~fake))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -176,9 +179,11 @@ def measure_without(
             recall, false_alarm = hit / n_fake, alarm / n_real
             found |= {f"recall{suffix}": recall, f"false_alarm{suffix}": false_alarm}
             found[f"balanced_accuracy{suffix}"] = 0.5 * (recall + 1 - false_alarm)
-    found["auc"] = auc_without(logit, fake, block, blocks)
-    found["ap"] = _ap_without(logit, fake, block, blocks, prevalence)
-    return {name: found[name] for name in METRICS}
+    if "auc" in only:
+        found["auc"] = auc_without(logit, fake, block, blocks)
+    if "ap" in only:
+        found["ap"] = _ap_without(logit, fake, block, blocks, prevalence)
+    return {name: found[name] for name in only}
 
 
 def auc_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
@@ -208,18 +213,24 @@ def auc_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: 
 
 def _ap_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, prevalence: float) -> np.ndarray:
     """Average precision of all rows, then without each block: (1 + b,); NaN where a class is absent."""
-    highest_first, place = np.unique(-logit, return_inverse=True)
-    k, odds = len(highest_first), (1 - prevalence) / prevalence
-    d_tp, d_fp = (np.bincount(place[rows], minlength=k) for rows in (fake, ~fake))
+    out = np.full(1 + blocks, np.nan)
+    if fake.all() or not fake.any():
+        return out
+    highest_first = np.unique(-logit[fake])  # precision is wanted where there are fakes
+    place = np.searchsorted(highest_first, -logit)  # from there on a row is called fake
+    k, odds = len(highest_first) + 1, (1 - prevalence) / prevalence
+    d_tp, d_fp = (np.bincount(place[rows], minlength=k).astype(np.float64) for rows in (fake, ~fake))
     order = np.argsort(block, kind="stable")
     own = [order[:0], *np.split(order, np.bincount(block, minlength=blocks).cumsum()[:-1])][: 1 + blocks]
-    out = np.full(1 + blocks, np.nan)
     for i, rows in enumerate(own):
         lost = fake[rows]
         gained = d_tp - np.bincount(place[rows[lost]], minlength=k)
         tp, fp = gained.cumsum(), (d_fp - np.bincount(place[rows[~lost]], minlength=k)).cumsum()
         if tp[-1] and fp[-1]:
-            out[i] = gained @ (tp / np.maximum(tp + odds * tp[-1] / fp[-1] * fp, 1e-9)) / tp[-1]
+            fp *= odds * tp[-1] / fp[-1]
+            fp += tp
+            np.maximum(fp, 1e-9, out=fp)
+            out[i] = gained @ np.divide(tp, fp, out=fp) / tp[-1]
     return out
 
 
@@ -283,10 +294,12 @@ def replicate(
     seed: int,
     prevalence: float = PREVALENCE,
     kinds: Mapping[str, str] | None = None,
+    metrics: Collection[str] = METRICS,
 ) -> dict[Key, Replicates]:
     """All cells of these rows (see metrics.py) under one draw of resamples, shared by all views and means.
 
     `kinds`: what is unseen of a generator, as `unseen_kinds` of a table that has further rows says; None: of these.
+    `metrics`: which are wanted, of `METRICS`.
     """
     kinds = unseen_kinds(test) if kinds is None else kinds
     dealt = deal(test["set"], test["group"], resamples, seed)
@@ -298,20 +311,19 @@ def replicate(
     grouped = {label: fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
 
     def cell(
-        rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only: Sequence[str] = METRICS
+        rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only: Collection[str] = METRICS
     ) -> Replicates:
         """Metrics of the readable `rows`; the unreadable ones among `own` are counted."""
         used = np.flatnonzero(rows & ok)
         real_or_fake = fake[used]
         values = measure_without(
             *(test["logit"][used], test["p_fake"][used], real_or_fake, dealt.block[used]),
-            *(dealt.blocks, threshold, prevalence),
+            *(dealt.blocks, threshold, prevalence, [name for name in only if name in metrics]),
         )
         lost = 0 if own is None else int((own & ~ok).sum())
         classes = [dealt.group[used[which]] for which in (real_or_fake, ~real_or_fake) if which.any()]
         groups = min((len(np.unique(of_class)) for of_class in classes), default=0)
-        kept = {metric: values[metric] for metric in only}
-        return Replicates(kept, int((~real_or_fake).sum()), int(real_or_fake.sum()), groups, seen, lost)
+        return Replicates(values, int((~real_or_fake).sum()), int(real_or_fake.sum()), groups, seen, lost)
 
     def inside(rows: np.ndarray) -> Replicates | None:
         """Means over the groups that have both classes among the readable `rows`; None without such a group."""
@@ -345,21 +357,30 @@ def replicate(
         # a fake whose set has no reals is compared with nothing, and one that served selection stands apart
         matched = np.isin(test["set"], distinct(test["set"][here & plain & ok]))
         pooled = fake & matched & (test["seen"] != "val")
+        alone = next(iter(sets)) if len(sets) == 1 else None  # all sets are this one: its numbers are theirs
         for name, rows in (sets | {ALL: here}).items():
+            if name == ALL and alone is not None:
+                labels = [label for of_set, of_view, label in out if (of_set, of_view) == (alone, view)]
+                plural = {label: out[alone, view, label] for label in labels if (alone, view, label) not in parts}
+                out |= {(ALL, view, label): replace(one, unreadable=0) for label, one in plural.items()}
+                continue
             out[name, view, "pooled:all"] = cell(rows & (pooled | plain))
             edits = {f"edit:{edit}": test["edit"] == edit for edit in distinct(test["edit"][rows]) if edit}
             edits = {"real": plain, **edits, "edit:all": test["edit"] != ""} if edits else {"real": plain}
             for label, which in edits.items():
                 own = None if name == ALL or label == "edit:all" else rows & which
                 out[name, view, label] = cell(rows & which, own, only=ALARMS)
-        out |= {(ALL, view, label): found for label, found in _aggregates(parts, dealt.blocks, kinds).items()}
+        out |= {(ALL, view, label): found for label, found in _aggregates(parts, dealt.blocks, kinds, metrics).items()}
         for (name, rows), (label, fakes) in itertools.product((sets | {ALL: here}).items(), grouped.items()):
-            if groups := inside(rows & (fakes | plain)):
+            known = out.get((alone, view, label)) if name == ALL and alone is not None else None
+            if groups := known or inside(rows & (fakes | plain)):
                 out[name, view, label] = groups
     return out
 
 
-def _aggregates(parts: dict[Key, Replicates], blocks: int, kinds: Mapping[str, str]) -> dict[str, Replicates]:
+def _aggregates(
+    parts: dict[Key, Replicates], blocks: int, kinds: Mapping[str, str], metrics: Collection[str]
+) -> dict[str, Replicates]:
     """Means and the worst over the cells of one view that have both classes, resample by resample."""
     out: dict[str, Replicates] = {}
     both = {key: part for key, part in parts.items() if part.n_real and part.n_fake}
@@ -370,8 +391,8 @@ def _aggregates(parts: dict[Key, Replicates], blocks: int, kinds: Mapping[str, s
     for label, kind in UNSEEN.items():
         chosen[label] = {key: part for key, part in chosen["mean:unseen"].items() if kinds.get(key[2]) == kind}
     for label, used in chosen.items():
-        values = {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in METRICS}
-        for metric in METRICS if used else ():
+        values = {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in metrics}
+        for metric in metrics if used else ():
             stack = np.stack([part.values[metric] for part in used.values()])
             worst = stack.max(axis=0) if metric in LOWER_IS_BETTER else stack.min(axis=0)
             values[metric] = worst if label == "worst:all" else stack.mean(axis=0)
@@ -385,7 +406,7 @@ def _aggregates(parts: dict[Key, Replicates], blocks: int, kinds: Mapping[str, s
             del out[label]
     for label, mean in SAMPLES.items():
         if mean in out and (used := chosen[mean]):
-            values = {metric: out[mean].values[metric] for metric in SAMPLED}
+            values = {metric: out[mean].values[metric] for metric in SAMPLED if metric in metrics}
             names = tuple(key[2] for key in used)
             out[label] = replace(out[mean], values=values, sample_of=tuple(used.values()), sampled=names)
     return out
