@@ -30,7 +30,7 @@ FLOATS = {
     *("learning_rate", "training_minutes", "seconds", "peak_mib"),
 }
 INTS = {
-    *("n", "n_real", "n_fake", "seeds", "count", "images", "rows", "views"),
+    *("n", "n_real", "n_fake", "groups", "seeds", "count", "images", "rows", "views"),
     *("trainable_parameters", "peak_memory_mib"),
 }
 SIX_DIGITS = (  # recipes that wrote six digits when these were run, and items, which do today

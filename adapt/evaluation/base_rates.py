@@ -71,7 +71,7 @@ def predictive_cells(cells: Sequence[Cell], prevalence: float) -> list[Cell]:
         for name, values in found.items():
             worth = Worth(*map(float, values))
             key = ALL, view, label, f"{name}_at_{prevalence:g}"
-            out.append(Cell(*key, *worth, recall.n_real, recall.n_fake))
+            out.append(Cell(*key, *worth, recall.n_real, recall.n_fake, groups=recall.groups))
     return out
 
 

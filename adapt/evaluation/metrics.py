@@ -60,6 +60,7 @@ class Cell:
     n_fake: int
     skipped: int = 0  # resamples in which a class was absent
     seen: str = ""  # of a generator: train, val or ''
+    groups: int = 0  # that its interval rests on, of the rarer class; 0: not known, in files from before
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ def evaluate(
             low, high = interval_of(found, metric)
             value = float(values[0])
             skipped = 0 if np.isnan(value) else int(np.isnan(values).sum())
-            cells.append(Cell(*key, metric, value, low, high, found.n_real, found.n_fake, skipped, found.seen))
+            cells.append(
+                Cell(*key, metric, value, low, high, found.n_real, found.n_fake, skipped, found.seen, found.groups)
+            )
         if found.unreadable:
             cells.append(Cell(*key, "unreadable", found.unreadable, nan, nan, found.n_real, found.n_fake))
     return cells

@@ -191,5 +191,5 @@ def _cells(
             low, high = NONE  # see WITHOUT_INTERVAL
         value = float(found[0])
         skipped = 0 if np.isnan(value) else int(np.isnan(found).sum())
-        out.append(Cell(*key, metric, value, low, high, n_real, n_fake, skipped, seen))
+        out.append(Cell(*key, metric, value, low, high, n_real, n_fake, skipped, seen, groups))
     return out

@@ -16,7 +16,7 @@ from adapt.number_table import write_rows
 from adapt.pages.markdown_page import page
 from adapt.text import escape_markdown, plain
 
-COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake")
+COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake", "groups")
 COMPARED = ("auc", "balanced_accuracy", "real_first")  # on the page; the CSV file has every metric
 MET = {"train": "training", "val": "validation only", "": "never"}
 HOW_TO_READ = """\
@@ -141,7 +141,7 @@ def write_tables(
     if controls:
         write_rows(folder / "controls.csv", [field.name for field in fields(Control)], controls)
     if differences:
-        write_rows(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:]), differences)
+        write_rows(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:9]), differences)
     if attribution is not None:
         rates = ("view", "label", "metric", "value", "low", "high", "n")
         write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
@@ -319,13 +319,16 @@ def _metrics(cells: Sequence[Cell], prevalence: float) -> list[str]:
 
 def _generators(cells: Sequence[Cell]) -> list[str]:
     at, views, generators = index(cells), views_of(cells), generators_of(cells)
-    rows = [["generator", "met in", *views, "real", "fake"]]
+    known = any(cell.groups for cell in cells)  # files from before do not say it
+    rows = [["generator", "met in", *views, "real", "fake", *(["groups"] if known else [])]]
     for (name, generator), seen in generators.items():
         found = [at.get((name, view, generator, "auc")) for view in views]
         first = next(cell for cell in found if cell)
         label = name_of((name, generator), list(generators))
-        rows.append([label, MET[seen], *map(show, found), str(first.n_real), str(first.n_fake)])
-    return ["## AUC per generator", grid(rows), "real, fake: readable rows of the first view."]
+        behind = [str(first.n_real), str(first.n_fake), *([str(first.groups)] if known else [])]
+        rows.append([label, MET[seen], *map(show, found), *behind])
+    about = "real, fake: readable rows of the first view" + ("; groups: of the rarer class." if known else ".")
+    return ["## AUC per generator", grid(rows), about]
 
 
 def _weakest(cells: Sequence[Cell]) -> list[str]:

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -256,13 +256,16 @@ def _last_lines(log: Path, begin: int) -> str:
 def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:
     """Numbers of a metrics.csv by the values of the columns before `set`: by () if there are none."""
     columns, found = columns_of(path), dict[tuple[str, ...], list[metrics.Cell]]()
-    names = columns[: -len(COLUMNS)]
-    if columns != (*names, *COLUMNS):
+    names = columns[: columns.index("set")] if "set" in columns else columns
+    own = columns[len(names) :]
+    if own not in (COLUMNS, COLUMNS[:-1]):  # files from before do not count groups
         raise Refusal(f"{path}: columns {', '.join(columns)}, expected some names and then {', '.join(COLUMNS)}")
     for row in read_table(path):
         value, low, high = (row.number(column) for column in ("value", "low", "high"))
         place = row["set"], row["view"], row["generator"], row["metric"]
         cell = metrics.Cell(*place, value, low, high, row.count("n_real"), row.count("n_fake"))
+        if "groups" in own:
+            cell = replace(cell, groups=row.count("groups"))
         found.setdefault(tuple(row[name] for name in names), []).append(cell)
     return found
 

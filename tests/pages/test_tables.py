@@ -77,7 +77,18 @@ def cells(scores):
 def test_numbers_on_the_page_are_the_rounded_numbers_of_the_csv_file(tmp_path, cells):
     write_tables(cells, tmp_path)
     rows = read_csv(tmp_path / "metrics.csv")
-    assert list(rows[0]) == ["set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake"]
+    assert list(rows[0]) == [
+        "set",
+        "view",
+        "generator",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "n_real",
+        "n_fake",
+        "groups",
+    ]
     assert len(rows) == len(cells)
     at = {(r["set"], r["view"], r["generator"], r["metric"]): r for r in rows}
 
@@ -189,7 +200,7 @@ def test_odd_names_cannot_break_the_page(tmp_path):
     write_tables(cells, tmp_path)
     page = (tmp_path / "table.md").read_text(encoding="utf-8")
     table = section(page, "AUC per generator")
-    assert {len(row) for row in table} == {6}
+    assert {len(row) for row in table} == {7}
     assert "\n# d" not in page and "<img" not in page and "\x1b" not in page
     assert not re.search(r"(?<!\\)]\(", page)  # no link
     assert "\\`c\\\\n# d &lt;img src=x> [e\\](http://f) \\\\ \\*g\\* \\\\udcff\\\\x1b[31m" in page
