@@ -2,8 +2,8 @@
 
 A file of torch is a zip archive: a pickle says how tensors lie in the other members. Here that pickle is read as data,
 instruction by instruction: a few names that make tensors and containers are understood, and nothing is ever imported
-or called. So a TorchScript archive is read without running its code, and a file that asks for anything else is refused.
-Of the tensors only those that are wanted are loaded.
+or called. So a TorchScript archive is read without running its code, and a file that asks for anything else is
+refused. Of the tensors only those that are wanted are loaded.
 """
 
 import math

@@ -60,7 +60,9 @@ def convert(
     prefix: str | None = None,
     ignore: Collection[str] = (),
 ) -> Converted:
-    """Write the weights in `file` into the new folder `output`, named as those of the model `like`, with preprocessing.
+    """Write the weights in `file` into the new folder `output`, named as those of the model `like`.
+
+    Its preprocessing is written beside them.
 
     `like` is open_clip:MODEL[@TAG] (the tag that the weights began from), open_clip:local-dir:FOLDER, tiny, or
     transformers:FOLDER. `prefix` is where the tensors stand in the file (found where only one place fits), keys that

@@ -49,11 +49,12 @@ def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
 
 
 def _activation(name: str, architecture: str, config: dict[str, Any], activation: str | None) -> dict[str, str]:
-    """timm notes of OpenAI's, MetaCLIP's and DFN's weights that they are "natively QuickGELU", whatever a name builds."""
+    """timm notes of OpenAI's, MetaCLIP's and DFN's weights that they are "natively QuickGELU", whatever is built."""
     import timm
 
     own = config.get("pretrained_cfg", {})
-    known = timm.get_pretrained_cfg(f"{architecture}.{own['tag']}") if own.get("tag") else None
+    published = f"{architecture}.{own.get('tag')}"
+    known = timm.get_pretrained_cfg(published) if published in timm.list_pretrained(f"{architecture}.*") else None
     notes = own.get("notes") or (known.notes if known else None) or ()
     if "act_layer" in config.get("model_args", {}) or not any("natively QuickGELU" in note for note in notes):
         return {}
