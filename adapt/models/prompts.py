@@ -71,6 +71,9 @@ def without_texts(name: str) -> str:
     if library == "transformers" and model:
         kind = read_json(snapshot(name, model) / "config.json", name).get("model_type")
         return "" if kind in TEXT else str(_no_text(name))
+    if library == "open_clip" and model.startswith("local-dir:"):
+        config = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name)
+        return str(_no_text(name)) if vision_only(config) else ""
     return ""
 
 
@@ -84,8 +87,7 @@ def _no_text(name: str) -> Refusal:
 def _open_clip(name: str, model: str) -> Callable[[list[str]], Tensor]:
     import open_clip
 
-    folder = Path(model.removeprefix("local-dir:")) if model.startswith("local-dir:") else None
-    if folder and vision_only(read_json(folder / "open_clip_config.json", name)):
+    if without_texts(name):
         raise _no_text(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as load_backbone draws @random: both towers of one model

@@ -18,7 +18,7 @@ from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.models.towers.backbones import TINY
 from adapt.models.towers.checkpoint import Checkpoint, Stored, read_checkpoint
-from adapt.models.towers.open_clip import WEIGHTS
+from adapt.models.towers.open_clip import WEIGHTS, unfilled
 from adapt.models.towers.records import PLAIN, QUICK, hidden_act, quick_gelu
 from adapt.models.towers.tokens import message_of, near, read_json
 from adapt.models.towers.transformers import VISION, create, read_preprocessor
@@ -205,7 +205,7 @@ def _shapes(folder: Path, like: str) -> Shapes:
     import open_clip
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), unfilled():
             clip = open_clip.create_model(
                 f"local-dir:{folder}", load_weights=False, pretrained_text=False, device="meta"
             )
@@ -283,7 +283,7 @@ def _fit(
 def _refuse_misfits(fit: _Fit, file: Path, like: str) -> None:
     kinds = ((fit.missing, "missing"), (fit.unexpected, "not in the model"), (fit.shapes, "of another shape"))
     said = [
-        f"{len(keys)} {word}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
+        f"{len(keys)} {word}: {', '.join(keys[:SHOWN])}{f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''}"
         for keys, word in kinds
         if keys
     ]

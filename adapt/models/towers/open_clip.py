@@ -1,7 +1,9 @@
 """Image towers of open_clip: its own vision transformers, and those around a timm trunk (SigLIP, PE, EVA)."""
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +53,15 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
             )
         else:
             options["pretrained"] = tag
+    without = options.get("load_weights") is False
     quick = _quick_gelu(name, model, activation)
     if quick is not None:
         options["quick_gelu"] = quick
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), unfilled() if without else contextlib.nullcontext():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
             clip = open_clip.create_model(model if ":" in model else architecture, **options)
-        if options.get("load_weights") is False:
+        if without:
             _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
         return clip
     except Exception as error:  # open_clip wraps every cause (offline, refused, corrupt, wrong shape) in its own
@@ -66,6 +69,17 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
             f"backbone {name}: weights could not be loaded ({message_of(error)}). On a machine with a network run "
             f"`hf download` for its repository (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
         ) from error
+
+
+@contextlib.contextmanager
+def unfilled() -> Iterator[None]:
+    """No warning of open_clip's that a model is random: its weights come afterwards, or are not wanted."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def vision_only(config: dict[str, Any]) -> bool:
