@@ -166,12 +166,15 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
 
     `backbone` names the same weights at another place (a local copy, say), `precision` another one than that of the
     training. A base whose weights, layer or preprocessing are not those of the training is refused, as are missing,
-    additional and misshapen tensors.
+    additional and misshapen tensors. The tower has the activation that it was trained with, even where versions before
+    built another one than the weights were published with; a warning says so.
     """
     folder = detector_folder(folder)
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
-    base = load_backbone(backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"])
+    base = load_backbone(
+        backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"], wanted["activation"]
+    )
     base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
     have = dict(base.fingerprint)
     for key in ("weights", "preprocess", "activation", "layer"):

@@ -1,6 +1,7 @@
 """Text prompts as class weights: what a CLIP says of an image without any training (2103.00020, section 3.1.4)."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from adapt.errors import Refusal
 from adapt.models.towers.backbones import TINY
-from adapt.models.towers.open_clip import create_clip
+from adapt.models.towers.open_clip import create_clip, vision_only
 from adapt.models.towers.tokens import message_of, read_json
 from adapt.models.towers.transformers import create, snapshot
 
@@ -70,6 +71,9 @@ def without_texts(name: str) -> str:
     if library == "transformers" and model:
         kind = read_json(snapshot(name, model) / "config.json", name).get("model_type")
         return "" if kind in TEXT else str(_no_text(name))
+    if library == "open_clip" and model.startswith("local-dir:"):
+        config = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name)
+        return str(_no_text(name)) if vision_only(config) else ""
     return ""
 
 
@@ -83,6 +87,8 @@ def _no_text(name: str) -> Refusal:
 def _open_clip(name: str, model: str) -> Callable[[list[str]], Tensor]:
     import open_clip
 
+    if without_texts(name):
+        raise _no_text(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as load_backbone draws @random: both towers of one model
         clip: Any = create_clip(name, model).eval()  # of a library without types

@@ -90,8 +90,12 @@ def split(attention: nn.MultiheadAttention) -> SplitAttention:
 
 
 def split_all(tower: nn.Module) -> int:
-    """Split the attention of every transformer block of an open_clip tower in place; returns how many."""
-    blocks = [m for m in tower.modules() if isinstance(getattr(m, "attn", None), nn.MultiheadAttention)]
+    """Split the attention of every transformer block of an open_clip tower in place; returns how many.
+
+    A pooler whose queries have another width than its keys (CoCa) stays as it is.
+    """
+    found = [m for m in tower.modules() if isinstance(getattr(m, "attn", None), nn.MultiheadAttention)]
+    blocks = [m for m in found if m.attn.in_proj_weight is not None]
     for block in blocks:
         block.attn = split(block.attn)
     return len(blocks)

@@ -81,7 +81,7 @@ class Backbone(nn.Module):
             "layer": layer,
             "weights": weights_digest(self.tower),
             "preprocess": {**self.preprocess.facts(), "mean": list(loaded.mean), "std": list(loaded.std)},
-            "activation": _activation(self.tower),  # GELU or QuickGELU: the weights do not say which they need
+            "activation": _activation(self.tower),  # as built: the weights alone do not say which they need
         }
         with torch.no_grad():
             self.dim = self(self._blank()).shape[-1]
@@ -258,28 +258,32 @@ class Backbone(nn.Module):
         return torch.zeros(1, 3, self.preprocess.size, self.preprocess.size, device=self.device)
 
 
-def load_backbone(name: str, layer: str = "last", geometry: Geometry | None = None) -> Backbone:
+def load_backbone(
+    name: str, layer: str = "last", geometry: Geometry | None = None, activation: str | None = None
+) -> Backbone:
     """The frozen encoder called `name` (see above), in fp32 on the CPU, its attention ready for adapters.
 
+    `activation` is that of the tower which a detector was trained on, and is built even if the weights' record says
+    otherwise (with a warning); without it the record decides.
     Refuses an unknown library, model or layer, and weights that are missing, incomplete, or unreachable.
     """
     with torch.random.fork_rng(devices=[]):  # building modules draws; the caller's generator stays where it was
         torch.manual_seed(0)  # what @random means
-        loaded = _load(name)
+        loaded = _load(name, activation)
     call_qkv(loaded.tower)
     return Backbone(name, loaded, layer, geometry)
 
 
-def _load(name: str) -> Loaded:
+def _load(name: str, activation: str | None) -> Loaded:
     library, _, model = name.partition(":")
     if name == "tiny":
         return load_open_clip(name, f"local-dir:{TINY}")
     if library == "open_clip" and model:
-        return load_open_clip(name, model)
+        return load_open_clip(name, model, activation)
     if library == "transformers" and model:
         return load_transformers(name, model)
     if library == "timm" and model:
-        return load_timm(name, model)
+        return load_timm(name, model, activation)
     raise Refusal(
         f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME@FILE"
     )

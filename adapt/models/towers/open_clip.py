@@ -1,29 +1,45 @@
 """Image towers of open_clip: its own vision transformers, and those around a timm trunk (SigLIP, PE, EVA)."""
 
-from collections.abc import Collection
+import contextlib
+import logging
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from adapt.data.preprocess import Preprocess
+from adapt.data.preprocess import FILTERS, Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
+from adapt.models.towers.records import PLAIN, QUICK, quick_gelu
 from adapt.models.towers.timm import depth_of, patches, pools_first, walk_trunk
 from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
 
+WEIGHTS = "open_clip_model.safetensors"
+RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
 
-def create_clip(name: str, model: str) -> nn.Module:
-    """Both towers of MODEL@TAG, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused."""
+
+def create_clip(name: str, model: str, activation: str | None = None) -> nn.Module:
+    """Both towers of MODEL@TAG, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused.
+
+    They get the activation of the weights' own record, or that which a detector was trained with. Of a folder with the
+    image tower alone (`vision_only`) the text tower is random.
+    """
     import open_clip
 
     architecture, _, tag = model.partition("@")
     options: dict[str, Any] = {"require_pretrained": True}
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
-        read_json(folder / "open_clip_config.json", name)
+        config = read_json(folder / "open_clip_config.json", name)
         if not list(folder.glob("*.safetensors")):
-            raise Refusal(f"backbone {name}: no .safetensors weights in {folder} (pickled weights are not loaded)")
+            raise Refusal(
+                f"backbone {name}: no .safetensors weights in {folder} (pickled weights are not loaded: `adapt "
+                "convert FILE` makes a folder of them)"
+            )
+        if vision_only(config):
+            options = {"load_weights": False, "pretrained_text": False}
     elif not model.startswith("hf-hub:"):
         if architecture not in open_clip.list_models():
             hint = near(architecture, open_clip.list_models())
@@ -37,8 +53,17 @@ def create_clip(name: str, model: str) -> nn.Module:
             )
         else:
             options["pretrained"] = tag
+    without = options.get("load_weights") is False
+    quick = _quick_gelu(name, model, activation)
+    if quick is not None:
+        options["quick_gelu"] = quick
     try:
-        return open_clip.create_model(model if ":" in model else architecture, **options)
+        with warnings.catch_warnings(), unfilled() if without else contextlib.nullcontext():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
+            clip = open_clip.create_model(model if ":" in model else architecture, **options)
+        if without:
+            _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
+        return clip
     except Exception as error:  # open_clip wraps every cause (offline, refused, corrupt, wrong shape) in its own
         raise Refusal(
             f"backbone {name}: weights could not be loaded ({message_of(error)}). On a machine with a network run "
@@ -46,14 +71,60 @@ def create_clip(name: str, model: str) -> nn.Module:
         ) from error
 
 
-def load_open_clip(name: str, model: str) -> Loaded:
-    visual = create_clip(name, model).visual
+@contextlib.contextmanager
+def unfilled() -> Iterator[None]:
+    """No warning of open_clip's that a model is random: its weights come afterwards, or are not wanted."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def vision_only(config: dict[str, Any]) -> bool:
+    """Whether a folder's open_clip_config.json says that its weights are those of the image tower alone."""
+    return bool(config.get("adapt", {}).get("vision_only"))
+
+
+def _fill_vision(visual: nn.Module, file: Path) -> None:
+    from safetensors.torch import load_file
+
+    visual.load_state_dict({key.removeprefix("visual."): value for key, value in load_file(file).items()}, strict=True)
+
+
+def _quick_gelu(name: str, model: str, activation: str | None) -> bool | None:
+    if activation not in (QUICK, PLAIN):
+        return quick_gelu(name, model)
+    try:
+        recorded = quick_gelu(name, model)
+    except Refusal:  # the folder does not say: the detector does
+        recorded = None
+    if recorded is not None and recorded != (activation == QUICK):
+        warnings.warn(
+            f"backbone {name}: a detector was trained with {activation}, its weights were published with "
+            f"{QUICK if recorded else PLAIN}. It is loaded as it was trained; train anew for the published tower",
+            stacklevel=2,
+        )
+    return activation == QUICK
+
+
+def load_open_clip(name: str, model: str, activation: str | None = None) -> Loaded:
+    visual = create_clip(name, model, activation).visual
     extra: dict[str, Any] = {}
     if model.startswith("local-dir:"):
         extra = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name).get("adapt", {})
     config = visual.preprocess_cfg
-    size = config["size"] if isinstance(config["size"], int) else config["size"][0]
-    geometry = extra.get("geometry") or ("squash" if config["resize_mode"] == "squash" else "resize")
+    sides = {config["size"]} if isinstance(config["size"], int) else set(config["size"])
+    known = config["resize_mode"] in RESIZE_MODES and config["interpolation"] in FILTERS
+    if len(sides) != 1 or not known:
+        raise Refusal(
+            f"backbone {name}: its images are prepared by resize_mode {config['resize_mode']!r} and interpolation "
+            f"{config['interpolation']!r} to size {config['size']}; this package has {' and '.join(RESIZE_MODES)}, "
+            f"{' and '.join(FILTERS)}, and one side length"
+        )
+    size = sides.pop()
+    geometry = extra.get("geometry") or RESIZE_MODES[config["resize_mode"]]
     preprocess = Preprocess(size, size, config["interpolation"], geometry)
     if hasattr(visual, "trunk"):
         walk, depth, first = walk_trunk_tower, depth_of(visual.trunk, name), pools_first(visual.trunk)

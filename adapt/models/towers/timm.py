@@ -1,6 +1,7 @@
 """Towers of timm: NAME@FILE.safetensors with FILE.json beside it, and the trunks inside open_clip's SigLIP and PE."""
 
 import inspect
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import FILTERS, Preprocess
 from adapt.errors import Refusal
+from adapt.models.towers.records import PLAIN, QUICK
 from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
 
 
-def load_timm(name: str, model: str) -> Loaded:
+def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
+    """`activation` is that which a detector was trained with, if one is loaded; else the weights' record decides."""
     import timm
     from safetensors.torch import load_file
 
@@ -29,7 +32,7 @@ def load_timm(name: str, model: str) -> Loaded:
         config = read_json(file.with_suffix(".json"), name)
         if config.get("architecture") != architecture:
             raise Refusal(f"backbone {name}: {file.with_suffix('.json')} is for {config.get('architecture')!r}")
-    arguments = config.get("model_args", {})
+    arguments = {**config.get("model_args", {}), **_activation(name, architecture, config, activation)}
     classes = config.get("num_classes", 1000)
     tower = timm.create_model(architecture, pretrained=False, num_classes=classes, **arguments)
     if weights != "random":
@@ -39,12 +42,43 @@ def load_timm(name: str, model: str) -> Loaded:
             raise Refusal(f"backbone {name}: {weights} does not fit {architecture}: {message_of(error)}") from error
     cfg = {**tower.pretrained_cfg, **config.get("pretrained_cfg", {})}
     tower.reset_classifier(0)
-    size = cfg["input_size"][-1]
-    interpolation = cfg["interpolation"] if cfg["interpolation"] in FILTERS else "bicubic"
-    preprocess = Preprocess(size, int(size / cfg["crop_pct"]), interpolation)
+    preprocess = _preprocess(cfg, name)
     depth = depth_of(tower, name)
     first = pools_first(tower)
     return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first)
+
+
+def _activation(name: str, architecture: str, config: dict[str, Any], activation: str | None) -> dict[str, str]:
+    """timm notes of OpenAI's, MetaCLIP's and DFN's weights that they are "natively QuickGELU", whatever is built."""
+    import timm
+
+    own = config.get("pretrained_cfg", {})
+    published = f"{architecture}.{own.get('tag')}"
+    known = timm.get_pretrained_cfg(published) if published in timm.list_pretrained(f"{architecture}.*") else None
+    notes = own.get("notes") or (known.notes if known else None) or ()
+    if "act_layer" in config.get("model_args", {}) or not any("natively QuickGELU" in note for note in notes):
+        return {}
+    if activation == PLAIN and "quickgelu" not in architecture:
+        warnings.warn(
+            f"backbone {name}: a detector was trained with {PLAIN}, its weights were published with {QUICK}. It is "
+            "loaded as it was trained; train anew for the published tower",
+            stacklevel=2,
+        )
+        return {}
+    return {"act_layer": "quick_gelu"}
+
+
+def _preprocess(cfg: dict[str, Any], name: str) -> Preprocess:
+    """Size, scale and interpolation; whatever this package cannot do exactly is refused."""
+    (_, height, width), crop, mode = cfg["input_size"], cfg["crop_pct"], cfg.get("crop_mode") or "center"
+    plain = mode == "center" or (mode == "squash" and crop == 1)
+    if height != width or not plain or cfg["interpolation"] not in FILTERS:
+        raise Refusal(
+            f"backbone {name}: its images are prepared by crop_mode {mode!r} with crop_pct {crop} and interpolation "
+            f"{cfg['interpolation']!r} to {height} x {width}; this package has center, squash with crop_pct 1, "
+            f"{' and '.join(FILTERS)}, and squares"
+        )
+    return Preprocess(height, int(height / crop), cfg["interpolation"], "squash" if mode == "squash" else "resize")
 
 
 def pools_first(trunk: nn.Module) -> bool:
