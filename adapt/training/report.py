@@ -12,7 +12,7 @@ from adapt.audit.metadata import metadata_logits
 from adapt.audit.record import finding_of
 from adapt.data.images import Unreadable, read_image
 from adapt.data.jpeg import Trains, with_sample_views
-from adapt.data.manifest import Manifest
+from adapt.data.manifest import Manifest, require_files
 from adapt.data.preprocess import Preprocess
 from adapt.data.views import parse_view
 from adapt.detector.detector import Detector
@@ -61,6 +61,8 @@ def open_run(config: R, **identity: object) -> tuple[R, Run, Manifest] | None:
         show_finished(run)
         return None
     rows = read_manifests(config.manifest)
+    if not getattr(config, "cached_only", False):  # features in the cache need no image
+        require_files(rows)
     require_classes(rows)
     return config, run, rows
 
