@@ -65,6 +65,13 @@ def writing(path: Path) -> Iterator[None]:
         raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
 
 
+def too_many_files(error: BaseException) -> bool:
+    """Whether an error, of Python or of torch's data processes, says that no further file can be opened."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return True
+    return any(words in str(error) for words in ("Too many open files", "received 0 items of ancdata"))
+
+
 def left_by_system(name: str) -> bool:
     """Whether a file is what macOS or Windows leaves beside a user's files: `._photo.jpg` is no photo."""
     return name.startswith("._") or name.lower() in SYSTEM_FILES

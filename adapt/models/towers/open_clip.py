@@ -1,5 +1,6 @@
 """Image towers of open_clip: its own vision transformers, and those around a timm trunk (SigLIP, PE, EVA)."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,19 @@ def create_clip(name: str, model: str) -> nn.Module:
             )
         else:
             options["pretrained"] = tag
+    heard = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # open_clip writes what it raises to the log, too
     try:
         return open_clip.create_model(model if ":" in model else architecture, **options)
     except Exception as error:  # open_clip wraps every cause (offline, refused, corrupt, wrong shape) in its own
+        found = (open_clip.get_pretrained_cfg(architecture, tag) or {}).get("hf_hub", "").strip("/")
+        repository = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else found or "OWNER/NAME"
         raise Refusal(
             f"backbone {name}: weights could not be loaded ({message_of(error)}). On a machine with a network run "
-            f"`hf download` for its repository (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
+            f"`hf download {repository}` (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
         ) from error
+    finally:
+        logging.disable(heard)
 
 
 def load_open_clip(name: str, model: str) -> Loaded:
