@@ -18,8 +18,8 @@ from adapt.files import too_many_files
 
 C = TypeVar("C", bound="Flags")
 TOO_MANY_FILES = (
-    "too many open files (this shell allows {limit}): run `ulimit -n 65536` before the same command, or give fewer data "
-    "processes with --num_workers"
+    "too many open files (this shell allows {limit}): run `ulimit -n 65536` before the same command, or give fewer "
+    "data processes with --num_workers"
 )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from adapt.csv_as_written import known_columns
 from adapt.data.manifest import Manifest, read_table, split_member
 from adapt.errors import Refusal
-from adapt.files import SYSTEM_FILES, left_by_system
+from adapt.files import SYSTEM_FILES, left_by_system, too_many_files
 
 TEXTS = (".json", ".txt", ".cls")  # members of a tar file that describe its images in WebDataset's layout
 
@@ -134,6 +134,8 @@ def _folder(root: str) -> Found:
             with os.scandir(folder) as listed:
                 entries = list(listed)
         except OSError as error:
+            if too_many_files(error):
+                raise
             yield folder, "", "no-access" if isinstance(error, PermissionError) else "io-error"
             continue
         for entry in entries:
@@ -163,7 +165,14 @@ def _tar(file: str) -> Found:
                 elif not member.isdir() and not name.lower().endswith(TEXTS):
                     plain = member.isreg() and not member.issparse()
                     yield f"{file}::{name}", "", "" if plain else "not-a-file"
-    except (tarfile.TarError, OSError, ValueError, EOFError):  # the members before the damage have been listed
+    except (
+        tarfile.TarError,
+        OSError,
+        ValueError,
+        EOFError,
+    ) as error:  # the members before the damage have been listed
+        if too_many_files(error):
+            raise
         yield file, "", "bad-archive"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
 from adapt.data.spelling import folded, refuse_two_spellings
 from adapt.errors import Refusal
-from adapt.files import atomic, sha256
+from adapt.files import atomic, sha256, too_many_files
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("path", "group", "generator", "split")
@@ -414,12 +414,16 @@ def _tail(file: str) -> bytes | None:
         with open(file, "rb") as stream:  # noqa: PTH123
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4096))
             return stream.read(4096)
-    except OSError:
+    except OSError as error:
+        if too_many_files(error):
+            raise
         return None
 
 
 def _digest(file: str) -> str:
     try:
         return sha256(file)
-    except OSError:
+    except OSError as error:
+        if too_many_files(error):
+            raise
         return ""

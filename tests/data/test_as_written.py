@@ -3,12 +3,14 @@
 import csv
 import io
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from adapt.commands import audit
 from adapt.data.families import read_families
+from adapt.data.images import read_bytes
 from adapt.data.inputs import find_inputs
 from adapt.data.manifest import Manifest, require_files
 from adapt.data.spelling import folded
@@ -187,3 +189,16 @@ def test_files_of_macos_and_windows_are_no_images(tmp_path, capsys) -> None:
     assert "left out: 5 files that macOS or Windows wrote" in capsys.readouterr().err
     _, found = find_inputs([str(tmp_path), str(tmp_path / "._a.png")])  # a named file is taken as it is
     assert [os.path.basename(item.file) for item in found] == ["._a.png", "a.png", ".hidden.png"]  # noqa: PTH119
+
+
+def test_an_image_is_not_blamed_for_too_many_open_files(world, monkeypatch) -> None:
+    rows = Manifest.read(written(world, "m.csv"))
+    with (world / "m.csv").open() as last:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), allowed[1]))
+            with pytest.raises(OSError, match="Too many open files"):
+                read_bytes(rows["file"][0])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, allowed)
+    assert read_bytes(rows["file"][0]) == b"0"
