@@ -222,11 +222,8 @@ def basis_in_words(detectors: "Sequence[Detector | Saved]", rules: Rules) -> str
     return words + (", one for each JPEG quality" if len(rules.cuts) > 1 else "")
 
 
-def about_threshold(folders: Sequence[str | Path], rules: Rules | None) -> dict[str, str]:
-    """For the reader of a table: the threshold of saved detectors under these rules, and its basis."""
-    from adapt.detector.detector import Saved
-
-    detectors = [Saved.read(folder) for folder in folders]
+def about_threshold(detectors: "Sequence[Detector | Saved]", rules: Rules | None) -> dict[str, str]:
+    """For the reader of a table: the threshold of these detectors under these rules, and its basis."""
     rules = written(rules or rules_of(detectors))
     each = [
         f"{rounded(cut_of(cuts)):g}" + (f" ({name})" if name != EVERY else "") for name, cuts in rules.cuts.items()

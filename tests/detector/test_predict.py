@@ -624,7 +624,7 @@ def test_every_prediction_says_what_its_threshold_rests_on(detectors, photos, tm
         judged = row["status"] == "ok"
         assert (row["threshold"], row["threshold_from"]) == (("0.1", said) if judged else ("", ""))
         assert not judged or (row["verdict"] == "fake") == (float(row["logit"]) >= 0.1)
-    lines = dataclasses.replace(config, output=tmp_path / "x.jsonl", thresholds="quality")
+    lines = dataclasses.replace(config, output=tmp_path / "z.jsonl", thresholds="quality")
     predict.main(lines)
     found = [json.loads(line) for line in lines.output.read_text().splitlines()]
     assert {row["threshold_from"] for row in found if row["status"] == "ok"} == {f"{said}, one for each JPEG quality"}

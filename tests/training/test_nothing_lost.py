@@ -12,6 +12,7 @@ import lora
 import pair
 import pytest
 import tip_adapter
+from processes import in_children
 
 from adapt import cli
 from adapt.detector import detector as detectors
@@ -113,6 +114,23 @@ def test_each_failure_keeps_scores_and_detector_and_the_same_command_finishes(
         assert sorted(again) == sorted(wanted) and {"metadata.parquet", "figures/roc.png"} <= set(again)
         assert [name for name in wanted if again[name] != wanted[name]] == []
         recipe.main(config)  # a finished run is finished
+
+
+def test_two_processes_finish_what_two_processes_began(start, tmp_path) -> None:
+    config = made(lora, start, tmp_path)
+
+    def broken() -> None:
+        report.write_tables = lambda *_: 1 / 0
+        lora.main(config)
+
+    def rest() -> None:
+        Run.steps = Run.prepare = lambda *_: 1 / 0
+        lora.main(config)
+
+    assert in_children(broken, 2)[0] != 0
+    assert len(Scores.read(config.output_dir / "scores.parquet")) and not (config.output_dir / "table.md").exists()
+    assert in_children(rest, 2) == [0, 0]
+    assert (config.output_dir / "provenance.json").is_file() and (config.output_dir / "table.md").is_file()
 
 
 def test_the_shell_sees_one_line_and_other_settings_are_refused(start, tmp_path, monkeypatch, capsys) -> None:
