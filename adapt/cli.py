@@ -14,8 +14,13 @@ from typing import ClassVar, Protocol, TypeVar
 import yaml
 
 from adapt.errors import Refusal
+from adapt.files import too_many_files
 
 C = TypeVar("C", bound="Flags")
+TOO_MANY_FILES = (
+    "too many open files (this shell allows {limit}): run `ulimit -n 65536` before the same command, or give fewer "
+    "data processes with --num_workers"
+)
 
 
 class Flags(Protocol):
@@ -45,9 +50,23 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
     try:
         main(parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__))
     except Refusal as refusal:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {refusal}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(refusal))
+    except (OSError, RuntimeError) as error:
+        if not too_many_files(error):
+            raise
+        _end(TOO_MANY_FILES.format(limit=_open_files()))
+
+
+def _end(message: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _open_files() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def run_one(modules: dict[str, str], main: Callable[[C], object]) -> None:

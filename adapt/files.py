@@ -11,6 +11,8 @@ from typing import TextIO
 
 from adapt.errors import Refusal
 
+SYSTEM_FILES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini")  # in any case
+
 
 def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hex."""
@@ -61,6 +63,18 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refusal(f"disk full while writing {path}: free some space and start again") from error
         raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+
+
+def too_many_files(error: BaseException) -> bool:
+    """Whether an error, of Python or of torch's data processes, says that no further file can be opened."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return True
+    return any(words in str(error) for words in ("Too many open files", "received 0 items of ancdata"))
+
+
+def left_by_system(name: str) -> bool:
+    """Whether a file is what macOS or Windows leaves beside a user's files: `._photo.jpg` is no photo."""
+    return name.startswith("._") or name.lower() in SYSTEM_FILES
 
 
 def packed(path: Path) -> Path:

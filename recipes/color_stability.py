@@ -66,6 +66,7 @@ def main(cfg: Config) -> None:
 
     from adapt import provenance
     from adapt.data.images import Unreadable, read_image
+    from adapt.data.manifest import require_files
     from adapt.data.views import parse_view
     from adapt.embedded import read_manifests
     from adapt.errors import Refusal
@@ -76,6 +77,7 @@ def main(cfg: Config) -> None:
     started, revision = time.monotonic(), provenance.revision()
     start, views = parse_view(cfg.start), [parse_view(name) for name in cfg.views]
     rows = read_manifests(cfg.manifest)
+    require_files(rows)
     photos = rows.select(~rows.fake & (rows["edit"] == ""))
 
     described, read, unreadable = [], [], []

@@ -49,12 +49,14 @@ def main(cfg: Config) -> None:
     from adapt.pages.rotation import rotation_sections, write_rotation
     from adapt.training.comparison import Study
     from adapt.training.on_features import Classes, fit_on_features, frozen_features, score_features
-    from adapt.training.report import open_run, report
+    from adapt.training.report import finish_scored, keep_scores, open_run, report
 
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
     rows = leave_out(rows, cfg.leave_out)
+    if finish_scored(run, rows):
+        return
     members = rotation_of(rows, cfg.rotate) if cfg.rotate else {}
     layers = cfg.layers or (cfg.layer,)
     layers = frozen_backbone(cfg, run.device).layers() if layers == ("all",) else layers
@@ -78,6 +80,12 @@ def main(cfg: Config) -> None:
     picked["configurations"] = sum(of_layer["configurations"] for _, of_layer, _ in fitted.values())
     if best != cfg.layer:
         backbone = frozen_backbone(cfg, run.device, best)
+    detector = Detector(backbone, head)  # type: ignore[arg-type]  # saving needs no network
+    detector.freeze(scores)
+    trained = sum(value.numel() for value in head.net.parameters())
+    facts = {"head": cfg.head, "classes": " ".join(head.classes), "layer": best, "trainable_parameters": trained}
+    facts |= picked
+    keep_scores(run, detector, rows, scores, train_views=cfg.train_views, facts=facts)
 
     sections, differences, without = [], [], {}
     for name, generators in members.items():
@@ -101,15 +109,11 @@ def main(cfg: Config) -> None:
     if cfg.classes != "binary":
         sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
         differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
-    detector = Detector(backbone, head)  # type: ignore[arg-type]  # saving needs no network
-    trained = sum(value.numel() for value in head.net.parameters())
-    detector.freeze(scores)
     chance = permuted_fits(cfg, run, features, layers) if cfg.permutations else []
     report(
         run, detector, rows, scores, cfg.resamples, differences, sections,
         train_views=cfg.train_views, classes_are=None if cfg.classes == "binary" else cfg.classes, permuted=chance,
-        facts={"head": cfg.head, "classes": " ".join(head.classes), "layer": best,
-               "trainable_parameters": trained, **picked},
+        facts=facts,
     )  # fmt: skip
 
 

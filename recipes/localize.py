@@ -72,12 +72,14 @@ def main(cfg: Config) -> None:
     from adapt.models.heads.map_head import MapHead, is_ai
     from adapt.models.towers.backbones import load_backbone
     from adapt.training.localization import report_maps, score_maps, show_maps
-    from adapt.training.report import log_validation, open_run, validation_score
+    from adapt.training.report import finish_scored, log_validation, open_run, validation_score
     from adapt.training.run import warmup_cosine
 
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    if finish_scored(run, rows):
+        return
     for split in ("train", "val", "test"):
         if not any(rows["mask"][rows["split"] == split]):
             raise Refusal(f"split {split!r} has no mask: `adapt composites` makes them of matched groups")

@@ -42,7 +42,7 @@ def main(cfg: Config) -> None:
     from adapt.data.left_out import leave_out
     from adapt.detector.detector import score
     from adapt.sweeps.rotation import run_rotation
-    from adapt.training.report import open_run, report
+    from adapt.training.report import finish_scored, open_run, report
 
     if cfg.rotate:
         return run_rotation(cfg, "lora", cfg.rotate)
@@ -50,6 +50,8 @@ def main(cfg: Config) -> None:
         return
     cfg, run, rows = opened
     rows = leave_out(rows, cfg.leave_out)
+    if finish_scored(run, rows):
+        return
     chance = on_permuted_labels(cfg, rows, run.folder, new_detector)
     detector = new_detector(cfg, run)
     facts = fine_tune(cfg, run, rows, detector)

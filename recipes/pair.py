@@ -72,7 +72,15 @@ def train(cfg: Config) -> None:
     from adapt.models.heads.linear import balanced_bce
     from adapt.models.heads.losses import consistency, ranking, softmax_over_group, supervised_contrastive
     from adapt.models.towers.backbones import load_backbone
-    from adapt.training.report import given, log_validation, open_run, report, trained_images, validation_score
+    from adapt.training.report import (
+        finish_scored,
+        given,
+        log_validation,
+        open_run,
+        report,
+        trained_images,
+        validation_score,
+    )
     from adapt.training.run import warmup_cosine
     from adapt.training.trainable import Tuning
 
@@ -80,6 +88,8 @@ def train(cfg: Config) -> None:
         return
     cfg, run, rows = opened
     rows = leave_out(rows, cfg.leave_out)
+    if finish_scored(run, rows):
+        return
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
     matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
     images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched

@@ -55,7 +55,7 @@ def main(cfg: Config) -> None:
     from adapt.data.onboarding import onboard
     from adapt.detector.detector import score
     from adapt.training.refine import aim_of, before_and_after, origin
-    from adapt.training.report import open_run, report
+    from adapt.training.report import finish_scored, keep_scores, open_run, report
     from adapt.training.trainable import continued
 
     known = origin(cfg.init, cfg.onboard) if cfg.init else {}
@@ -65,6 +65,8 @@ def main(cfg: Config) -> None:
     scoring, init = run.scoring(cfg.num_workers), cfg.init
     if cfg.onboard:
         rows = onboard(rows, cfg.onboard, cfg.shots or 0, cfg.seed)[1]
+    if finish_scored(run, rows):
+        return
 
     def start(cfg: FineTuning, run: "Run") -> "Detector":
         return continued(init, cfg, cfg.seed, run.say).to(run.device) if init else new_detector(cfg, run)
@@ -76,11 +78,13 @@ def main(cfg: Config) -> None:
 
     held = np.flatnonzero(rows["split"] != "train")
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
+    detector.freeze(scores)
+    if run.main:
+        keep_scores(run, detector, rows, scores, train_views=cfg.train_views, facts=facts)
     weights = None if cfg.backbone == Config.backbone else cfg.backbone
     compared = before_and_after(
         cfg.init, weights, aim, rows, scores, cfg.test_views, cfg.resamples, cfg.seed, scoring, run.device
     )
-    detector.freeze(scores)
     report(
         run,
         detector,

@@ -77,6 +77,7 @@ class Config(Rows, Intervals):
 
 
 def main(cfg: Config) -> None:
+    from adapt.data.manifest import require_files
     from adapt.data.views import parse_view
     from adapt.detector.detector import detector_digest, load_detector
     from adapt.embedded import read_manifests
@@ -100,6 +101,7 @@ def main(cfg: Config) -> None:
     for view in (*cfg.views, *cfg.spectra_views, cfg.probe_view):
         parse_view(view)
     rows = read_manifests(cfg.manifest)
+    require_files(rows)
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
     others = {Path(folder).parent.name: load_detector(folder).to(run.device) for folder in cfg.transfer_to}
     left_out = impossible(cfg.items or ITEMS, rows, detector.backbone.name)

@@ -1,5 +1,7 @@
 """Flags, saved configs, and errors in one line."""
 
+import errno
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,3 +104,28 @@ def test_a_refusal_is_one_line_and_status_2(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         cli.run(main, Config)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("unable to open shared memory object </torch_1>: Too many open files (24)"),
+        RuntimeError("received 0 items of ancdata"),
+    ],
+)
+def test_too_many_open_files_is_one_line_with_the_remedy(error, monkeypatch, capsys):
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    monkeypatch.setattr(cli, "parse", lambda *_: None)
+
+    def main(_) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, object, "about")
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and len(lines) == 1
+    assert lines[0].startswith(f"error: too many open files (this shell allows {limit}): run `ulimit -n 65536` before")
+    error = OSError(errno.EIO, "broken disk")
+    with pytest.raises(OSError, match="broken disk"):
+        cli.run(main, object, "about")

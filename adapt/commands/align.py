@@ -33,10 +33,12 @@ def main(cfg: Config) -> None:
     from adapt import provenance
     from adapt.cli import as_dict, dump
     from adapt.collect.align import align
+    from adapt.data.manifest import require_files
     from adapt.embedded import read_manifests
     from adapt.files import write_text
 
     rows, revision = read_manifests(cfg.manifest), provenance.revision()
+    require_files(rows)
     settings = {
         name: getattr(cfg, name) for name in ("size", "codec", "quality", "subsampling", "shard", "num_shards")
     }

@@ -66,6 +66,7 @@ def main(cfg: Config) -> None:
     from adapt.audit.duplicates import twins
     from adapt.audit.record import keep_finding
     from adapt.audit.shortcuts import UNSURE, balance, examine, figure, remedies, shortcuts
+    from adapt.data.manifest import require_files
     from adapt.embedded import read_manifests
     from adapt.files import write_text
     from adapt.number_table import write_table
@@ -76,6 +77,7 @@ def main(cfg: Config) -> None:
 
     started, revision = time.monotonic(), provenance.revision()
     rows = read_manifests(cfg.manifest)
+    require_files(rows)
     facts = examine(rows, cfg.processes)
     cells, findings = shortcuts(rows, facts, cfg.resamples, cfg.seed, cfg.allow)
     vectors = embed(rows, cfg.embedding) if cfg.embedding else None

@@ -44,12 +44,13 @@ def main(cfg: Config) -> None:
     from collections import Counter
 
     from adapt.collect.composites import Recipe, write_composites
-    from adapt.data.manifest import Manifest
+    from adapt.data.manifest import Manifest, require_files
     from adapt.embedded import read_manifests
     from adapt.pages.tables import grid
 
     recipe = Recipe(cfg.seed, cfg.parts, cfg.edits, cfg.low, cfg.high, cfg.soft)
-    rows = Manifest.read(write_composites(read_manifests(cfg.manifest), cfg.output, recipe, cfg.processes))
+    require_files(rows := read_manifests(cfg.manifest))
+    rows = Manifest.read(write_composites(rows, cfg.output, recipe, cfg.processes))
     made = Counter(zip(rows["generator"], rows["edit"], rows["split"], strict=True))
     kinds, splits = sorted({key[:2] for key in made}), ("train", "val", "test")
     table = [[*kind, *(str(made[*kind, split]) for split in splits)] for kind in kinds]

@@ -34,6 +34,7 @@ def main(cfg: Config) -> None:
 
     import numpy as np
 
+    from adapt.data.manifest import require_files
     from adapt.detector.detector import detector_digest, load_detector, score
     from adapt.embedded import read_manifests
     from adapt.pages.tables import grid
@@ -45,6 +46,7 @@ def main(cfg: Config) -> None:
     if run.finished():
         return show_finished(run)
     rows = read_manifests(cfg.manifest)
+    require_files(rows)
     require_classes(rows)
     held = np.flatnonzero(rows["split"] != "train")
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)

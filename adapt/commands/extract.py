@@ -45,6 +45,7 @@ class Config(Rows, Shards):
 def main(cfg: Config) -> None:
     import numpy as np
 
+    from adapt.data.manifest import require_files
     from adapt.embedded import read_manifests
     from adapt.features.cache import extract
     from adapt.features.remembered import frozen_backbone
@@ -52,6 +53,7 @@ def main(cfg: Config) -> None:
 
     processes = Processes()
     rows = read_manifests(cfg.manifest)
+    require_files(rows)
     rows = rows.select(np.arange(cfg.shard, len(rows), cfg.num_shards))
     backbone = frozen_backbone(cfg, processes.device)
     layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers

@@ -22,10 +22,11 @@ class Config(Rows, Shards):
 
 def main(cfg: Config) -> None:
     from adapt.collect.pack import pack
-    from adapt.data.manifest import Manifest
+    from adapt.data.manifest import Manifest, require_files
     from adapt.embedded import read_manifests
 
     rows = read_manifests(cfg.manifest)
+    require_files(rows)
     if pack(rows, cfg.output, cfg.shard, cfg.num_shards) is None:
         print(f"shard {cfg.shard} is done, others are not: the last of them writes {cfg.output}")
         return

@@ -74,10 +74,10 @@ class Config(Shards):
 
 def main(cfg: Config) -> None:
     from adapt.data.inputs import inputs_digest, inputs_for
-    from adapt.detector.detector import detector_digest, load_detector
+    from adapt.detector.detector import Saved, detector_digest, load_detector
     from adapt.detector.finished_batches import BatchJournal, kept
     from adapt.detector.gallery import finish
-    from adapt.detector.predict import BATCH, COLUMNS, Stated, about_rules, batches, rules_stated
+    from adapt.detector.predict import BATCH, COLUMNS, Stated, about_rules, about_threshold, batches, rules_stated
     from adapt.detector.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
@@ -141,11 +141,10 @@ def main(cfg: Config) -> None:
         if len(rows_of) < total:
             processes.say(f"{len(rows_of)} of {total} x {BATCH} files done: the last shard writes {cfg.output}")
         else:
-            said = about_rules(stated, rules)
+            said = about_threshold([Saved.read(name) for name in cfg.detector], rules) | about_rules(stated, rules)
             facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops, **said}
             processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts, cfg.maps))
-            if said:
-                processes.say("\n".join(f"{name}: {words}" for name, words in said.items()))
+            processes.say("\n".join(f"{name}: {words}" for name, words in said.items()))
     processes.leave()
 
 

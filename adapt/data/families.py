@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
 from adapt.data.manifest import Manifest
+from adapt.data.spelling import refuse_two_spellings
 from adapt.errors import Refusal
 
 
@@ -61,16 +63,29 @@ def _key(generator: str) -> str:
 def _read(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise Refusal(f"no table of families {str(path)!r}: name a CSV with the columns generator,family")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if not {"generator", "family"} <= set(reader.fieldnames or ()):
-            found = ", ".join(reader.fieldnames or ()) or "none"
-            raise Refusal(f"{path}: columns {found} instead of generator,family: correct its first line")
-        return [(row["generator"] or "", row["family"] or "") for row in reader]
+    try:
+        with open_rows(path) as lines:
+            header, *rows = [row for row in lines if row] or [[]]
+    except csv.Error as error:
+        raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
+    header = known_columns(header, ("generator", "family"), str(path))
+    if not {"generator", "family"} <= set(header):
+        raise Refusal(
+            f"{path}: columns {', '.join(header) or 'none'} instead of generator,family: correct its first line"
+        )
+    places, pairs = [header.index(name) for name in ("generator", "family")], []
+    for number, row in enumerate(rows, 1):
+        generator, family = ((row + [""] * len(header))[place].strip() for place in places)
+        for column, word in (("generator", generator), ("family", family)):
+            if undecodable([word]) is not None:
+                raise refusal_of_bytes(f"{path}, row {number}", column, word)
+        pairs.append((generator, family))
+    return pairs
 
 
 def _table(pairs: Iterable[tuple[str, str]], source: str) -> dict[str, str]:
     table: dict[str, str] = {}
+    pairs = list(pairs)
     for generator, family in dict.fromkeys(pairs):
         if not generator.strip() or not family.strip():
             raise Refusal(f"{source}: empty cell in ({generator!r}, {family!r}): fill in generator and family")
@@ -79,5 +94,6 @@ def _table(pairs: Iterable[tuple[str, str]], source: str) -> dict[str, str]:
         known = table.setdefault(_key(generator), family)
         if known != family:
             raise Refusal(f"{source}: generator {generator!r} is in {known!r} and in {family!r}: keep one of the two")
+    refuse_two_spellings("family", table.values(), (family for _, family in pairs))
     table.pop("real", None)
     return table

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from adapt.data.manifest import split_member
 from adapt.errors import Refusal
+from adapt.files import too_many_files
 
 FORMATS = (
     "JPEG",
@@ -98,6 +99,8 @@ def read_bytes(file: str | os.PathLike) -> bytes:
     except PermissionError as error:
         raise Unreadable("no-access") from error
     except OSError as error:
+        if too_many_files(error):  # no fault of the image
+            raise
         raise Unreadable("io-error") from error
     if len(data) < size:
         raise Unreadable("truncated")

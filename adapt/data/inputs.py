@@ -4,15 +4,20 @@ import hashlib
 import json
 import os
 import posixpath
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adapt.csv_as_written import known_columns
 from adapt.data.manifest import Manifest, read_table, split_member
 from adapt.errors import Refusal
+from adapt.files import SYSTEM_FILES, left_by_system, too_many_files
 
 TEXTS = (".json", ".txt", ".cls")  # members of a tar file that describe its images in WebDataset's layout
+
+SYSTEM = "zz-system"  # reason of a file that is no input; behind any other, so that a file that is named stays one
 
 
 class Input(NamedTuple):
@@ -27,7 +32,8 @@ class Input(NamedTuple):
 def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
     """The folder that all inputs share, and the inputs in the order of their paths' bytes.
 
-    In a folder every file is an input, whatever its name; one that cannot be listed or that links out of the folder
+    In a folder every file is an input, whatever its name, but those of macOS and Windows (`.DS_Store`, `Thumbs.db`,
+    `._photo.jpg`, `__MACOSX`), which a printed line counts. One that cannot be listed or that links out of the folder
     is an input with a reason, links to folders are not followed. A named file or link is taken as it is. A manifest is
     any .csv or .parquet table with a column `path`; of a tar file all members count but `TEXTS`. What is named twice,
     by whatever way, comes once. Refuses a name that is not there, and inputs without a single file.
@@ -40,6 +46,14 @@ def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
         for file, sha256, reason in files:
             had = found.get(file, (sha256, reason))
             found[file] = (max(sha256, had[0]), min(reason, had[1]))  # in any order: a digest wins, a reason loses
+    if (system := [file for file, (_, reason) in found.items() if reason == SYSTEM]) and os.environ.get(
+        "RANK", "0"
+    ) == "0":
+        print(
+            f"left out: {len(system)} files that macOS or Windows wrote ({', '.join(SYSTEM_FILES[:2])}, ._*...)",
+            file=sys.stderr,
+        )
+    found = {file: what for file, what in found.items() if what[1] != SYSTEM}
     if not found:
         raise Refusal(f"no file in {', '.join(map(repr, names)) or 'no --input'}: name a folder that holds images")
     root = os.path.commonpath(folders)
@@ -120,11 +134,15 @@ def _folder(root: str) -> Found:
             with os.scandir(folder) as listed:
                 entries = list(listed)
         except OSError as error:
+            if too_many_files(error):
+                raise
             yield folder, "", "no-access" if isinstance(error, PermissionError) else "io-error"
             continue
         for entry in entries:
             if split_member(entry.path)[1]:
                 yield entry.path, "", "archive-name"  # would be read as a member of an archive
+            elif left_by_system(entry.name) or entry.name == "__MACOSX":
+                yield entry.path, "", SYSTEM
             elif entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not f"{target}/".startswith(inside):
@@ -142,15 +160,25 @@ def _tar(file: str) -> Found:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 name = posixpath.normpath(member.name)
-                if not member.isdir() and not name.lower().endswith(TEXTS):
+                if left_by_system(posixpath.basename(name)):
+                    yield f"{file}::{name}", "", SYSTEM
+                elif not member.isdir() and not name.lower().endswith(TEXTS):
                     plain = member.isreg() and not member.issparse()
                     yield f"{file}::{name}", "", "" if plain else "not-a-file"
-    except (tarfile.TarError, OSError, ValueError, EOFError):  # the members before the damage have been listed
+    except (
+        tarfile.TarError,
+        OSError,
+        ValueError,
+        EOFError,
+    ) as error:  # the members before the damage have been listed
+        if too_many_files(error):
+            raise
         yield file, "", "bad-archive"
 
 
 def _table(path: Path) -> Found:
     columns = read_table(path)
+    columns = dict(zip(known_columns([*columns], ("path", "sha256"), str(path)), columns.values(), strict=True))
     if "path" not in columns:
         raise Refusal(f"{path}: no column 'path', only {', '.join(columns) or 'none'}: add or rename it")
     digests = columns.get("sha256", [""] * len(columns["path"]))

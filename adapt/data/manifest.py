@@ -14,13 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
+from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
+from adapt.data.spelling import folded, refuse_two_spellings
 from adapt.errors import Refusal
-from adapt.files import atomic, sha256
+from adapt.files import atomic, sha256, too_many_files
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("path", "group", "generator", "split")
 PLACES = ("file", "mask_file")  # absolute names, which are found and never written
 OPTIONAL = ("set", "edit", "mask", "family", "source", "sha256")
+FILES = ("path", "mask")  # names of files, which may hold any bytes
+WORDS = ("group", "generator", "split", "set", "edit", "family", "source", "sha256")  # blanks around mean nothing
+SPELLED = ("generator", "set", "edit", "family")  # one name, one spelling
 Words = Sequence[str] | np.ndarray  # (n,) strings: a list, or a column of a table
 
 
@@ -57,6 +62,8 @@ class Manifest:
 
     @classmethod
     def _checked(cls, columns: dict[str, np.ndarray]) -> "Manifest":
+        for name in SPELLED:
+            refuse_two_spellings(name, dict.fromkeys(columns[name]), columns[name])
         _check_files_differ(columns)
         _check_groups(columns)
         _check_bytes(columns)
@@ -172,9 +179,8 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     if path.suffix.lower() != ".csv":
         raise Refusal(f"{path} is neither .csv nor .parquet: rename or convert the manifest")
     try:
-        # A spreadsheet's byte-order mark is dropped; undecodable bytes of file names survive as surrogates.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header, *rows = [row for row in csv.reader(file, strict=True) if row] or [[]]
+        with open_rows(path) as lines:
+            header, *rows = [row for row in lines if row] or [[]]
     except csv.Error as error:
         raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
     if twice := sorted({name for name in header if header.count(name) > 1}):
@@ -226,6 +232,7 @@ def _write_table(columns: dict[str, np.ndarray], path: Path, suffix: str) -> Non
 
 def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[str, np.ndarray]:
     """One manifest's columns with `file` and the optional ones added, after the checks within a row."""
+    columns = dict(zip(known_columns([*columns], (*REQUIRED, *OPTIONAL), name), columns.values(), strict=True))
     if missing := [column for column in REQUIRED if column not in columns]:
         raise Refusal(f"{name}: no column {missing[0]!r}, only {', '.join(columns) or 'none'}: add or rename it")
     if reserved := [column for column in PLACES if column in columns]:
@@ -234,14 +241,16 @@ def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[s
     if not count:
         raise Refusal(f"{name} has no rows: list at least one image")
     columns = dict.fromkeys(OPTIONAL, np.full(count, "", object)) | columns
+    _check_text(columns, name)
+    columns |= {word: _without_blanks_around(columns[word]) for word in WORDS}
     columns["sha256"] = _strings([digest.lower() for digest in columns["sha256"]])
     cells = zip(*(columns[column] for column in (*REQUIRED, "edit", "mask", "sha256")), strict=True)
     for number, row in enumerate(cells, 1):
         if problem := _problem(*row):
             raise Refusal(f"{name}, row {number}: {problem}")
-    columns["file"] = _locate(columns["path"], folder, name)
+    columns["path"], columns["file"] = _locate(columns["path"], folder, name)
     if any(columns["mask"]):
-        columns["mask_file"] = _locate(columns["mask"], folder, name)
+        columns["mask"], columns["mask_file"] = _locate(columns["mask"], folder, name)
         images = set(columns["file"])
         for number, (mask, file) in enumerate(zip(columns["mask"], columns["mask_file"], strict=True), 1):
             if file in images:
@@ -257,7 +266,7 @@ def _problem(path: str, group: str, generator: str, split: str, edit: str, mask:
         return f"path {path!r} names no image inside its archive: write {path}MEMBER"
     if split not in SPLITS:
         return f"unknown split {split!r}: use train, val or test"
-    if generator != "real" and generator.strip().lower() == "real":
+    if generator != "real" and folded(generator) == "real":
         return f"generator {generator!r} would count as a fake: write 'real'"
     if edit and generator != "real":
         return f"edit {edit!r} on generator {generator!r}: only a camera image ('real') may have an edit"
@@ -268,27 +277,78 @@ def _problem(path: str, group: str, generator: str, split: str, edit: str, mask:
     return ""
 
 
-def _locate(paths: np.ndarray, folder: Path, name: str) -> np.ndarray:
-    """Absolute file names ("" of ""); refuses a path that leaves the folder by its text or through a symbolic link."""
+def _check_text(columns: dict[str, np.ndarray], name: str) -> None:
+    """Refuse bytes that are no UTF-8 anywhere but in paths, and in a group named after its path."""
+    for column, values in columns.items():
+        beside = columns["path"].tolist() if column == "group" else None
+        if column not in FILES and (row := undecodable(values.tolist(), beside)) is not None:
+            raise refusal_of_bytes(f"{name}, row {row + 1}", column, values[row])
+
+
+def _without_blanks_around(values: np.ndarray) -> np.ndarray:
+    """Words without the blanks around them; ` real` stays, and is refused like `Real`: never guess what is real."""
+    mend = {value: short for value in set(values) if (short := value.strip()) not in (value, "real")}
+    return _strings([mend.get(value, value) for value in values]) if mend else values
+
+
+def _locate(paths: np.ndarray, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Paths relative to the folder, and absolute file names ("" of "").
+
+    An absolute path becomes the relative one, and `a\\b.png` becomes `a/b.png` where only that is a file. Refuses a
+    path that leaves the folder by its text or through a symbolic link.
+    """
     root = os.path.realpath(folder)
+    starts = tuple(f"{place.rstrip('/')}/" for place in (root, str(Path(folder).absolute())))
 
     @functools.cache  # one look at each folder, not one for each of its files
     def inside(place: str) -> bool:
         return os.path.commonpath([os.path.realpath(place), root]) == root
 
-    files = []
-    for number, path in enumerate(paths, 1):
+    written, files = [], []
+    for number, given in enumerate(paths, 1):
+        path = given
         if not path:
+            written.append("")
             files.append("")
             continue
+        if path.startswith("/"):
+            path = next((path[len(start) :] for start in starts if path.startswith(start)), path)
+        if "\\" in path:
+            path = _with_slashes(path, root)
         archive, member = split_member(path)
         file = posixpath.normpath(f"{root}/{archive}")
         stays = "\0" not in path and not path.startswith("/") and not member.startswith("/")
         stays = stays and ".." not in f"{archive}/{member}".split("/") and inside(posixpath.dirname(file))
         if not stays or (posixpath.islink(file) and not inside(file)):
-            raise Refusal(f"{name}, row {number}: path {path!r} leaves the manifest's folder: move the image there")
+            raise Refusal(
+                f"{name}, row {number}: path {given!r} leaves the manifest's folder {root}: move the image, or the "
+                "manifest, so that the image lies below it"
+            )
+        written.append(path)
         files.append(f"{file}::{posixpath.normpath(member)}" if member else file)
-    return _strings(files)
+    return _strings(written), _strings(files)
+
+
+def _with_slashes(path: str, root: str) -> str:
+    """A path as Windows writes it, where a file of that name is there and none of the name as it stands."""
+    archive, member = split_member(path)
+    other = archive.replace("\\", "/")
+    if "\0" in path or posixpath.lexists(f"{root}/{archive}") or not posixpath.lexists(f"{root}/{other}"):
+        return path
+    return f"{other}::{member}" if member else other
+
+
+def require_files(rows: Manifest) -> None:
+    """Refuse a manifest of which not one image file is there, and say where it was looked for."""
+    if any(posixpath.lexists(split_member(file)[0]) for file in rows["file"]):  # the first one ends it
+        return
+    pairs = zip(rows["file"], rows["path"], strict=True)
+    folders = dict.fromkeys(file.removesuffix(path).rstrip("/") for file, path in pairs)
+    first = ", ".join(map(repr, rows["path"][:3]))
+    raise Refusal(
+        f"every file of the manifest is missing ({len(rows)} images); the first are {first}. Looked in "
+        f"{', '.join(list(folders)[:3])}: move the manifest to the folder that its paths start from, or correct them"
+    )
 
 
 def _check_files_differ(columns: dict[str, np.ndarray]) -> None:
@@ -354,12 +414,16 @@ def _tail(file: str) -> bytes | None:
         with open(file, "rb") as stream:  # noqa: PTH123
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4096))
             return stream.read(4096)
-    except OSError:
+    except OSError as error:
+        if too_many_files(error):
+            raise
         return None
 
 
 def _digest(file: str) -> str:
     try:
         return sha256(file)
-    except OSError:
+    except OSError as error:
+        if too_many_files(error):
+            raise
         return ""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from adapt.data.crops import Crops, Kind
 from adapt.data.families import read_families
 from adapt.data.groups import Images, heed_main_process
 from adapt.data.manifest import Manifest
+from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.evaluation.decision import FILE, Decision, fit_decision, read_decision
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.thresholds import pick_threshold
+from adapt.evaluation.thresholds import NOT_RECORDED, Basis, basis_of, pick_threshold
 from adapt.files import atomic, sha256, write_text
 from adapt.hub import detector_folder
 from adapt.models.adapters.lora import load_adapter, save_adapter
@@ -63,6 +65,7 @@ Base `{name}`, layer `{layer}`, {adapter}, {head} head in `head.safetensors`{bes
 
 An image whose logit reaches {threshold:.4f} (frozen on validation data) is called AI-generated. A score says how much
 an image resembles the training fakes. It is no proof, and it holds for the kinds of image named here.
+The threshold's basis: {basis}.
 
 | fact | value |
 |---|---|
@@ -85,10 +88,11 @@ class Detector(nn.Module):
         threshold: float = 0.0,
         decision: Decision | None = None,
         descriptor: Descriptor | None = None,
+        basis: Basis | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
-        self.decision, self.descriptor = decision or Decision(), descriptor
+        self.decision, self.descriptor, self.basis = decision or Decision(), descriptor, basis
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.refuse_statistics("a network of pixels alone")
@@ -118,7 +122,7 @@ class Detector(nn.Module):
 
     def freeze(self, scores: Scores) -> None:
         """Fit the threshold and the other rules of verdicts on the validation rows of this detector's own scores."""
-        self.threshold, self.decision = pick_threshold(scores), fit_decision(scores)
+        self.threshold, self.decision, self.basis = pick_threshold(scores), fit_decision(scores), basis_of(scores)
 
     def predict(self, paths: Sequence[str | Path], crops: Kind = "1", workers: int = 0) -> "list[Row]":
         """One row per image in folders, image files, manifests or tar files; see `predict.COLUMNS` for its columns.
@@ -154,11 +158,32 @@ class Detector(nn.Module):
             "head": self.head.describe(),
             **({"descriptor": self.descriptor.identity(self.descriptor.layer)} if self.descriptor else {}),
             "threshold": self.threshold,
+            **({"threshold_from": asdict(self.basis)} if self.basis else {}),
             "decision": self.decision.describe(),
             "facts": facts,
         }
-        write_text(folder / "README.md", _card(record))
         write_text(folder / "detector.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_text(folder / "README.md", card_of(folder))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What detector.json says of a detector to someone who needs no network."""
+
+    name: str  # of the backbone
+    preprocess: Preprocess
+    threshold: float
+    decision: Decision
+    basis: Basis | None  # of the threshold
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Saved":
+        """Of a saved detector; refuses what `load_detector` refuses of detector.json."""
+        folder = detector_folder(folder)
+        record = _read(folder)[0]
+        base = record["backbone"]
+        facts = {key: value for key, value in base["preprocess"].items() if key not in ("mean", "std")}
+        return cls(base["name"], Preprocess(**facts), *read_decision(folder), _basis(record, folder))
 
 
 def load_detector(folder: str | Path, backbone: str | None = None, precision: Precision | None = None) -> Detector:
@@ -189,7 +214,19 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     descriptor = _descriptor(record, folder)
     dim = base.dim + (len(descriptor.names) if descriptor else 0)
     head = _head(dim, record.get("head", {"type": "linear"}), head_tensors, folder)
-    return Detector(base, head, *read_decision(folder), descriptor).eval()
+    return Detector(base, head, *read_decision(folder), descriptor, _basis(record, folder)).eval()
+
+
+def _basis(record: dict[str, Any], folder: Path) -> Basis | None:
+    """What the threshold was chosen from, None where the detector is older than that record."""
+    if (found := record.get("threshold_from")) is None:
+        return None
+    try:
+        return Basis(**found)
+    except TypeError as error:
+        raise Refusal(
+            f"{folder / 'detector.json'}: threshold_from {found!r} is not what this version writes"
+        ) from error
 
 
 def _head(dim: int, described: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Head:
@@ -340,7 +377,9 @@ def _short(value: object) -> str:
     return text[:12] + "..." if len(text) == 64 else text
 
 
-def _card(record: dict[str, Any]) -> str:
+def card_of(folder: Path) -> str:
+    """The model card of a saved detector, from its detector.json, before anything was measured."""
+    record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
     facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
     base = record["backbone"]
     adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"
@@ -349,5 +388,5 @@ def _card(record: dict[str, Any]) -> str:
     beside = f", which also reads {statistics['descriptor']} statistics of the whole image" if statistics else ""
     return CARD.format(
         name=base["name"], layer=base["layer"], adapter=adapter, head=head, beside=beside,
-        threshold=record["threshold"], facts=facts,
+        threshold=record["threshold"], basis=_basis(record, folder) or NOT_RECORDED, facts=facts,
     )  # fmt: skip

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapt.detector.detector import card_of
 from adapt.evaluation.metrics import Cell, Control, index, weakest
 from adapt.evaluation.replicates import ALL
 from adapt.files import write_text
@@ -32,8 +33,8 @@ WEAK = 5  # cells that are named
 
 
 def complete_card(folder: Path, cells: Sequence[Cell], checks: Sequence[Control], base_licence: str) -> None:
-    """Add to the README.md of a saved detector what `cells` and `checks` of its run say."""
-    card = (folder / "README.md").read_text(encoding="utf-8").rstrip("\n")
+    """Write the README.md of a saved detector with what `cells` and `checks` of its run say."""
+    card = card_of(folder).rstrip("\n")
     embedded = [EMBEDDED] if any(cell.set == "embedded" for cell in cells) else []
     licence_words = (
         f"Base weights: {plain(base_licence)}. Adapter and head were derived from them and work only with them.\n"

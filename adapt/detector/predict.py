@@ -27,6 +27,7 @@ from adapt.evaluation.calibration import Kind as CalibrationKind
 from adapt.evaluation.conformal import meant
 from adapt.evaluation.decision import EVERY, Cuts, Rules, Thresholds, read_decision
 from adapt.evaluation.open_set import familiarity
+from adapt.evaluation.thresholds import NOT_RECORDED
 from adapt.files import atomic
 from adapt.hub import detector_folder
 from adapt.models.descriptors.descriptor import Descriptor
@@ -35,7 +36,7 @@ from adapt.models.heads.tip_head import PriorHead
 from adapt.pages.tables import show
 
 if TYPE_CHECKING:  # a detector itself calls `predict`
-    from adapt.detector.detector import Detector
+    from adapt.detector.detector import Detector, Saved
 
 # On a CPU the last bits of a feature depend on the images beside it in the batch. So batches are fixed: the inputs in
 # their order, this many at a time, unreadable ones as blanks. Shards, processes and resumes share out whole batches.
@@ -62,6 +63,8 @@ class Row(TypedDict):
     p_fake: float | None
     p_fake_at_prevalence: float | None  # where a share `--prevalence` is fake, not half
     verdict: str | None
+    threshold: float | None  # the logit from which this image would be called fake
+    threshold_from: str | None  # what it was chosen from
     family: str | None
     family_probability: float | None
     extent: str | None  # this and what follows is of a localiser: adapt/detector/predict_maps.py
@@ -117,6 +120,7 @@ def predict(
     Without `rules` those of the detector that no flag of `adapt predict` changes.
     """
     rules, classes = written(rules or rules_of(detectors)), _common_classes(detectors)
+    rules = dataclasses.replace(rules, basis=basis_in_words(detectors, rules))
     looks: list[Look] = [Crops(detector.eval().backbone.preprocess, crops) for detector in detectors]
     place = {}  # of a detector's statistics among what is made of an image
     for d, detector in enumerate(detectors):
@@ -149,14 +153,14 @@ def predict(
         yield number, rows, passes
 
 
-def joint(logits: Sequence[float], detectors: Sequence["Detector"]) -> float:
+def joint(logits: Sequence[float], detectors: "Sequence[Detector | Saved]") -> float:
     """One logit of several detectors on one image: the mean of the calibrated ones; of one detector its own."""
     if len(detectors) == 1:
         return logits[0]
     return sum(calibrated_logit(*pair) for pair in zip(detectors, logits, strict=True)) / len(detectors)
 
 
-def calibrated_logit(detector: "Detector", logit: float) -> float:
+def calibrated_logit(detector: "Detector | Saved", logit: float) -> float:
     """A logit that means the same for every detector: the log odds of its calibrated p_fake.
 
     Of a detector without calibration the logit less the threshold.
@@ -203,7 +207,31 @@ def _worth(of: Expected) -> str:
     )
 
 
-def rules_of(detectors: Sequence["Detector"]) -> Rules:
+def cut_of(cuts: Cuts) -> float:
+    """The logit from which an image is called fake, whatever the other class says."""
+    return cuts.threshold if math.isfinite(cuts.threshold) else cuts.not_real
+
+
+def basis_in_words(detectors: "Sequence[Detector | Saved]", rules: Rules) -> str:
+    """What the threshold of these rules was chosen from; `not recorded` of older detectors."""
+    if math.isinf(rules.cuts[EVERY].threshold):
+        groups = len(detectors[0].decision.tables.get(f"real/{EVERY}", ()))
+        return f"stated false alarms, by {groups} validation groups with photographs"
+    said = [str(detector.basis or NOT_RECORDED) for detector in detectors]
+    words = said[0] if len(said) == 1 else f"mean of {len(said)} calibrated thresholds: {'; '.join(said)}"
+    return words + (", one for each JPEG quality" if len(rules.cuts) > 1 else "")
+
+
+def about_threshold(detectors: "Sequence[Detector | Saved]", rules: Rules | None) -> dict[str, str]:
+    """For the reader of a table: the threshold of these detectors under these rules, and its basis."""
+    rules = written(rules or rules_of(detectors))
+    each = [
+        f"{rounded(cut_of(cuts)):g}" + (f" ({name})" if name != EVERY else "") for name, cuts in rules.cuts.items()
+    ]
+    return {"threshold (logit)": f"{', '.join(each)}, {basis_in_words(detectors, rules)}"}
+
+
+def rules_of(detectors: "Sequence[Detector | Saved]") -> Rules:
     """Of one detector its own; of several the mean of the calibrated thresholds, without promises."""
     if len(detectors) == 1:
         return detectors[0].decision.rules(detectors[0].threshold)
@@ -272,6 +300,7 @@ def row_of(
     cuts = rules.at(header.jpeg_quality if header and header.jpeg_tables == "standard" else None)
     p_fake, verdict = rules.calibration(np.asarray(logit)), str(cuts.verdicts(np.asarray(logit)))
     row["logit"], row["p_fake"], row["verdict"] = logit, rounded(float(p_fake)), verdict
+    row["threshold"], row["threshold_from"] = rounded(cut_of(cuts)), rules.basis
     if rules.prevalence is not None:
         row["p_fake_at_prevalence"] = rounded(float(shifted(p_fake, rules.prevalence)))
     if verdict == "fake" and class_logits is not None:

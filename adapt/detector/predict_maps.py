@@ -1,6 +1,7 @@
 """A localiser on unknown files: verdicts, and what was changed, by what, how much, with pictures of where."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from adapt.data.masks import EXTENTS
 from adapt.detector.detector import Detector
 from adapt.detector.localizer import Found, Localizer, locate, strips
 from adapt.detector.overlay import overlay
-from adapt.detector.predict import BATCH, Files, Row, predict, rounded, row_of, rules_of, written
+from adapt.detector.predict import BATCH, Files, Row, basis_in_words, predict, rounded, row_of, rules_of, written
 from adapt.errors import Refusal
 from adapt.evaluation.decision import Rules
 from adapt.files import atomic
@@ -58,6 +59,7 @@ def predict_maps(
     is not real, and the share of pixels called changed.
     """
     rules, head = written(rules or rules_of([localizer.detector])), localizer.eval().head
+    rules = replace(rules, basis=basis_in_words([localizer.detector], rules))
     wanted = [i for n in numbers for i in range(n * BATCH, min((n + 1) * BATCH, len(inputs)))]
     files = DataLoader(
         Files(inputs, [Whole()]), batch_size=None, sampler=wanted, num_workers=workers,

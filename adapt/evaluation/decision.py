@@ -63,6 +63,7 @@ class Rules:
     familiarity: str  # one of OPEN_SET
     prevalence: float | None = None  # share of fakes where the images are from, if it was stated
     expected: dict[str, Expected] = field(default_factory=dict)  # at that prevalence, of each of the cuts
+    basis: str = ""  # what the threshold was chosen from, in words
 
     def at(self, quality: int | None) -> Cuts:
         """Those of the fitted quality that is nearest (of two the lower one); None, an unknown one: those of all."""

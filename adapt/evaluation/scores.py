@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
+from adapt.data.spelling import folded, refuse_two_spellings
 from adapt.errors import Refusal
 from adapt.evaluation.numbering import numbered
 from adapt.files import atomic
@@ -21,6 +23,7 @@ NUMBERS = ("logit", "p_fake")
 PIECE = 100_000  # rows of CSV that are held as text at once
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
 NOTHING = ("", "None", "nan", "<NA>")  # what an empty cell of some library's table reads like
+SPELLED = ("generator", "set", "edit")  # one name, one spelling
 ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
 KEYS = ("path", "group", "generator", "split", "set", "edit", "seen", "view")  # columns that are compared by name
 # A table in which one key has two values contradicts itself; a group in two splits is a leak.
@@ -216,6 +219,10 @@ def _check(columns: dict[str, np.ndarray]) -> None:
     for name, allowed in ALLOWED.items():
         if strange := set(numbers[name][0]) - set(allowed):
             refuse_any(np.isin(columns[name], list(strange)), f"have {name} {strange}, not one of {allowed}")
+    called_real = [name for name in numbers["generator"][0] if name != "real" and folded(name) == "real"]
+    refuse_any(np.isin(columns["generator"], called_real), f"have generator {called_real}, a fake: write 'real'")
+    for name in SPELLED:
+        refuse_two_spellings(name, numbers[name][0], columns[name])
     ok = columns["status"] == "ok"
     logit, p = columns["logit"], columns["p_fake"]
     refuse_any((columns["path"] == "") | (columns["generator"] == ""), "have an empty path or generator")
@@ -250,20 +257,21 @@ def _suffix(path: Path) -> str:
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
     """Columns of text, and of numbers where a column holds scores; rows are read a piece at a time."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = (row for row in csv.reader(file, strict=True) if row)
+    with open_rows(path) as lines:
+        rows = (row for row in lines if row)
         pieces: list[dict[str, np.ndarray]] = []
         try:
-            header, last = next(rows), 1
+            header, last = known_columns(next(rows), (*TEXT, *NUMBERS), str(path)), 1
             while piece := list(itertools.islice(rows, PIECE)):
                 for number, row in enumerate(piece, last + 1):
                     if len(row) != len(header):
                         raise Refusal(
                             f"row {number} of {path} has {len(row)} cells, the header {len(header)}: mend it"
                         )
+                cells = dict(zip(header, zip(*piece, strict=True), strict=True))
+                _check_text(path, cells, last + 1)
                 last += len(piece)
-                cells = zip(header, zip(*piece, strict=True), strict=True)
-                pieces.append({name: _cells(name, values) for name, values in cells})
+                pieces.append({name: _cells(name, values) for name, values in cells.items()})
         except Refusal:
             raise
         except StopIteration as error:
@@ -273,6 +281,14 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     if not pieces:
         return {name: np.empty(0, dtype=object) for name in header}
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in header}
+
+
+def _check_text(path: Path, cells: Mapping[str, Sequence[str]], first: int) -> None:
+    """Refuse bytes that are no UTF-8 anywhere but in paths, and in a group named after its path."""
+    for name, values in cells.items():
+        beside = cells.get("path") if name == "group" else None
+        if name != "path" and (row := undecodable(values, beside)) is not None:
+            raise refusal_of_bytes(f"{path}, row {first + row}", name, values[row])
 
 
 def _cells(name: str, values: Sequence[str]) -> np.ndarray:
@@ -303,7 +319,8 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
             table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise Refusal(f"cannot read {path} as Parquet ({error}): write it again") from error
-    return {name: _values(name, table[name]) for name in table.column_names}
+    header = known_columns(table.column_names, (*TEXT, *NUMBERS), str(path))
+    return {name: _values(name, column) for name, column in zip(header, table.columns, strict=True)}
 
 
 def _values(name: str, column: "pa.ChunkedArray") -> np.ndarray:

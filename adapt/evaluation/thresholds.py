@@ -1,10 +1,37 @@
 """Thresholds from validation rows alone: one for everything, and one for each JPEG quality among the views."""
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
 from adapt.evaluation.scores import Scores
+
+FEWEST_REALS = 20  # validation photographs; a threshold that rests on fewer is called a guess
+NOT_RECORDED = "not recorded"  # of detectors that were saved before it was
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a threshold was chosen from: unedited validation images that could be read, and how."""
+
+    images: int
+    reals: int
+    groups: int
+    views: int
+    how: str = "best balanced accuracy"
+
+    def __str__(self) -> str:
+        counts = f"{self.images} validation images ({self.reals} real) in {self.groups} groups, {self.views} views"
+        return f"{'a guess: ' if self.reals < FEWEST_REALS else ''}{self.how} on {counts}"
+
+
+def basis_of(scores: Scores) -> Basis:
+    """What `pick_threshold` has of these scores to choose from."""
+    val = unedited_validation(scores)
+    names = (val["path"], val["path"][~val.fake], val["group"], val["view"])
+    images, reals, groups, views = (len(set(column)) for column in names)
+    return Basis(images, reals, groups, views)
 
 
 def quality_of(view: str) -> int | None:

@@ -11,6 +11,7 @@ from adapt.evaluation.metrics import ABOVE, PERMUTED, PREFIXES, Cell, Control, D
 from adapt.evaluation.open_set import OPEN_SET
 from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, MEANS, METRICS, PREVALENCE, UNSEEN
 from adapt.evaluation.samples import Sample
+from adapt.evaluation.thresholds import FEWEST_REALS
 from adapt.files import write_text
 from adapt.number_table import write_rows
 from adapt.pages.markdown_page import page
@@ -206,7 +207,25 @@ def text(cells: Sequence[Cell]) -> str:
     rows = [[plain(word) for word in row] for row in headline(cells)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     padded = ([word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join("  ".join(row).rstrip() for row in padded)
+    lines = ["  ".join(row).rstrip() for row in padded]
+    return "\n".join([*lines, *map(plain, _in_no_mean(cells))])
+
+
+def _in_no_mean(cells: Sequence[Cell]) -> list[str]:
+    """A sentence that names the generators that no mean counts, for a class of their set has no readable image."""
+    keys, lacking = list(generators_of(cells)), dict[str, dict[str, list[str]]]()
+    for cell in cells:
+        if cell.metric == "auc" and (cell.set, cell.generator) in keys and not (cell.n_real and cell.n_fake):
+            what = "fake" if cell.n_real else "unedited real"
+            views = lacking.setdefault(what, {}).setdefault(name_of((cell.set, cell.generator), keys), [])
+            views.append(cell.view)
+    every = views_of(cells)
+    said = [
+        ", ".join(name if views == every else f"{name} (under {', '.join(views)})" for name, views in names.items())
+        + f" (no readable {what} image in the set)"
+        for what, names in lacking.items()
+    ]
+    return [f"In no mean, nor in the worst: {'; '.join(said)}."] if said else []
 
 
 def sizes(found: Sequence[Sample]) -> str:
@@ -231,7 +250,8 @@ def markdown(
     embedded = any(cell.set == "embedded" for cell in cells)
     how = HOW_TO_READ.format(threshold=THRESHOLDS[_origin(cells)])
     parts = [how, "## Headline", grid(headline(cells))]
-    parts += ["Balanced accuracy: mean over all generators, at the threshold.", *_unseen(cells), *_behind(behind)]
+    parts.append("Balanced accuracy: mean over all generators, at the threshold.")
+    parts += [*(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)), *_unseen(cells), *_behind(behind)]
     parts += _metrics(cells, prevalence) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
     parts += [*_controls(cells, controls), *_differences(differences), *sections]
     parts += (_attribution(attribution) if attribution else []) + _missing(cells)
@@ -307,8 +327,10 @@ def _metrics(cells: Sequence[Cell], prevalence: float) -> list[str]:
     rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
     threshold = at[ALL, ALL, "pooled:val", "threshold"]
     rests_on = f"{threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
+    few = threshold.n_real < FEWEST_REALS * len(views)  # each image has a row a view
+    guess = f"**a guess** (fewer than {FEWEST_REALS} validation photographs), " if few else ""
     origin = {
-        "picked": f"logit {show(threshold)}, from {rests_on}",
+        "picked": f"logit {show(threshold)}, {guess}from {rests_on}",
         "given": f"logit {show(threshold)}, given (by --threshold), not picked on these rows",
         "none": f"none, for there are {rests_on}; give one with --threshold",
     }[_origin(cells)]

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from adapt.data.manifest import Manifest
-from adapt.detector.detector import Detector
+from adapt.detector.detector import Detector, Saved
+from adapt.detector.model_card import complete_card, licence
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
 from adapt.evaluation.replicates import ALL
 from adapt.evaluation.scores import Scores
@@ -19,6 +20,7 @@ from adapt.pages.markdown_page import picture, write_page
 from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
 from adapt.training.report import GIVEN, describe, places, save_detector, shown, trained_on, validation_score
 from adapt.training.run import Run
+from adapt.training.scored import unfinished
 
 Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
 KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "real_first", "pair_ranking", "threshold", "unreadable")
@@ -161,17 +163,36 @@ def finish(
         detector.freeze(best.scores)
         best.scores.write(run.folder / "scores.parquet")
         of_detector = record | {"trained_on": trained_on(rows)}
-        save_detector(run, detector, of_detector, facts, train_views, study.cells[best.key])
+        save_detector(run, detector, of_detector, facts, train_views)
     if len(study.cells) == 1:
         study.latest.write(run.folder / "scores.parquet")
     else:
         record = {name: value for name, value in record.items() if name not in OF_ONE}
+    try:
+        _write_page(run, rows, study, sections, figures or {}, best if detector is not None else None, record)
+    except Exception as error:
+        run.close()
+        raise unfinished(run.folder, error) from error
+    run.end()
+
+
+def _write_page(
+    run: Run,
+    rows: Manifest,
+    study: Study,
+    sections: Sequence[str],
+    figures: Mapping[str, Figure],
+    best: Best | None,
+    record: Mapping[str, object],
+) -> None:
     study.write_csv(run.folder / "metrics.csv")
-    for name, figure in (figures or {}).items():
+    if best is not None:
+        name = Saved.read(run.folder / "detector").name
+        complete_card(run.folder / "detector", study.cells[best.key], (), licence(name))
+    for name, figure in figures.items():
         save_png(figure, run.folder / "figures" / f"{name}.png")
         run.track.writer.add_figure(name, figure, 0)
-    parts = [HOW_TO_READ, *sections, *map(picture, figures or {})]
+    parts = [HOW_TO_READ, *sections, *map(picture, figures)]
     write_page(run.folder / "table.md", "Results", parts, shown(record), embedded="embedded" in rows["set"])
     run.write_record(record)
     run.say("\n" + "\n\n".join(sections[:6]) + "\n\n" + places(run))
-    run.end()

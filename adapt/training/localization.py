@@ -22,7 +22,7 @@ from adapt.evaluation.map_metrics import BINS, Maps, bins_of, confusion, edge, e
 from adapt.files import atomic
 from adapt.pages.map_tables import map_sections, write_map_tables
 from adapt.progress import bar
-from adapt.training.report import report
+from adapt.training.report import keep_scores, report
 from adapt.training.run import Run
 
 SHOWN = 6  # validation images on TensorBoard
@@ -174,14 +174,15 @@ def report_maps(
     """Freeze the map's threshold on validation rows, write tables of maps, then what every run writes."""
     start = pick_bin(maps)
     localizer.head.threshold.fill_(edge(start))
-    sections: list[str] = []
+    localizer.detector.freeze(maps.scores)
+    facts, sections = {"map_threshold": edge(start), **facts}, list[str]()
     if run.main:
+        keep_scores(run, localizer.detector, rows, maps.scores, train_views=train_views, facts=facts)
+        with atomic(run.folder / "maps.safetensors") as temporary:  # beside scores.parquet, row by row
+            save_file({"changed": maps.changed, "unchanged": maps.unchanged}, temporary)
         rates, confused = evaluate_maps(maps, start, resamples, run.seed), confusion(maps)
         write_map_tables(rates, *confused, run.folder)
         sections = map_sections(rates, *confused)
-        with atomic(run.folder / "maps.safetensors") as temporary:  # beside scores.parquet, row by row
-            save_file({"changed": maps.changed, "unchanged": maps.unchanged}, temporary)
-    localizer.detector.freeze(maps.scores)
     report(
         run,
         localizer.detector,
@@ -190,5 +191,5 @@ def report_maps(
         resamples,
         sections=sections,
         train_views=train_views,
-        facts={"map_threshold": edge(start), **facts},
+        facts=facts,
     )

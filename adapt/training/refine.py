@@ -11,6 +11,7 @@ import torch
 from adapt import flags
 from adapt.data.focus import Focus
 from adapt.data.manifest import Manifest
+from adapt.data.spelling import folded
 from adapt.data.views import parse_view
 from adapt.detector.detector import Detector, detector_digest, load_detector, score
 from adapt.errors import Refusal
@@ -57,8 +58,9 @@ def origin(folder: Path, new: str | None = None) -> dict[str, str]:
     if "descriptor" in record:
         raise Refusal(f"{folder} also reads statistics of the whole image: give a detector of one encoder")
     facts = record.get("facts", {})
-    if new in facts.get("trained_on", []):
-        raise Refusal(f"{folder} was trained on {new!r} already: give the detector from before")
+    for name in facts.get("trained_on", []) if new else []:
+        if folded(name) == folded(new or ""):
+            raise Refusal(f"{folder} was trained on {name!r} already: give the detector from before")
     return {"init_digest": digest}
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -12,15 +12,15 @@ from adapt.audit.metadata import metadata_logits
 from adapt.audit.record import finding_of
 from adapt.data.images import Unreadable, read_image
 from adapt.data.jpeg import Trains, with_sample_views
-from adapt.data.manifest import Manifest
+from adapt.data.manifest import Manifest, require_files
 from adapt.data.preprocess import Preprocess
 from adapt.data.views import parse_view
-from adapt.detector.detector import Detector
+from adapt.detector.detector import Detector, Saved
 from adapt.detector.model_card import complete_card, licence
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
 from adapt.evaluation.attribution import Column, attribute
-from adapt.evaluation.metrics import Cell, Control, Difference, controls, evaluate
+from adapt.evaluation.metrics import Difference, controls, evaluate
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.permutation import Reached, permutation_controls
 from adapt.evaluation.promises import keep
@@ -32,7 +32,9 @@ from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
 from adapt.pages.promises import promises_section
 from adapt.pages.tables import text, write_tables
-from adapt.training.run import Run, RunConfig
+from adapt.training.run import Run, RunConfig, RunRecord
+from adapt.training.scored import FILE as SCORED
+from adapt.training.scored import Scored, read_scored, unfinished, write_scored
 
 GIVEN = ("training_reals", "training_fakes", "views_per_image", "configurations")  # facts of `given`
 PERMUTATIONS = "permutations.csv"  # numbers of the true labels (0) and of every permutation
@@ -61,6 +63,8 @@ def open_run(config: R, **identity: object) -> tuple[R, Run, Manifest] | None:
         show_finished(run)
         return None
     rows = read_manifests(config.manifest)
+    if not getattr(config, "cached_only", False):  # features in the cache need no image
+        require_files(rows)
     require_classes(rows)
     return config, run, rows
 
@@ -192,48 +196,95 @@ def report(
     `sections` of Markdown join the page. `permuted`: what the same training reached on permuted labels.
     """
     if run.main:
-        folder, seed = run.folder, run.seed
-        record = run.record(**facts, trained_on=trained_on(rows), data=describe(rows))
-        scores.write(folder / "scores.parquet")
-        cells = evaluate(scores, resamples, seed)
-        cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=seed)
-        metadata = _metadata_scores(rows, scores)
-        metadata.write(folder / "metadata.parquet")
-        checks = controls(scores, metadata=metadata, resamples=resamples, seed=seed)
-        if permuted:
-            permuted = [*reached(scores, 0), *permuted]
-            write_rows(folder / PERMUTATIONS, [field.name for field in fields(Reached)], permuted)
-            checks += permutation_controls(permuted)
-        sections = [*sections, promises_section(cells, detector.decision)]
-        attributed = None
-        if classes_of(scores):
-            attributed = attribute(scores, resamples, seed, classes_are, detector.decision)
-        write_tables(cells, folder, shown(record), checks, differences, sections, attributed, samples(scores))
-        save_detector(run, detector, record, facts, train_views, cells, checks)
-        write_figures(scores, cells, folder / "figures", attributed)
-        for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
-            run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
-        _log_mistakes(run, detector.backbone.preprocess, rows, scores)
-        run.write_record(record)
-        run.say(f"\n{text(cells)}\n")
-        run.say(places(run))
+        facts = dict(facts)
+        record = keep_scores(run, detector, rows, scores, train_views=train_views, facts=facts)
+        kept = Scored(record, run.step_number, resamples, differences, sections, permuted, classes_are)
+        write_scored(run.folder, kept)
+        _finish(run, rows)
     run.end()
 
 
-def save_detector(
+def keep_scores(
     run: Run,
     detector: Detector,
-    record: Mapping[str, object],
-    facts: Collection[str],
+    rows: Manifest,
+    scores: Scores,
+    *,
     train_views: Sequence[str],
-    cells: Sequence[Cell],
-    checks: Sequence[Control] = (),
+    facts: Mapping[str, object],
+) -> RunRecord:
+    """Write scores.parquet and detector/, before anything else is done with them; returns the run's record.
+
+    `report` calls it. A recipe that has more to compute for its page than the scores calls it first, too.
+    """
+    record = cast("RunRecord", run.record(**facts, trained_on=trained_on(rows), data=describe(rows)))
+    scores.write(run.folder / "scores.parquet")
+    save_detector(run, detector, record, facts, train_views)
+    return record
+
+
+def finish_scored(run: Run, rows: Manifest) -> bool:
+    """Finish a run of these rows that has scored already: True if there is nothing else to do.
+
+    Refuses a directory that holds the scores of other settings or rows.
+    """
+    found = read_scored(run.folder)
+    run.accelerator.wait_for_everyone()  # before the first process takes the file away
+    if found is None:
+        return False
+    run.take_up(found.record["identity"], found.step, data=rows.digest)
+    run.say("scored before: the page, figures and card follow")
+    if run.main:
+        _finish(run, rows)
+    run.end()
+    return True
+
+
+def _finish(run: Run, rows: Manifest) -> None:
+    """The page, figures and card of a run, from what is on the disk; one line where that fails."""
+    try:
+        _write_page(run, rows)
+    except Exception as error:
+        run.close()
+        raise unfinished(run.folder, error) from error
+
+
+def _write_page(run: Run, rows: Manifest) -> None:
+    folder, seed = run.folder, run.seed
+    kept, scores, saved = read_scored(folder), Scores.read(folder / "scores.parquet"), Saved.read(folder / "detector")
+    assert kept is not None
+    record, resamples = kept.record, kept.resamples
+    cells = evaluate(scores, resamples, seed)
+    cells += keep(scores, saved.decision, saved.threshold, resamples=resamples, seed=seed)
+    metadata = _metadata_scores(rows, scores)
+    metadata.write(folder / "metadata.parquet")
+    checks = controls(scores, metadata=metadata, resamples=resamples, seed=seed)
+    if kept.permuted:
+        permuted = [*reached(scores, 0), *kept.permuted]
+        write_rows(folder / PERMUTATIONS, [field.name for field in fields(Reached)], permuted)
+        checks += permutation_controls(permuted)
+    sections = [*kept.sections, promises_section(cells, saved.decision)]
+    attributed = None
+    if classes_of(scores):
+        attributed = attribute(scores, resamples, seed, kept.classes_are, saved.decision)
+    write_tables(cells, folder, shown(record), checks, kept.differences, sections, attributed, samples(scores))
+    complete_card(folder / "detector", cells, checks, licence(saved.name))
+    write_figures(scores, cells, folder / "figures", attributed)
+    for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
+        run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
+    _log_mistakes(run, saved.preprocess, rows, scores)
+    run.write_record(record)
+    (folder / SCORED).unlink()
+    run.say(f"\n{text(cells)}\n")
+    run.say(places(run))
+
+
+def save_detector(
+    run: Run, detector: Detector, record: Mapping[str, object], facts: Collection[str], train_views: Sequence[str]
 ) -> None:
-    """Save the detector in the run's folder, with these `facts` of the record and a card of what was measured."""
+    """Save the detector in the run's folder, with these `facts` of the record."""
     kept = {key: record[key] for key in ("command", "revision", "trained_on", "data", *facts)}
-    folder = run.folder / "detector"
-    detector.save(folder, kept | {"train_views": " ".join(train_views)})
-    complete_card(folder, cells, checks, licence(detector.backbone.name))
+    detector.save(run.folder / "detector", kept | {"train_views": " ".join(train_views)})
 
 
 def trained_on(rows: Manifest) -> list[str]:

@@ -103,6 +103,7 @@ class Run(Processes):
         self.unreadable: set[tuple[str, str]] = set()
         self._started, self._bad, self._stop = time.monotonic(), 0, False
         self._sums: list[Tensor] = []
+        self.identity: dict[str, object] = {}
         self._launcher, self._revision = _launcher(), provenance.revision()
         self._images, self._clock, self._accumulation = 0, self._started, 1
         self._peaks: dict[str, int] = {}  # memory of earlier sittings
@@ -129,6 +130,16 @@ class Run(Processes):
         now = self._config_identity() | identity
         self._refuse_difference({key: before.get(key) for key in now}, now)
         return True
+
+    def take_up(self, before: dict[str, object], step: int, **identity: object) -> None:
+        """For a run that was scored, with the identity `before`, after `step` optimizer steps: open its logs again.
+
+        `identity` (the digest of the data) and the config must be those of the run; a difference is refused and shown.
+        """
+        now = json.loads(json.dumps(self._config_identity() | identity))
+        self._refuse_difference({key: before.get(key) for key in now}, now)
+        self.identity, self.step_number = before, step
+        self._open()
 
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], **identity: object
@@ -370,7 +381,7 @@ class Run(Processes):
 
     def _identify(self, identity: dict[str, object]) -> None:
         identity = self._config_identity() | identity | {"processes": self.accelerator.num_processes}
-        self.identity: dict[str, object] = json.loads(json.dumps(identity))
+        self.identity = json.loads(json.dumps(identity))
 
     def _open(self) -> None:
         self._preparation = time.monotonic() - self._started  # of this sitting

@@ -770,3 +770,21 @@ def test_a_private_address_is_not_asked(tmp_path, server) -> None:
     write(tmp_path / "t.csv", ("f", "u", "g"), ("1.png", "", "real"), ("2.png", server.url("/a"), "sd"))
     path = table.Source(table=tmp_path / "t.csv", path="f", url="u", generator="g").prepare()
     assert lost(path) == [("2.png", "private-address")] and not server.visits
+
+
+def test_a_tree_without_folders_of_the_classes_is_told_how_to_name_them(tmp_path) -> None:
+    make(tmp_path, "train/REAL/1.png", "train/FAKE/1.png", "test/REAL/2.png", "test/FAKE/2.png")
+    said = (
+        r"none of the 4 images under .* is in a folder '0_real' or '1_fake'; the folders there are 'test', 'FAKE', "
+        r"'REAL', 'train': name those of the two classes, --real_folder REAL --fake_folder FAKE"
+    )
+    with pytest.raises(Refusal, match=said):
+        real_fake.Source(folder=tmp_path).prepare()
+    path = real_fake.Source(folder=tmp_path, real_folder=("REAL",), fake_folder=("FAKE",)).prepare()
+    assert sorted(Manifest.read(path)["split"]) == ["test", "test", "train", "train"]
+
+
+def test_folders_that_spell_one_generator_in_two_ways_are_asked_about(tmp_path) -> None:
+    make(tmp_path, "real/1.png", "SD-1.4/2.png", "sd_14/3.png", "sd_14/4.png")
+    with pytest.raises(Refusal, match=r"generator 'SD-1.4' \(1 rows\) and 'sd_14' \(2 rows\).*rename its folder"):
+        folders.Source(folder=tmp_path).prepare()

@@ -593,3 +593,53 @@ def test_a_journal_without_a_batch_may_begin_with_other_settings(tmp_path) -> No
     journal.BatchJournal(tmp_path, "0", {"inputs": "a"}).close()
     journal.BatchJournal(tmp_path, "0", {"inputs": "b"}).close()
     assert (tmp_path / "0.jsonl").read_text() == '{"what": {"inputs": "b"}}\n'
+
+
+@pytest.mark.parametrize(("reals", "guess"), [(19, "a guess: "), (20, "")])
+def test_every_prediction_says_what_its_threshold_rests_on(detectors, photos, tmp_path, capsys, reals, guess) -> None:
+    """Counted by hand: processed and unreadable images, other splits and further views add nothing."""
+    rows = [(f"r{i}", f"g{i}", "real", "val", "", "ok") for i in range(reals)]
+    rows += [(f"f{i}", f"g{i // 2}", "gan", "val", "", "ok") for i in range(30)]
+    rows += [("p", "g-p", "real", "val", "blur", "ok"), ("u", "g-u", "real", "val", "", "unreadable: cut")]
+    rows += [(f"t{i}", f"h{i}", "real", "test", "", "ok") for i in range(50)]
+    columns = dict(
+        zip(("path", "group", "generator", "split", "edit", "status"), zip(*rows, strict=True), strict=True)
+    )
+    table = {name: np.repeat(np.array(values, dtype=object), 2) for name, values in columns.items()}
+    table |= {"view": np.array(["none", "qf40"] * len(rows), dtype=object)}
+    logit = np.where(table["generator"] == "real", -1.0, 1.0) + np.tile([0, 0.2], len(rows))
+    detector = load_detector(detectors["families"])
+    detector.freeze(Scores(table | {"logit": np.where(table["status"] == "ok", logit, np.nan)}))
+    detector.save(tmp_path / "d", {})
+    said = f"{guess}best balanced accuracy on {30 + reals} validation images ({reals} real) in {reals} groups, 2 views"
+    kept = {"how": "best balanced accuracy", "images": 30 + reals, "reals": reals, "groups": reals, "views": 2}
+    assert json.loads((tmp_path / "d" / "detector.json").read_text())["threshold_from"] == kept
+    assert f"The threshold's basis: {said}." in (tmp_path / "d" / "README.md").read_text()
+
+    config = predict.Config((tmp_path / "d",), (str(photos),), tmp_path / "x.csv", num_workers=0)
+    predict.main(config)
+    assert f"\nthreshold (logit): 0.1, {said}\n" in capsys.readouterr().out
+    assert f"0.1, {said}" in config.output.with_suffix(".html").read_text(encoding="utf-8")
+    for row in rows_of(config.output):
+        judged = row["status"] == "ok"
+        assert (row["threshold"], row["threshold_from"]) == (("0.1", said) if judged else ("", ""))
+        assert not judged or (row["verdict"] == "fake") == (float(row["logit"]) >= 0.1)
+    lines = dataclasses.replace(config, output=tmp_path / "z.jsonl", thresholds="quality")
+    predict.main(lines)
+    found = [json.loads(line) for line in lines.output.read_text().splitlines()]
+    assert {row["threshold_from"] for row in found if row["status"] == "ok"} == {f"{said}, one for each JPEG quality"}
+    assert {row["threshold"] for row in found if row["status"] == "ok"} == {0.2}  # that of qf40
+    stated = dataclasses.replace(config, output=tmp_path / "y.csv", max_false_positive_rate=0.2)
+    predict.main(stated)
+    words = f"stated false alarms, by {reals + 1} validation groups with photographs"
+    assert {row["threshold_from"] for row in rows_of(stated.output) if row["status"] == "ok"} == {words}
+    for row in rows_of(stated.output):
+        assert row["status"] != "ok" or (row["verdict"] == "fake") == (float(row["logit"]) > float(row["threshold"]))
+
+
+def test_an_older_detector_says_that_nothing_was_recorded(config, detectors, capsys) -> None:
+    predict.main(dataclasses.replace(config, detector=(detectors["families"], detectors["linear"])))
+    said = "mean of 2 calibrated thresholds: not recorded; not recorded"
+    assert f", {said}\n" in capsys.readouterr().out
+    assert {row["threshold_from"] for row in rows_of(config.output) if row["status"] == "ok"} == {said}
+    assert "The threshold's basis: not recorded." in (detectors["linear"] / "README.md").read_text()

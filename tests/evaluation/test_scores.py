@@ -218,3 +218,40 @@ def test_a_long_csv_is_read_in_pieces_and_names_the_line_that_is_wrong(tmp_path,
     (tmp_path / "s.csv").write_text("\n".join(lines))
     with pytest.raises(Refusal, match=r"row 9 of .* has 4 cells, the header 3"):
         Scores.read(tmp_path / "s.csv")
+
+
+@pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8-sig"), ("\t", "utf-16"), (",", "utf-8-sig")])
+def test_tables_as_spreadsheets_write_them(tmp_path, mark, encoding):
+    scores = Scores(rows(logit_Gan=[0.0, 1.0, 2.0, 3.0]))
+    scores.write(tmp_path / "plain.csv")
+    with (tmp_path / "plain.csv").open(newline="") as file:
+        header, *lines = csv.reader(file)
+    header = [name if name == "logit_Gan" else name.upper() for name in header]
+    with (tmp_path / "other.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=mark).writerows([header, *lines])
+    assert same(Scores.read(tmp_path / "other.csv"), scores)
+
+
+@pytest.mark.parametrize("column", ["generator", "family", "set", "edit", "status", "group"])
+def test_bytes_that_are_no_utf_8_are_refused_outside_of_paths(tmp_path, column):
+    scores = Scores(rows(path=["r1\udce9.png", "f1.png", "r2.png", "f2.png"], group=[""] * 4))
+    scores.write(tmp_path / "ok.csv")  # a group that was not given is the path
+    assert same(Scores.read(tmp_path / "ok.csv"), scores)
+    values = scores[column].copy()
+    values[3] = "g\udce9n"
+    Scores(scores.columns | {"status": np.array(["ok"] * 4, dtype=object)})
+    with (tmp_path / "bad.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = scores.columns | {column: values}
+        csv.writer(file).writerows([[*table], *zip(*table.values(), strict=True)])
+    with pytest.raises(Refusal, match=rf"bad.csv, row 5, column '{column}': .*'gén'\): save the table as UTF-8"):
+        Scores.read(tmp_path / "bad.csv")
+
+
+def test_real_in_another_spelling_is_no_fake():
+    with pytest.raises(Refusal, match=r"2 rows of scores have generator \['Real '\], a fake: write 'real'"):
+        Scores(rows(generator=["Real ", "sdxl", "Real ", "sdxl"]))
+
+
+def test_two_spellings_of_a_generator_are_asked_about():
+    with pytest.raises(Refusal, match=r"generator 'SD XL' \(1 rows\) and 'sdxl' \(1 rows\) differ only in case"):
+        Scores(rows(generator=["real", "sdxl", "real", "SD XL"]))

@@ -1,6 +1,7 @@
 """Real loading paths on local files: names, preprocessing, layers, and what is refused."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -230,3 +231,23 @@ def test_a_norm_computes_in_fp32_and_a_frozen_one_keeps_nothing_wide(trained) ->
         found.append([out, inputs.grad, *(p.grad.clone() for p in norm.parameters() if trained)])
     for value, expected in zip(*found, strict=True):
         assert (value.float() - expected).norm() < 0.004 * expected.norm()  # one rounding to 8 bits
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("open_clip:hf-hub:acme/absent", "acme/absent"),
+        ("open_clip:ViT-B-32@laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    ],
+)
+def test_without_the_hub_one_whole_sentence_says_so(name, repository, caplog) -> None:
+    with pytest.raises(Refusal) as refusal:
+        load_backbone(name)
+    assert str(refusal.value) == (
+        f"backbone {name}: weights could not be loaded (the hub is switched off by HF_HUB_OFFLINE, and the cache "
+        f"lacks them). On a machine with a network run `hf download {repository}` (or unset HF_HUB_OFFLINE), or give "
+        "open_clip:local-dir:FOLDER"
+    )
+    assert not caplog.records  # open_clip logs what it raises
+    logging.getLogger().error("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]

@@ -1,11 +1,13 @@
 """Heads on frozen features, against scikit-learn, and what fits them."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import expit, softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.multiclass import OneVsOneClassifier
@@ -244,3 +246,21 @@ def test_a_fit_holds_scipys_threads_back_and_changes_nothing(monkeypatch) -> Non
         assert threads() == before
     assert seen[0][False] == before[False] and set(seen[0][True]) <= {1}
     assert np.array_equal(found.coef_, expected.coef_)
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("svm", 1e6), ("svm", 1e-3), ("logistic", 1e-2)])
+def test_a_fit_that_stopped_before_it_converged_is_recorded(kind, strength) -> None:
+    rng = np.random.default_rng(0)  # fewer rows than columns, and rows that nearly agree but for their labels
+    x = np.repeat(rng.standard_normal((6, 13)), 2, axis=0) + 1e-3 * rng.standard_normal((12, 13))
+    x, y = x.astype(np.float32), rng.integers(0, 2, 12)
+    picked = fit_probe(kind, x, y, ("real", "fake"), lambda probe: 0.0, strengths=(strength,))[1]
+    model = {
+        "svm": LinearSVC(C=strength, class_weight="balanced", max_iter=2000, random_state=0),
+        "logistic": LogisticRegression(C=strength, class_weight="balanced", max_iter=1000),
+    }[kind]
+    with warnings.catch_warnings(record=True) as heard:  # an oracle: scikit-learn's own warning
+        warnings.simplefilter("always")
+        model.fit(standard(x, x), y)
+    warned = any(issubclass(one.category, ConvergenceWarning) for one in heard)
+    assert warned == (strength == 1e6)
+    assert picked.get("not_converged", 0) == warned

@@ -16,6 +16,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.metrics import compare, controls, evaluate, index
 from adapt.evaluation.promises import keep
+from adapt.evaluation.replicates import ALL
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.number_table import read_rows
@@ -621,3 +622,25 @@ def test_without_families_neither_kind_of_unseen_is_claimed(cells):
     assert "sample:unseen" in labels and not {"mean:unseen-generator", "mean:unseen-family"} & labels
     with pytest.raises(Refusal, match="sample:"):
         evaluate(with_families({"sample:x": ("gan", "train", 1.0)}), resamples=5)
+
+
+def test_a_generator_that_no_mean_counts_is_named_beside_the_means():
+    """Set b has no readable unedited real under qf40: its generator is in no mean there, and everyone is told."""
+    other = simulate(n=12, broken=0, set_="b", names={"gan": "gigan", "flux": "f2"})
+    other = Scores(other.columns | {name: "b/" + other[name] for name in ("path", "group")})
+    both = simulate(n=12, broken=0).join(other)
+    gone = (both["set"] == "b") & (both["generator"] == "real") & (both["edit"] == "") & (both["view"] == "qf40")
+    cells = evaluate(both.select(~(gone & (both["split"] == "test"))), resamples=0)
+    said = "In no mean, nor in the worst: b/gigan (under qf40), b/f2 (under qf40), b/sdxl (under qf40) (no readable "
+    said += "unedited real image in the set)."
+    assert text(cells).splitlines()[-1] == said
+    assert f"**{said}**" in markdown(cells).split("## Images and groups")[0]
+    kept = index(evaluate(both.select(both["set"] == "s"), resamples=0))  # an oracle: without set b nothing changes
+    assert index(cells)[ALL, "qf40", "mean:seen", "auc"].value == kept[ALL, "qf40", "mean:seen", "auc"].value
+    assert "In no mean" not in text(evaluate(both, resamples=0)) + markdown(evaluate(both, resamples=0))
+
+
+@pytest.mark.parametrize(("n", "guess"), [(19, True), (20, False)])
+def test_a_threshold_from_few_photographs_is_called_a_guess(n, guess):
+    page = markdown(evaluate(simulate(n=n, broken=0), resamples=0))
+    assert ("**a guess** (fewer than 20 validation photographs)" in page) == guess

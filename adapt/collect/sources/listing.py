@@ -15,6 +15,7 @@ from adapt.collect.sources.output import Output
 from adapt.data.families import read_families
 from adapt.data.manifest import split_by_group
 from adapt.errors import Refusal
+from adapt.files import too_many_files
 
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Meant as images, but no decoder reads them: each becomes a lost row with its reason.
@@ -155,6 +156,8 @@ def _entries(place: str) -> list[os.DirEntry]:
         with os.scandir(place) as entries:
             return list(entries)
     except OSError as error:
+        if too_many_files(error):
+            raise
         raise Refusal(f"cannot list {place!r}: {error.strerror}; make it readable or move it away") from error
 
 

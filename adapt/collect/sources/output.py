@@ -13,6 +13,7 @@ from adapt.cli import at_least
 from adapt.collect.builder import Part, header_facts, join
 from adapt.data.images import Unreadable, read_bytes
 from adapt.data.manifest import split_by_group
+from adapt.data.spelling import folded, refuse_two_spellings
 from adapt.errors import Refusal
 from adapt.progress import bar
 
@@ -118,8 +119,11 @@ def _check_names(rows: list[dict[str, str]]) -> None:
         if not name.strip() or not name.isprintable():
             raise Refusal(f"the generator, set or edit {name!r} cannot be printed: rename it")
     for name in dict.fromkeys(row["generator"] for row in rows):
-        if name != "real" and name.strip().lower() in ("real", ""):
+        if name != "real" and folded(name) in ("real", ""):
             raise Refusal(f"generator {name!r} would count as a fake: rename it, to 'real' if these are camera images")
+    for column in columns:
+        found = [row[column] for row in rows if row.get(column) and not row.get("reason")]
+        refuse_two_spellings(column, dict.fromkeys(found), found, "rename its folder, or the name in its table")
     if "all" in {row.get(column) for row in rows for column in ("set", "edit")}:
         raise Refusal("a set or an edit named 'all': that name is kept for means over all; choose another")
 

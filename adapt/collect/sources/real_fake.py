@@ -42,6 +42,8 @@ class Source(Listing):
 
     def prepare(self) -> Path | None:
         rows = list(self._rows())
+        if rows and all("reason" in row for row in rows):
+            raise self._no_class_folder([row["file"] for row in rows])
         reals = {row["top"] for row in rows if row["generator"] == "real"}
         fakes = {row["top"] for row in rows if row["generator"] != "real" and "reason" not in row}
         partner = self._partners(fakes, reals)
@@ -66,6 +68,21 @@ class Source(Listing):
             if fake in ("", "real"):  # a folder of fakes may be called so; they are not
                 fake = f"{self.name}-fake"
             yield row | {"generator": "real" if leaves[folders[leaf]] else fake}
+
+    def _no_class_folder(self, files: list[str]) -> Refusal:
+        """What is said of a tree in which not one folder has the name of a class."""
+        folders = list(dict.fromkeys(part for name in files for part in name.split("/")[:-1]))
+        wanted = (("--real_folder", self.real_folder), ("--fake_folder", self.fake_folder))
+        guess = []
+        for flag, names in wanted:
+            kind = flag[2:6]
+            own = [name for name in folders if kind in name.lower() or any(name.lower() == n.lower() for n in names)]
+            guess.append(f"{flag} {' '.join(own[:3]) or 'NAME'}")
+        missing = " or ".join(repr(name) for _, names in wanted for name in names)
+        return Refusal(
+            f"none of the {len(files)} images under {self.folder} is in a folder {missing}; the folders there are "
+            f"{', '.join(map(repr, folders[:8])) or 'none'}: name those of the two classes, {' '.join(guess)}"
+        )
 
     def _partners(self, fakes: set[str], reals: set[str]) -> dict[str, str]:
         """Folder of fakes -> folder of their reals, where that is another."""

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from adapt.collect.sources.output import Output
 from adapt.errors import Refusal
+from adapt.files import left_by_system
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 MAX_TEXT = 2**20  # bytes of a json, txt or cls member
@@ -124,7 +125,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isreg() and not member.issparse():
+                if member.isreg() and not member.issparse() and not left_by_system(posixpath.basename(member.name)):
                     yield member.name, member.size, tar.extractfile(member)
     except (tarfile.TarError, OSError) as error:
         raise Refusal(f"{path} is no uncompressed tar file ({error}): unpack or write it again") from error

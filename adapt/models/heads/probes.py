@@ -109,7 +109,8 @@ def fit_probe(
     `judge` scores a candidate on validation data, higher is better: it picks the strength of the penalty among those
     of `GRID` (or `strengths`), and the epoch of the perceptron; the stronger penalty and the earlier epoch win ties.
     `calibration` (validation features and labels, of the classes' numbers) fits `scale` and `shift` of the svm.
-    Returns the head, what was picked, and among how many `configurations`.
+    Returns the head, what was picked, and among how many `configurations`; `not_converged` says how many of the svm's
+    or logistic models that were picked (one a pair of classes) stopped at their last iteration, if any did.
     Refuses a class without rows or with one row, and features that are not finite.
     """
     for number, name in enumerate(classes):
@@ -150,7 +151,8 @@ def _fit_linear(probe: Probe, features: Tensor, labels: np.ndarray, strength: fl
         fitted = [fit_one(probe.kind, rows, labels, strength, seed)]
     weight, bias = (np.concatenate([getattr(model, name) for model in fitted]) for name in ("coef_", "intercept_"))
     state = {"net.weight": torch.from_numpy(weight).float(), "net.bias": torch.from_numpy(bias).float()}
-    yield state, {"C": strength}
+    stopped = sum(int(np.max(model.n_iter_)) >= model.max_iter for model in fitted)
+    yield state, {"C": strength} | ({"not_converged": stopped} if stopped else {})
 
 
 def fit_one(kind: Kind, rows: np.ndarray, labels: np.ndarray, strength: float, seed: int = 0) -> Any:
@@ -166,7 +168,7 @@ def fit_one(kind: Kind, rows: np.ndarray, labels: np.ndarray, strength: float, s
         model = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000)
     # that rows are finite was seen before; asking again for every strength takes a tenth of a fit
     with warnings.catch_warnings(), config_context(assume_finite=True), _scipy_on_one_thread():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a candidate that did not converge is judged as it is
+        warnings.simplefilter("ignore", ConvergenceWarning)  # judged as it is; `not_converged` is recorded
         return model.fit(rows, labels)
 
 

@@ -57,6 +57,8 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
     quick = _quick_gelu(name, model, activation)
     if quick is not None:
         options["quick_gelu"] = quick
+    heard = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # open_clip writes what it raises to the log, too
     try:
         with warnings.catch_warnings(), unfilled() if without else contextlib.nullcontext():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
@@ -65,10 +67,14 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
             _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
         return clip
     except Exception as error:  # open_clip wraps every cause (offline, refused, corrupt, wrong shape) in its own
+        found = (open_clip.get_pretrained_cfg(architecture, tag) or {}).get("hf_hub", "").strip("/")
+        repository = model.removeprefix("hf-hub:") if model.startswith("hf-hub:") else found or "OWNER/NAME"
         raise Refusal(
             f"backbone {name}: weights could not be loaded ({message_of(error)}). On a machine with a network run "
-            f"`hf download` for its repository (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
+            f"`hf download {repository}` (or unset HF_HUB_OFFLINE), or give open_clip:local-dir:FOLDER"
         ) from error
+    finally:
+        logging.disable(heard)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,20 @@ def near(word: str, known: Collection[str]) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """What an error of a library says, or else its kind, in one line; of its cause, if it has one."""
-    cause = error.__cause__ or error
-    return one_line(str(cause), 300) or type(cause).__name__
+    """What an error of a library says, or else its kind, in one line of whole words; of its cause, if it has one.
+
+    Where the hub is switched off, or cannot be reached and its cache lacks the file, that is said and nothing else.
+    """
+    from huggingface_hub import errors
+
+    cause, chain = error.__cause__ or error, list[BaseException]()
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or one.__context__
+    if any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
+        return "the hub is switched off by HF_HUB_OFFLINE, and the cache lacks them"
+    if any(isinstance(link, errors.LocalEntryNotFoundError) for link in chain):
+        return "the hub cannot be reached, and the cache lacks them"
+    said = one_line(str(cause), 1000) or type(cause).__name__
+    return said if len(said) <= 300 else f"{said[:300].rpartition(' ')[0]} ..."
