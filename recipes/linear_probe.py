@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import run as run_recipe
-from adapt.flags import Cached, Encoder, Intervals, Permutations, Rotation, Rows, Views
+from adapt.flags import Cached, Encoder, Folds, Intervals, Permutations, Rotation, Rows, Views
 
 if TYPE_CHECKING:  # --help needs none of them
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Rotation, Encoder, Views, Cached, Permutations, Intervals):
+class Config(Rows, Rotation, Folds, Encoder, Views, Cached, Permutations, Intervals):
     output_dir: Path = Path("results/runs/linear_probe")  # run directory
     layers: tuple[str, ...] = ()  # a sweep instead: all, or these; validation picks the one that is reported
     head: Literal["svm", "logistic", "mlp"] = "logistic"
@@ -47,10 +47,13 @@ def main(cfg: Config) -> None:
     from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.probes import Probe
     from adapt.pages.rotation import rotation_sections, write_rotation
+    from adapt.sweeps.folds import run_folds
     from adapt.training.comparison import Study
     from adapt.training.on_features import Classes, fit_on_features, frozen_features, score_features
     from adapt.training.report import open_run, report
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "linear_probe")
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened

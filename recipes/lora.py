@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.cli import run as run_recipe
-from adapt.flags import FineTuning, Rotation
+from adapt.flags import FineTuning, Folds, Rotation
 
 if TYPE_CHECKING:  # --help needs none of them
     from collections.abc import Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(Rotation, FineTuning):
+class Config(Rotation, Folds, FineTuning):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
 
 
@@ -41,9 +41,12 @@ def main(cfg: Config) -> None:
 
     from adapt.data.left_out import leave_out
     from adapt.detector.detector import score
+    from adapt.sweeps.folds import run_folds
     from adapt.sweeps.rotation import run_rotation
     from adapt.training.report import open_run, report
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "lora")
     if cfg.rotate:
         return run_rotation(cfg, "lora", cfg.rotate)
     if (opened := open_run(cfg)) is None:

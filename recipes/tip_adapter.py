@@ -20,13 +20,13 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Cached, Encoder, Intervals, LeftOut, Rows, Views
+from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows, Views
 
 Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Encoder, Views, Cached, Intervals):
+class Config(Rows, LeftOut, Folds, Encoder, Views, Cached, Intervals):
     output_dir: Path = Path("results/runs/tip_adapter")  # run directory
     layer: str = "proj"  # texts meet images in proj only; any layer with --prior probe or none
     prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
@@ -58,6 +58,7 @@ def main(cfg: Config) -> None:
     from adapt.models.heads.tip_head import PriorHead
     from adapt.models.prompts import FAKE, REAL, family_prompts, prompt_features
     from adapt.pages.drawing import curves
+    from adapt.sweeps.folds import run_folds
     from adapt.training.comparison import Study, finish
     from adapt.training.on_features import (
         class_names,
@@ -70,6 +71,8 @@ def main(cfg: Config) -> None:
     from adapt.training.report import given, open_run
     from adapt.training.shots import OnShots, OnValidation, Shots, how_chosen
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "tip_adapter")
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened

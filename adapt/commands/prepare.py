@@ -54,7 +54,9 @@ def main(source: Source) -> None:
         print(f"shard {source.shard} is done, others are not: the last of them writes the manifest")
         return
     rows, lost = Manifest.read(path), read_lost(path)
-    print("\n\n".join([grid(count(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
+    print("\n\n".join([grid(count(rows)), grid(splits(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
+    if offer := offer_folds(rows):
+        print(f"\n{offer}")
     record: dict[str, object] = {"command": provenance.command(), "revision": revision}
     record |= {"versions": provenance.versions()}
     record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": as_dict(source)}
@@ -77,6 +79,32 @@ def count(rows: "Manifest") -> list[list[str]]:
     kinds = sorted({key[:3] for key in images}, key=lambda kind: (kind[0], kind[1] != "real", kind))
     table = [["set", "generator", "edit", *names]]
     return table + [[*kind, *(str(images[*kind, split]) for split in names)] for kind in kinds]
+
+
+def splits(rows: "Manifest") -> list[list[str]]:
+    """What each split got: groups, and images of each class."""
+    import numpy as np
+
+    table, fake = [["split", "groups", "real", "fake"]], rows.fake
+    for name in ("train", "val", "test"):
+        here = rows["split"] == name
+        counts = len(np.unique(rows["group"][here].astype(str))), (here & ~fake).sum(), (here & fake).sum()
+        table.append([name, *map(str, counts)])
+    return table
+
+
+def offer_folds(rows: "Manifest") -> str:
+    """For a small set that training has a part in: what to do instead of splitting it once; else nothing."""
+    from adapt.data.folds import SMALL
+
+    groups = len(dict.fromkeys(rows["group"]))
+    if groups >= SMALL or not (rows["split"] == "train").any():
+        return ""
+    return (
+        f"{groups} groups are few (below {SMALL}): intervals of a single test split will be wide. --folds 5 of "
+        "linear_probe.py, tip_adapter.py, color_fusion.py or lora.py tests every image once; add --split train here, "
+        "so that every generator may be trained on"
+    )
 
 
 def read_lost(path: Path) -> list[list[str]]:

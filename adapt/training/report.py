@@ -10,6 +10,7 @@ import numpy as np
 
 from adapt.audit.metadata import metadata_logits
 from adapt.audit.record import finding_of
+from adapt.data.folds import of_fold
 from adapt.data.images import Unreadable, read_image
 from adapt.data.jpeg import Trains, with_sample_views
 from adapt.data.manifest import Manifest
@@ -27,6 +28,7 @@ from adapt.evaluation.promises import keep
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores, comparisons
 from adapt.evaluation.side_by_side import reached
+from adapt.flags import Folds
 from adapt.number_table import write_rows
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
@@ -61,6 +63,8 @@ def open_run(config: R, **identity: object) -> tuple[R, Run, Manifest] | None:
         show_finished(run)
         return None
     rows = read_manifests(config.manifest)
+    if isinstance(config, Folds) and config.folds and config.fold:
+        rows = of_fold(rows, config.folds, config.fold, config.seed)
     require_classes(rows)
     return config, run, rows
 
@@ -72,7 +76,8 @@ def require_classes(rows: Manifest) -> None:
         if not len(fake) or fake.all() or not fake.any():
             raise Refusal(
                 f"split {split!r} has {(~fake).sum()} real and {fake.sum()} fake rows: a run trains on train, "
-                "picks epoch and threshold on val, and reports test; each needs both (split whole groups)"
+                "picks epoch and threshold on val, and reports test; each needs both (split whole groups; or "
+                "cross-validate a small set: --folds 5 of linear_probe.py, tip_adapter.py, color_fusion.py or lora.py)"
             )
     if not (audit := finding_of(rows)).startswith("clean") and os.environ.get("RANK", "0") == "0":
         print(f"audit: {audit}", file=sys.stderr)
@@ -193,7 +198,7 @@ def report(
     """
     if run.main:
         folder, seed = run.folder, run.seed
-        record = run.record(**facts, trained_on=trained_on(rows), data=describe(rows))
+        record = run.record(**facts, trained_on=trained_on(rows), **selected_on(rows), data=describe(rows))
         scores.write(folder / "scores.parquet")
         cells = evaluate(scores, resamples, seed)
         cells += keep(scores, detector.decision, detector.threshold, resamples=resamples, seed=seed)
@@ -231,6 +236,7 @@ def save_detector(
 ) -> None:
     """Save the detector in the run's folder, with these `facts` of the record and a card of what was measured."""
     kept = {key: record[key] for key in ("command", "revision", "trained_on", "data", *facts)}
+    kept |= {key: record[key] for key in ("selected_on",) if key in record}
     folder = run.folder / "detector"
     detector.save(folder, kept | {"train_views": " ".join(train_views)})
     complete_card(folder, cells, checks, licence(detector.backbone.name))
@@ -239,6 +245,12 @@ def save_detector(
 def trained_on(rows: Manifest) -> list[str]:
     """Names of the generators in the training rows, `real` among them."""
     return sorted(set(rows["generator"][rows["split"] == "train"]))
+
+
+def selected_on(rows: Manifest) -> dict[str, list[str]]:
+    """A fact of the record where there are any: generators of validation rows that training does not have."""
+    names = sorted(set(rows["generator"][rows["split"] == "val"]) - {"real", *trained_on(rows)})
+    return {"selected_on": names} if names else {}
 
 
 def show_finished(run: Run) -> None:
