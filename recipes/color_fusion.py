@@ -7,9 +7,10 @@ Fits one head on each of: colour statistics that survive JPEG (descriptors/color
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. The head of both, trained on all qualities mixed, is saved as a
-detector. Without flags: the embedded world and tiny CLIP, about 4 minutes on
-2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
-traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py; 64 px or more).
+detector. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and
+tiny CLIP, about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra`
+is a baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum
+(descriptors/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ real, and compares the binary score it implies, 1 - p(real), with that of the sa
 --layers all fits one head per block and keeps the best on validation. --rotate generator (or family) fits the head
 again without each generator of the training, and says how well it is found then (rotation.csv). --permutations 20 does
 all of it again on 20 permutations of the training and validation labels and says how often they reach the true AUC.
+--folds 5 cross-validates a small set: five runs in folders of their own, each the test of a fifth of the groups.
 Without flags: the embedded world and tiny CLIP, about a minute on 2 cores, of which most is encoding; 20 permutations
 add half a minute. Results to expect: results/README.md.
 """

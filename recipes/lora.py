@@ -11,6 +11,7 @@ results/README.md. Started again with the same flags it continues where it stopp
 --rotate generator (or family) is a run with all generators and one without each, in folders of their own, and a page
 that says how well each is found when training has not seen it. On several GPUs start those runs with --leave_out NAME
 and their --output_dir (OUTPUT/all, OUTPUT/all-without-NAME); then plain python and --rotate make the page.
+--folds 5 cross-validates a small set: five such runs, each the test of a fifth of the groups (--fold 2: one of them).
 To go on from a saved detector, or to learn one new generator: recipes/refine.py.
 """
 

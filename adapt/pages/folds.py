@@ -21,6 +21,13 @@ detector that has not seen it. Numbers are of a detector that is trained on so m
 - No detector is saved for the set as a whole, because none was tested: those of the folds lie in fold-1 to fold-{k}.
   `adapt predict` takes several and judges by their mean, which is not what was measured here."""
 
+FOLDS_EVALUATED = """\
+## Folds
+
+The column `fold` says which of several detectors scored an image. AUC compares images of one fold only, rates are at
+the threshold of an image's own fold (logit 0), what ranks all images is n/a, and the variance behind intervals is
+doubled, for the training sets overlap (adapt/evaluation/README.md)."""
+
 
 @dataclass(frozen=True)
 class Fold:

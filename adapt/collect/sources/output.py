@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from adapt.cli import at_least
 from adapt.collect.builder import Part, header_facts, join
@@ -32,7 +32,6 @@ class Output:
     align: str = ""  # also write aligned copies, as `adapt align` does: group, resizeN or cropN
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many jobs share the work
-    both_classes: ClassVar[bool] = True  # every drawn split needs both; not where rows are read beside another set
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_shards")
@@ -82,7 +81,6 @@ class Output:
         groups: dict[str, list[dict[str, str]]] = {}
         for row in rows:
             groups.setdefault(row["group"], []).append(row)
-        drawn: list[dict[str, str]] = []
         for group, members in groups.items():
             given = list(dict.fromkeys(row["split"] for row in members if row.get("split")))
             if len(given) > 1 and self.split == "auto":
@@ -93,9 +91,6 @@ class Output:
             split = self.split_of(group, *given[:1])
             for row in members:
                 row["split"] = split
-            drawn += members if self.split == "auto" and not given else []
-        if self.both_classes:
-            self._refuse_empty(drawn)
         # What was listed is the identity of this work: after files came or went, or other shares, all begins anew.
         listed = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
         mine = list(groups.values())[self.shard :: self.num_shards]
@@ -114,28 +109,6 @@ class Output:
             progress.close()
             part.finish()
         return join(output, self.num_shards)
-
-    def _refuse_empty(self, rows: list[dict[str, str]]) -> None:
-        """Refuse rows whose splits were drawn so that one has no image of a class: no run could use them.
-
-        Each group is drawn by itself: of ten groups with photographs none is in the test with probability .06.
-        """
-        wanted = ["train", *(name for name in ("val", "test") if getattr(self, name) > 0)]
-        groups: dict[tuple[str, str], set[str]] = {}
-        for row in rows:
-            if not row.get("reason"):
-                what = "real" if row["generator"] == "real" else "fake"
-                groups.setdefault((what, row["split"]), set()).add(row["group"])
-        for what in ("real", "fake"):
-            got = {name: len(groups.get((what, name), ())) for name in ("train", "val", "test")}
-            if any(got.values()) and (empty := [name for name in wanted if not got[name]]):
-                counts = ", ".join(f"{name} {count}" for name, count in got.items())
-                raise Refusal(
-                    f"split {empty[0]!r} got none of the {sum(got.values())} groups with {what} images ({counts}): "
-                    "for so few give --split train and cross-validate (--folds 5 of linear_probe.py, tip_adapter.py, "
-                    f"color_fusion.py or lora.py), or larger shares (--val {self.val:g}, --test {self.test:g}), or "
-                    "another --seed"
-                )
 
 
 def _check_names(rows: list[dict[str, str]]) -> None:
