@@ -9,8 +9,9 @@ backbone without texts, --prior probe takes the logits of that regression. Hyper
 alone, or fixed where these are too few; --select_on validation takes all validation images, as other recipes do, which
 is no few-shot protocol. --shots all takes every training image. With thousands of images a probe wins or ties: look at
 the left of the curve. The Tip-Adapter with the best validation score of all shots and draws is saved as a detector
-(the best of the other methods, where no Tip-Adapter is asked for); --folds 5 cross-validates that choice on a
-small set. Without flags: the embedded world and tiny CLIP, about 2 minutes on 2 cores, half of it encoding. Results to expect: results/README.md.
+(the best of the other methods, where no Tip-Adapter is asked for); --folds 5 cross-validates that choice on a small
+set. Without flags: the embedded world and tiny CLIP, about 2 minutes on 2 cores, half of it encoding. Results to
+expect: results/README.md.
 """
 
 from dataclasses import dataclass

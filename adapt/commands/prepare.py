@@ -143,8 +143,8 @@ def offer_folds(rows: "Manifest") -> str:
         return ""
     return (
         f"{groups} groups are few (below {SMALL}): intervals of a single test split will be wide. --folds 5 of "
-        "linear_probe.py, tip_adapter.py, color_fusion.py or lora.py tests every image once; add --split train here, "
-        "so that every generator may be trained on"
+        "linear_probe.py, tip_adapter.py, color_fusion.py or lora.py tests every image once"
+        + ("" if (rows["split"] == "train").all() else "; add --split train here, so that all may be trained on")
     )
 
 

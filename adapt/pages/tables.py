@@ -286,7 +286,7 @@ def _guesses(cells: Sequence[Cell]) -> list[str]:
     reals = [
         c.n_real for c in cells if c.metric == "auc" and c.n_fake and c.n_real and not c.generator.startswith(PREFIXES)
     ]
-    if not reals:
+    if not reals or not any(c.metric in FALSE_ALARM_RATES and c.value == c.value for c in cells):
         return []
     return [
         f"**{name} is at most a guess here**: it takes {FEWEST_ERRORS / rate:.0f} real images, here are {min(reals)}."
