@@ -93,11 +93,11 @@ def main(cfg: Config) -> None:
         )
         if scores is None:
             continue
-        trained, selected = (tuple(facts[i].get(key, ())) for key in ("trained_on", "selected_on"))
+        trained, selected, data = facts[i]
         met = dict.fromkeys(selected, "val") | dict.fromkeys(trained, "train")
         seen = np.array([met.get(generator, "") for generator in scores["generator"]], dtype=object)
         given = cfg.threshold[i if len(cfg.threshold) > 1 else 0] if cfg.threshold else detector.threshold
-        one = Frozen(name, place, given, bool(cfg.threshold), trained, str(facts[i].get("data", "")))
+        one = Frozen(name, place, given, bool(cfg.threshold), trained, data)
         scores = Scores(scores.columns | {"seen": seen})
         scores.write(folder_of(run, name, names) / "scores.parquet")
         found[name] = one, detector.cpu(), scores, [*trained, *selected]

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -239,11 +239,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, tensors
 
 
-def detector_facts(folder: str | Path) -> dict[str, Any]:
-    """What detector.json says of how the detector was made (`trained_on`, `data`, `command`...): the facts of `save`.
+class Made(NamedTuple):
+    """What detector.json says of the training; empty where it does not say."""
 
-    Refuses a localiser, whose head maps what was changed, and a folder that is no detector.
-    """
+    trained_on: tuple[str, ...]  # generators
+    selected_on: tuple[str, ...]  # those of validation rows alone
+    data: str
+
+
+def detector_facts(folder: str | Path) -> Made:
+    """How a saved detector was made; refuses a localiser, whose head maps what was changed, and what is none."""
     folder = detector_folder(folder)
     record, _ = _read(folder)
     if record.get("head", {}).get("type") == "map":
@@ -253,7 +258,10 @@ def detector_facts(folder: str | Path) -> dict[str, Any]:
             "other images"
         )
     facts = record.get("facts")
-    return facts if isinstance(facts, dict) else {}
+    facts = facts if isinstance(facts, dict) else {}
+    names = [facts.get(key) for key in ("trained_on", "selected_on")]
+    trained, selected = (tuple(map(str, found)) if isinstance(found, list) else () for found in names)
+    return Made(trained, selected, str(facts.get("data", "")))
 
 
 def detector_digest(folder: str | Path) -> str:
