@@ -48,6 +48,27 @@ class Rotation(LeftOut):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folds(Checked):
+    """For sets too small to be split once: cross-validation over groups."""
+
+    folds: int | None = None  # deal the groups to so many folds, each of which is the test once; a page of all
+    fold: int | None = None  # only the run whose test is this fold, from 1; the others may run elsewhere
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds is not None and self.folds < 3:
+            raise Refusal(f"--folds {self.folds}: give at least 3, for one is the test and one validates; 5 is usual")
+        if self.fold is not None and not 1 <= self.fold <= (self.folds or 0):
+            most = f"folds are numbered 1 to {self.folds}" if self.folds else "add --folds, the number of all"
+            raise Refusal(f"--fold {self.fold}: {most}")
+        for name, off in (("rotate", None), ("permutations", 0), ("classes", "binary")):
+            if self.folds is not None and getattr(self, name, off) != off:
+                raise Refusal(
+                    f"--folds does not go with --{name}, which is not pooled over folds: leave one of them out"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoder(Checked):
     """Which image encoder, and which of its features."""
 

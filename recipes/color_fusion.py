@@ -7,9 +7,10 @@ Fits one head on each of: colour statistics that survive JPEG (descriptors/color
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. The head of both, trained on all qualities mixed, is saved as a
-detector. Without flags: the embedded world and tiny CLIP, about 4 minutes on
-2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level
-traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py; 64 px or more).
+detector. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and
+tiny CLIP, about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra`
+is a baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum
+(descriptors/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 from adapt.cli import run as run_recipe
-from adapt.flags import Cached, Encoder, Intervals, LeftOut, Rows
+from adapt.errors import Refusal
+from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows
 
 Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Encoder, Cached, Intervals):
+class Config(Rows, LeftOut, Folds, Encoder, Cached, Intervals):
     output_dir: Path = Path("results/runs/color_fusion")  # run directory
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
@@ -31,6 +33,11 @@ class Config(Rows, LeftOut, Encoder, Cached, Intervals):
     features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     cached_only: bool = False  # refuse to encode what `adapt extract` has not; colour is computed either way
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds and "both" not in self.features and (self.apart or len(self.features) > 1):
+            raise Refusal("--folds pools one head: leave `both` among --features, or give one of them and --no_apart")
 
 
 def main(cfg: Config) -> None:
@@ -45,10 +52,13 @@ def main(cfg: Config) -> None:
     from adapt.features.remembered import frozen_backbone
     from adapt.models.descriptors.color import Colours
     from adapt.models.descriptors.spectra import Spectra
+    from adapt.sweeps.folds import run_folds
     from adapt.training.comparison import Study, finish
     from adapt.training.on_features import fit_on_features, score_features
     from adapt.training.report import GIVEN, open_run
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "color_fusion")
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened

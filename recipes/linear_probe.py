@@ -9,6 +9,7 @@ real, and compares the binary score it implies, 1 - p(real), with that of the sa
 --layers all fits one head per block and keeps the best on validation. --rotate generator (or family) fits the head
 again without each generator of the training, and says how well it is found then (rotation.csv). --permutations 20 does
 all of it again on 20 permutations of the training and validation labels and says how often they reach the true AUC.
+--folds 5 cross-validates a small set: five runs in folders of their own, each the test of a fifth of the groups.
 Without flags: the embedded world and tiny CLIP, about a minute on 2 cores, of which most is encoding; 20 permutations
 add half a minute. Results to expect: results/README.md.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import run as run_recipe
-from adapt.flags import Cached, Encoder, Intervals, Permutations, Rotation, Rows, Views
+from adapt.flags import Cached, Encoder, Folds, Intervals, Permutations, Rotation, Rows, Views
 
 if TYPE_CHECKING:  # --help needs none of them
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Rotation, Encoder, Views, Cached, Permutations, Intervals):
+class Config(Rows, Rotation, Folds, Encoder, Views, Cached, Permutations, Intervals):
     output_dir: Path = Path("results/runs/linear_probe")  # run directory
     layers: tuple[str, ...] = ()  # a sweep instead: all, or these; validation picks the one that is reported
     head: Literal["svm", "logistic", "mlp"] = "logistic"
@@ -47,10 +48,13 @@ def main(cfg: Config) -> None:
     from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.probes import Probe
     from adapt.pages.rotation import rotation_sections, write_rotation
+    from adapt.sweeps.folds import run_folds
     from adapt.training.comparison import Study
     from adapt.training.on_features import Classes, fit_on_features, frozen_features, score_features
     from adapt.training.report import finish_scored, keep_scores, open_run, report
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "linear_probe")
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened

@@ -11,6 +11,7 @@ results/README.md. Started again with the same flags it continues where it stopp
 --rotate generator (or family) is a run with all generators and one without each, in folders of their own, and a page
 that says how well each is found when training has not seen it. On several GPUs start those runs with --leave_out NAME
 and their --output_dir (OUTPUT/all, OUTPUT/all-without-NAME); then plain python and --rotate make the page.
+--folds 5 cross-validates a small set: five such runs, each the test of a fifth of the groups (--fold 2: one of them).
 To go on from a saved detector, or to learn one new generator: recipes/refine.py.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.cli import run as run_recipe
-from adapt.flags import FineTuning, Rotation
+from adapt.flags import FineTuning, Folds, Rotation
 
 if TYPE_CHECKING:  # --help needs none of them
     from collections.abc import Callable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(Rotation, FineTuning):
+class Config(Rotation, Folds, FineTuning):
     output_dir: Path = Path("results/runs/lora")  # run directory; continues the run that it holds
 
 
@@ -41,9 +42,12 @@ def main(cfg: Config) -> None:
 
     from adapt.data.left_out import leave_out
     from adapt.detector.detector import score
+    from adapt.sweeps.folds import run_folds
     from adapt.sweeps.rotation import run_rotation
     from adapt.training.report import finish_scored, open_run, report
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "lora")
     if cfg.rotate:
         return run_rotation(cfg, "lora", cfg.rotate)
     if (opened := open_run(cfg)) is None:

@@ -9,8 +9,9 @@ backbone without texts, --prior probe takes the logits of that regression. Hyper
 alone, or fixed where these are too few; --select_on validation takes all validation images, as other recipes do, which
 is no few-shot protocol. --shots all takes every training image. With thousands of images a probe wins or ties: look at
 the left of the curve. The Tip-Adapter with the best validation score of all shots and draws is saved as a detector
-(the best of the other methods, where no Tip-Adapter is asked for). Without flags: the embedded world and tiny CLIP,
-about 2 minutes on 2 cores, half of it encoding. Results to expect: results/README.md.
+(the best of the other methods, where no Tip-Adapter is asked for); --folds 5 cross-validates that choice on a small
+set. Without flags: the embedded world and tiny CLIP, about 2 minutes on 2 cores, half of it encoding. Results to
+expect: results/README.md.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Cached, Encoder, Intervals, LeftOut, Rows, Views
+from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows, Views
 
 Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Encoder, Views, Cached, Intervals):
+class Config(Rows, LeftOut, Folds, Encoder, Views, Cached, Intervals):
     output_dir: Path = Path("results/runs/tip_adapter")  # run directory
     layer: str = "proj"  # texts meet images in proj only; any layer with --prior probe or none
     prior: Literal["text", "probe", "none"] = "text"  # probe: of the same shots; none where there is one a class
@@ -58,6 +59,7 @@ def main(cfg: Config) -> None:
     from adapt.models.heads.tip_head import PriorHead
     from adapt.models.prompts import FAKE, REAL, family_prompts, prompt_features
     from adapt.pages.drawing import curves
+    from adapt.sweeps.folds import run_folds
     from adapt.training.comparison import Study, finish
     from adapt.training.on_features import (
         class_names,
@@ -70,6 +72,8 @@ def main(cfg: Config) -> None:
     from adapt.training.report import given, open_run
     from adapt.training.shots import OnShots, OnValidation, Shots, how_chosen
 
+    if cfg.folds and not cfg.fold:
+        return run_folds(cfg, "tip_adapter")
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened

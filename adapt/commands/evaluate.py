@@ -72,8 +72,9 @@ def main(cfg: Config) -> None:
     from adapt.evaluation.scores import Scores
     from adapt.files import sha256
     from adapt.pages.figures import write_figures
+    from adapt.pages.folds import FOLDS_EVALUATED
     from adapt.pages.promises import base_rate_section, promises_section
-    from adapt.pages.tables import sizes, text, write_tables
+    from adapt.pages.tables import Origin, sizes, text, write_tables
 
     folder = cfg.output_dir or cfg.scores.parent
     scores = Scores.read(cfg.scores, cfg.group_by)
@@ -82,7 +83,8 @@ def main(cfg: Config) -> None:
     prevalence = PREVALENCE if cfg.prevalence is None else cfg.prevalence
     cells, decision = evaluate(scores, cfg.resamples, cfg.seed, given, prevalence), fit_decision(scores)
     threshold = cells[0].value  # the given one, or that of the validation rows
-    cells += keep(scores, decision, threshold, cfg.error_rate, cfg.resamples, cfg.seed, cfg.confidence)
+    if scores.folds is None:  # a promise is one detector's
+        cells += keep(scores, decision, threshold, cfg.error_rate, cfg.resamples, cfg.seed, cfg.confidence)
 
     permuted, metadata = (None if path is None else Scores.read(path) for path in (cfg.permuted, cfg.metadata))
     checked = controls(
@@ -105,11 +107,16 @@ def main(cfg: Config) -> None:
         **({"threshold given": list(cfg.threshold)} if cfg.threshold else {}),
         "adapt": __version__,
     }
-    sections, behind = [promises_section(cells, decision, cfg.error_rate, cfg.confidence)], samples(scores)
+    sections, behind = [], samples(scores)
+    if scores.folds is None:
+        sections.append(promises_section(cells, decision, cfg.error_rate, cfg.confidence))
+    else:
+        sections.append(FOLDS_EVALUATED)
     if cfg.prevalence is not None:
         cells += predictive_cells(cells, cfg.prevalence)
         sections.append(base_rate_section(cells, cfg.prevalence))
-    write_tables(cells, folder, provenance, checked, differences, sections, named, behind, prevalence)
+    origin: Origin | None = None if scores.folds is None or cfg.threshold else "folds"
+    write_tables(cells, folder, provenance, checked, differences, sections, named, behind, prevalence, origin)
     write_figures(scores, cells, folder / "figures", named)
     print(text(cells))
     print(sizes(behind))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from adapt.cli import Flags, run_one
+from adapt.errors import Refusal
 
 if TYPE_CHECKING:
     from adapt.data.manifest import Manifest
@@ -33,6 +34,18 @@ class Source(Flags, Protocol):
 
     @property
     def align(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def val(self) -> float: ...
+
+    @property
+    def test(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
 
     def prepare(self) -> Path | None:
         """The manifest; None where other jobs are not done."""
@@ -54,7 +67,12 @@ def main(source: Source) -> None:
         print(f"shard {source.shard} is done, others are not: the last of them writes the manifest")
         return
     rows, lost = Manifest.read(path), read_lost(path)
-    print("\n\n".join([grid(count(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
+    print("\n\n".join([grid(count(rows)), grid(splits(rows)), *([grid(lost)] if len(lost) > 1 else [])]))
+    if empty := empty_split(source, rows):
+        path.unlink()
+        raise Refusal(f"{empty}; no manifest is left")
+    if offer := offer_folds(rows):
+        print(f"\n{offer}")
     record: dict[str, object] = {"command": provenance.command(), "revision": revision}
     record |= {"versions": provenance.versions()}
     record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": as_dict(source)}
@@ -77,6 +95,57 @@ def count(rows: "Manifest") -> list[list[str]]:
     kinds = sorted({key[:3] for key in images}, key=lambda kind: (kind[0], kind[1] != "real", kind))
     table = [["set", "generator", "edit", *names]]
     return table + [[*kind, *(str(images[*kind, split]) for split in names)] for kind in kinds]
+
+
+def splits(rows: "Manifest") -> list[list[str]]:
+    """What each split got: groups, and images of each class."""
+    import numpy as np
+
+    table, fake = [["split", "groups", "real", "fake"]], rows.fake
+    for name in ("train", "val", "test"):
+        here = rows["split"] == name
+        counts = len(np.unique(rows["group"][here].astype(str))), (here & ~fake).sum(), (here & fake).sum()
+        table.append([name, *map(str, counts)])
+    return table
+
+
+def empty_split(source: Source, rows: "Manifest") -> str:
+    """What is wrong where splits were drawn so that one lacks a class, which no recipe can use; else nothing.
+
+    Each group is drawn by itself: of ten photographs none falls into the test with probability .06. Splits of the
+    layout are as the user made them, and masks are read beside another set.
+    """
+    from adapt.data.manifest import split_by_group
+
+    drawn = split_by_group(rows["group"], source.seed, source.val, source.test)
+    if source.split != "auto" or (drawn != rows["split"]).any() or any(rows["mask"]):
+        return ""
+    wanted = ["train", *(name for name in ("val", "test") if getattr(source, name) > 0)]
+    for what, of_class in (("real", ~rows.fake), ("fake", rows.fake)):
+        got = {name: len(set(rows["group"][of_class & (rows["split"] == name)])) for name in ("train", "val", "test")}
+        if any(got.values()) and (empty := [name for name in wanted if not got[name]]):
+            counts = ", ".join(f"{name} {count}" for name, count in got.items())
+            return (
+                f"split {empty[0]!r} got none of the {sum(got.values())} groups with {what} images ({counts}): for so "
+                "few give --split train and cross-validate (--folds 5 of linear_probe.py, tip_adapter.py, "
+                f"color_fusion.py or lora.py), or larger shares (now --val {source.val:g} --test {source.test:g}), "
+                "or another --seed"
+            )
+    return ""
+
+
+def offer_folds(rows: "Manifest") -> str:
+    """For a small set that training has a part in: what to do instead of splitting it once; else nothing."""
+    from adapt.data.folds import SMALL
+
+    groups = len(dict.fromkeys(rows["group"]))
+    if groups >= SMALL or not (rows["split"] == "train").any():
+        return ""
+    return (
+        f"{groups} groups are few (below {SMALL}): intervals of a single test split will be wide. --folds 5 of "
+        "linear_probe.py, tip_adapter.py, color_fusion.py or lora.py tests every image once"
+        + ("" if (rows["split"] == "train").all() else "; add --split train here, so that all may be trained on")
+    )
 
 
 def read_lost(path: Path) -> list[list[str]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -279,6 +279,31 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, tensors
 
 
+class Made(NamedTuple):
+    """What detector.json says of the training; empty where it does not say."""
+
+    trained_on: tuple[str, ...]  # generators
+    selected_on: tuple[str, ...]  # those of validation rows alone
+    data: str
+
+
+def detector_facts(folder: str | Path) -> Made:
+    """How a saved detector was made; refuses a localiser, whose head maps what was changed, and what is none."""
+    folder = detector_folder(folder)
+    record, _ = _read(folder)
+    if record.get("head", {}).get("type") == "map":
+        raise Refusal(
+            f"{folder} is a localiser, and this measures detectors of whole images: recipes/localize.py measures maps "
+            f"on the test rows of its own run, and `adapt predict --detector {folder} --maps FOLDER` draws those of "
+            "other images"
+        )
+    facts = record.get("facts")
+    facts = facts if isinstance(facts, dict) else {}
+    names = [facts.get(key) for key in ("trained_on", "selected_on")]
+    trained, selected = (tuple(map(str, found)) if isinstance(found, list) else () for found in names)
+    return Made(trained, selected, str(facts.get("data", "")))
+
+
 def detector_digest(folder: str | Path) -> str:
     """SHA-256 (hex) over the files of a saved detector, its card aside: the same wherever the folder lies."""
     folder = detector_folder(folder)
@@ -290,7 +315,6 @@ def detector_digest(folder: str | Path) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-@torch.no_grad()
 def score(
     detector: Detector,
     manifest: Manifest,
@@ -310,18 +334,44 @@ def score(
     (rank, world) splits the rows over processes and `gather` joins their lists; results are placed by row number, so
     neither padding nor order can move a score. The whole manifest is asked where each generator was met in training.
     """
-    detector.eval()
     views = tuple(dict.fromkeys(views))
+    logits, reasons = logits_of(
+        detector, manifest, rows, views,
+        batch_size=batch_size, workers=workers, share=share, gather=gather, progress=progress, crops=crops,
+    )  # fmt: skip
+    return as_scores(manifest, rows, views, logits[:, :, :1], reasons)
+
+
+@torch.no_grad()
+def logits_of(
+    detector: Detector,
+    manifest: Manifest,
+    rows: np.ndarray,
+    views: tuple[str, ...],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+    gather: Callable[[list], list] = list,
+    progress: str | None = None,
+    crops: Kind = "1",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (rows, views, 1 + classes) float64, NaN where there is none, and the reasons (rows, views), "" for none.
+
+    The arguments are those of `score`, each view once; `classes_of_head` names the classes.
+    """
+    detector.eval()
+    classes = classes_of_head(detector)
     look = Crops(detector.backbone.preprocess, crops)
     images = Images(manifest, rows[share[0] :: share[1]], look, views, detector.descriptor)
     loader = DataLoader(
         images,
-        batch_size=max(1, batch_size // len(views)),
+        batch_size=images_at_once(views, batch_size),
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=heed_main_process,
     )
-    found: list[tuple[int, list[float], list[str]]] = []
+    found: list[tuple[int, list[list[float]], list[str]]] = []
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
     for items in loader:
@@ -329,15 +379,30 @@ def score(
         pixels = torch.cat([item.pixels for item in items])
         described = torch.cat([item.described for item in items]) if detector.descriptor else None
         features = detector.features(pixels, counts, max(batch_size, len(views)), described)
-        logits = detector.head(features).view(len(items), len(views))
-        found += [(item.row, line, item.reasons) for item, line in zip(items, logits.tolist(), strict=True)]
+        logits = detector.head(features)[:, None]
+        if classes and isinstance(detector.head, Probe | PriorHead):
+            logits = torch.cat([logits, detector.head.class_logits(features).to(logits)], dim=1)
+        lines = logits.view(len(items), len(views), 1 + len(classes)).tolist()
+        found += [(item.row, line, item.reasons) for item, line in zip(items, lines, strict=True)]
         progress_bar.update(len(items))
     progress_bar.close()
     by_row = {row: (line, reasons) for row, line, reasons in gather(found)}
-    logits = np.array([by_row[row][0] for row in rows], dtype=np.float64)
-    reasons = np.array([by_row[row][1] for row in rows], dtype=object)
-    logits[reasons != ""] = np.nan
-    return as_scores(manifest, rows, views, logits[:, :, None], reasons)
+    logits_found = np.array([by_row[row][0] for row in rows], dtype=np.float64)
+    logits_found = logits_found.reshape(len(rows), len(views), 1 + len(classes))
+    reasons = np.array([by_row[row][1] for row in rows], dtype=object).reshape(len(rows), len(views))
+    logits_found[reasons != ""] = np.nan
+    return logits_found, reasons
+
+
+def images_at_once(views: Sequence[str], batch_size: int = 64) -> int:
+    """Images of one batch of `logits_of`, each under all views."""
+    return max(1, batch_size // len(views))
+
+
+def classes_of_head(detector: Detector) -> tuple[str, ...]:
+    """The classes, real first, of a head that has more than two; else none."""
+    head = detector.head
+    return head.classes if isinstance(head, Probe | PriorHead) and len(head.classes) > 2 else ()
 
 
 def as_scores(

@@ -104,12 +104,14 @@ def evaluate(
     seed: int = 0,
     threshold: float | None = None,
     prevalence: float = PREVALENCE,
+    families_met: Collection[str] = (),
 ) -> list[Cell]:
     """Every metric of every (set, view, generator) and its aggregates, with intervals.
 
     `threshold` (a logit) replaces the one picked on the validation rows, for a detector whose threshold was frozen
-    elsewhere: no row stands behind its cell then. `prevalence`: the share of fakes that `ap` is for. Refuses a table
-    without test rows, and names that are the evaluator's own.
+    elsewhere: no row stands behind its cell then. `prevalence`: the share of fakes that `ap` is for. `families_met`:
+    those that training met without a generator among these rows. Refuses a table without test rows, and names that are
+    the evaluator's own.
     """
     test = _test_rows(scores)
     val = (scores["split"] == "val") & (scores["edit"] == "")
@@ -120,7 +122,8 @@ def evaluate(
     cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *behind)]
     if lost := int((val & ~scores.ok).sum()):
         cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
-    for key, found in replicate(test, threshold, resamples, seed, prevalence, unseen_kinds(scores)).items():
+    kinds = unseen_kinds(scores, families_met)
+    for key, found in replicate(test, threshold, resamples, seed, prevalence, kinds).items():
         for metric, values in found.values.items():
             low, high = interval_of(found, metric)
             value = float(values[0])

@@ -34,6 +34,8 @@ LOWER_IS_BETTER = ("ece", *ALARMS)
 # Gaps and cuts that are sought on the very rows they are measured on: they have a bias that leaving groups out does
 # not see, and no interval would cover them as often as it says.
 WITHOUT_INTERVAL = ("ece", "balanced_accuracy_oracle", *FALSE_ALARM_RATES)
+OF_ONE_DETECTOR = ("ap", "balanced_accuracy_oracle", *FALSE_ALARM_RATES)  # rank all images: n/a over folds
+OVERLAP = 2.0  # what the variance over groups is multiplied by where several detectors share training groups
 WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
 Item = TypeVar("Item", bound=Hashable)
 ALL = "all"  # in place of a set: over all sets
@@ -160,10 +162,12 @@ def measure_without(
     threshold: float,
     prevalence: float = PREVALENCE,
     only: Collection[str] = METRICS,
+    fold: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Some metrics of `METRICS`, of all rows and without each block of them: (n,), (n,), (n,) bool, (n,) -> (1 + b,).
 
     Those of `WITHOUT_INTERVAL` are (1,), of all rows. `measure` says what they are and would give the same numbers.
+    With `fold` (n,) int64 the rows are scored by several detectors: see folds.py for what becomes of each metric.
     """
     if not len(logit):
         return {name: np.full(1 if name in WITHOUT_INTERVAL else 1 + blocks, np.nan) for name in only}
@@ -174,20 +178,38 @@ def measure_without(
     n_fake, n_real = (sums_without(block[rows], blocks, every[rows]) for rows in (fake, ~fake))
     with np.errstate(divide="ignore", invalid="ignore"):
         for suffix, cut in (("", threshold), ("_at_0.5", 0.0)):
-            called = np.full(len(logit), np.nan) if np.isnan(cut) else (logit >= cut).astype(float)
+            reached = logit >= cut if fold is None or suffix == "" else p_fake >= 0.5
+            called = np.full(len(logit), np.nan) if np.isnan(cut) else reached.astype(float)
             hit, alarm = (sums_without(block[rows], blocks, called[rows]) for rows in (fake, ~fake))
             recall, false_alarm = hit / n_fake, alarm / n_real
             found |= {f"recall{suffix}": recall, f"false_alarm{suffix}": false_alarm}
             found[f"balanced_accuracy{suffix}"] = 0.5 * (recall + 1 - false_alarm)
     if "auc" in only:
-        found["auc"] = auc_without(logit, fake, block, blocks)
+        found["auc"] = auc_without(logit, fake, block, blocks, fold)
     if "ap" in only:
         found["ap"] = _ap_without(logit, fake, block, blocks, prevalence)
+    for name in OF_ONE_DETECTOR if fold is not None else ():
+        if name in only:
+            found[name] = np.full_like(found[name], np.nan)
     return {name: found[name] for name in only}
 
 
-def auc_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> np.ndarray:
+def auc_without(
+    logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, fold: np.ndarray | None = None
+) -> np.ndarray:
     """AUC of logits (n,) of all rows, then without each block: (1 + b,); NaN where a class is absent.
+
+    With `fold` (n,) only pairs of one fold count: the mean of the folds' AUCs by their numbers of pairs.
+    """
+    places = [np.arange(len(logit))] if fold is None else [np.flatnonzero(fold == k) for k in np.unique(fold)]
+    pairs = [_wrong_pairs(logit[rows], fake[rows], block[rows], blocks) for rows in places]
+    wrong, every = (np.sum(counts, axis=0) for counts in zip(*pairs, strict=True)) if pairs else (np.nan, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(every == 0, np.nan, 1 - 0.5 * wrong / every)
+
+
+def _wrong_pairs(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Twice the pairs that are the wrong way round, ties once, and all pairs: of all rows, then without each block.
 
     Of all pairs that are the wrong way round, a block takes away those of its fakes with any real and of its reals
     with any fake, of which those inside the block were counted twice.
@@ -207,8 +229,7 @@ def auc_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: 
         lost = np.bincount(block[fake], over_fake, blocks) + np.bincount(block[~fake], under_real, blocks)
         wrong[1:] -= lost - inside
     n_fake, n_real = (sums_without(block[rows], blocks, np.ones(rows.sum())) for rows in (fake, ~fake))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((n_fake == 0) | (n_real == 0), np.nan, 1 - 0.5 * wrong / (n_fake * n_real))
+    return wrong, n_fake * n_real
 
 
 def _ap_without(logit: np.ndarray, fake: np.ndarray, block: np.ndarray, blocks: int, prevalence: float) -> np.ndarray:
@@ -275,15 +296,15 @@ def interval_of(found: Replicates, metric: str) -> Interval:
     return share_interval(found.values[metric], found.groups)
 
 
-def unseen_kinds(scores: Scores) -> dict[str, str]:
+def unseen_kinds(scores: Scores, families_met: Collection[str] = ()) -> dict[str, str]:
     """What is unseen of each generator that neither training nor selection met: `generator` alone, or `family` too.
 
-    A family is seen if training or selection met one of its generators, as far as the rows of all splits show it.
-    Generators of an unknown family are in neither.
+    A family is seen if training or selection met one of its generators, as far as the rows of all splits show it, or
+    if it is one of `families_met`. Generators of an unknown family are in neither.
     """
     of = dict(zip(scores["generator"], zip(scores["family"], scores["seen"], strict=True), strict=True))
     known = {name: pair for name, pair in of.items() if name != "real" and pair[0] not in UNKNOWN_FAMILIES}
-    met = {family for family, seen in known.values() if seen}
+    met = {family for family, seen in known.values() if seen} | set(families_met)
     return {name: "generator" if family in met else "family" for name, (family, seen) in known.items() if not seen}
 
 
@@ -309,6 +330,7 @@ def replicate(
     block_of = np.zeros(dealt.groups, dtype=np.int32)
     block_of[dealt.group] = dealt.block
     grouped = {label: fake & np.isin(test["seen"], MEANS[mean]) for label, mean in GROUPED.items()}
+    fold = test.folds
 
     def cell(
         rows: np.ndarray, own: np.ndarray | None = None, seen: str = "", only: Collection[str] = METRICS
@@ -319,10 +341,13 @@ def replicate(
         values = measure_without(
             *(test["logit"][used], test["p_fake"][used], real_or_fake, dealt.block[used]),
             *(dealt.blocks, threshold, prevalence, [name for name in only if name in metrics]),
+            None if fold is None else fold[used],
         )
         lost = 0 if own is None else int((own & ~ok).sum())
         classes = [dealt.group[used[which]] for which in (real_or_fake, ~real_or_fake) if which.any()]
         groups = min((len(np.unique(of_class)) for of_class in classes), default=0)
+        if fold is not None:
+            values = {metric: _spread(of_metric) for metric, of_metric in values.items()}
         return Replicates(values, int((~real_or_fake).sum()), int(real_or_fake.sum()), groups, seen, lost)
 
     def inside(rows: np.ndarray) -> Replicates | None:
@@ -337,6 +362,7 @@ def replicate(
                 metric: sums_without(block_of[groups], dealt.blocks, each) / np.where(number, number, np.nan)
                 for metric, each in found.items()
             }
+        values = values if fold is None else {metric: _spread(each) for metric, each in values.items()}
         held = np.zeros(dealt.groups, dtype=bool)
         held[groups] = True
         both = fake[used[held[dealt.group[used]]]]
@@ -376,6 +402,15 @@ def replicate(
             if groups := known or inside(rows & (fakes | plain)):
                 out[name, view, label] = groups
     return out
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """Values (1 + b,) whose jackknife variance is `OVERLAP` times as large."""
+    known = ~np.isnan(values[1:])
+    if not known.any():
+        return values
+    middle = values[1:][known].mean()
+    return np.concatenate([values[:1], middle + np.sqrt(OVERLAP) * (values[1:] - middle)])
 
 
 def _aggregates(

@@ -36,7 +36,7 @@ def samples(scores: Scores) -> list[Sample]:
     test = scores.select((scores["split"] == "test") & scores.ok)
     (_, of_set), (names, group) = numbered(test["set"]), numbered(test["group"])
     group = of_set * len(names) + group  # a name may serve in two sets
-    plain, fake = ~test.fake & (test["edit"] == ""), test.fake
+    plain, fake, fold = ~test.fake & (test["edit"] == ""), test.fake, test.folds
     kinds = {
         "real": plain,
         "seen fakes": fake & (test["seen"] == "train"),
@@ -49,7 +49,8 @@ def samples(scores: Scores) -> list[Sample]:
         counts = {what: (int((rows & here).sum()), len(np.unique(group[rows & here]))) for what, rows in kinds.items()}
         used = here & (plain | (fake & (test["seen"] != "val")))
         by_group, by_image = (
-            auc_error(test["logit"][used], fake[used], units) for units in (group[used], np.arange(used.sum()))
+            auc_error(test["logit"][used], fake[used], units, None if fold is None else fold[used])
+            for units in (group[used], np.arange(used.sum()))
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = float(np.divide(by_group, by_image)) if by_image > 0 else float("nan")
@@ -58,12 +59,12 @@ def samples(scores: Scores) -> list[Sample]:
     return out
 
 
-def auc_error(logit: np.ndarray, fake: np.ndarray, unit: np.ndarray) -> float:
+def auc_error(logit: np.ndarray, fake: np.ndarray, unit: np.ndarray, fold: np.ndarray | None = None) -> float:
     """Standard error of the AUC of logits (n,), fakes (n,) bool, from leaving out each unit (n,) of rows in turn.
 
-    NaN where a class is missing, or is all in one unit.
+    `fold` as in `auc_without`. NaN where a class is missing, or is all in one unit.
     """
     if not fake.any() or fake.all():
         return float("nan")
     names, unit = np.unique(unit, return_inverse=True)
-    return standard_error(auc_without(logit, fake, unit, len(names)))
+    return standard_error(auc_without(logit, fake, unit, len(names), fold))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TEXT = ("path", "group", "generator", "family", "split", "set", "edit", "seen", "view", "status")
 NUMBERS = ("logit", "p_fake")
+FOLD = "fold"  # text column of tables that hold the scores of several detectors, each of other images: folds.py
 PIECE = 100_000  # rows of CSV that are held as text at once
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
 NOTHING = ("", "None", "nan", "<NA>")  # what an empty cell of some library's table reads like
@@ -44,11 +45,12 @@ class Scores:
     view (default none); status: "ok" or "unreadable: reason".
     Numbers (float64): logit (> 0 speaks for fake) and p_fake in 0..1, of which one may be left out: it
     follows from the other through the logistic function; any `logit_<family>`. An unreadable row has NaN for
-    both. Other columns are left behind.
+    both. Other columns are left behind, but `fold`: which of several detectors scored the row. Then logits are those
+    above its own threshold, p_fake is its own, and images of two folds are never ranked against each other.
 
     Refuses a missing column, a logit that is not finite under status ok, a score under another status, p_fake
     outside 0..1, an unknown split, a (path, view) twice, a fake with an `edit`, and contradictions: a path
-    with two generators, groups, splits, sets or edits, a group in two splits, a generator with two `seen`.
+    with two generators, groups, splits, sets or edits, a group in two splits or folds, a generator with two `seen`.
     """
 
     columns: dict[str, np.ndarray]
@@ -73,6 +75,11 @@ class Scores:
     def ok(self) -> np.ndarray:
         """(n,) bool: the row has a score."""
         return self["status"] == "ok"
+
+    @property
+    def folds(self) -> np.ndarray | None:
+        """(n,) int64: the number of each row's fold; None of a table of one detector."""
+        return numbered(self[FOLD])[1] if FOLD in self.columns else None
 
     def select(self, rows: np.ndarray) -> "Scores":
         """The rows of a boolean mask or an array of indices, in that order."""
@@ -135,7 +142,7 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
             raise Refusal(f"scores lack the column {column!r}: add it (found: {', '.join(given)})")
     if "logit" not in given and "p_fake" not in given:
         raise Refusal(f"scores need a column 'logit' or 'p_fake' (found: {', '.join(given)})")
-    given = {name: given[name] for name in given if name in TEXT or _is_number(name)}
+    given = {name: given[name] for name in given if name in (*TEXT, FOLD) or _is_number(name)}
     n = len(given["path"])
     for name, values in given.items():
         if len(values) != n:
@@ -146,7 +153,9 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
         columns[name] = _texts(values, DEFAULTS.get(name, ""))
     columns["group"] = np.where(columns["group"] == "", columns["path"], columns["group"])
     columns["seen"][columns["generator"] == "real"] = "train"
-    columns |= {name: _numbers(name, values) for name, values in given.items() if name not in TEXT}
+    columns |= {name: _numbers(name, values) for name, values in given.items() if name not in (*TEXT, FOLD)}
+    if FOLD in given:
+        columns[FOLD] = _texts(given[FOLD], "")
     if "logit" not in given:
         columns["logit"] = _logit(columns["p_fake"])
     if "p_fake" not in given:
@@ -236,7 +245,10 @@ def _check(columns: dict[str, np.ndarray]) -> None:
         row = int(np.setdiff1d(np.arange(len(ok)), first)[0])
         path, view = columns["path"][row], columns["view"][row]
         raise Refusal(f"{path!r} stands twice under view {view!r}: keep one score a (path, view)")
-    for key, value in ONE_VALUE:
+    if FOLD in columns:
+        numbers[FOLD] = numbered(columns[FOLD])
+        refuse_any(columns[FOLD] == "", "have no fold though others have: name the fold of every row")
+    for key, value in (*ONE_VALUE, *([("group", FOLD)] if FOLD in columns else [])):
         of_key, first = _pairs(numbers[key], numbers[value])
         if (twice := np.flatnonzero(np.bincount(of_key) > 1)).size:
             found = [columns[value][row] for row in first[of_key == twice[0]][:2]]

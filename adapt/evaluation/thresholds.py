@@ -65,8 +65,11 @@ def pick_threshold(scores: Scores) -> float:
 
     Sets weigh equally, and in a set generators; processed reals are left out. Among equally good cuts the widest
     gap between two neighbouring logits wins, and the threshold is its middle. If no cut beats 0.5 nothing is
-    called fake; without validation rows of both classes it is NaN.
+    called fake; without validation rows of both classes it is NaN. In a table of folds logits are those above each
+    fold's own threshold already: it is 0.
     """
+    if scores.folds is not None:
+        return 0.0
     val = unedited_validation(scores)
     if val.fake.all() or not val.fake.any():
         return float("nan")

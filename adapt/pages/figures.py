@@ -37,15 +37,18 @@ def write_figures(
 ) -> list[Path]:
     """Write all figures as PNG, 150 dots per inch, into `folder`; returns their paths.
 
+    Without fakes, or without photographs, only the histograms: there is nothing to draw in the others. Scores of
+    several folds have no ROC curve, which would rank images of two detectors.
     With `attribution` also `confusion_<view>` for each view; what does not suit a file's name becomes `_`.
     """
-    figures = {
-        "auc_per_view": auc_per_view(cells),
-        "auc_per_generator": auc_per_generator(cells),
-        "roc": roc(scores),
-        "reliability": reliability(scores),
-        "score_histograms": score_histograms(scores, cells),
-    }
+    figures = {"score_histograms": score_histograms(scores, cells)}
+    if any(cell.metric == "auc" and cell.value == cell.value for cell in cells):
+        figures |= {
+            "auc_per_view": auc_per_view(cells),
+            "auc_per_generator": auc_per_generator(cells),
+            **({"roc": roc(scores)} if scores.folds is None else {}),
+            "reliability": reliability(scores),
+        }
     if attribution:
         for view in distinct(rate.view for rate in attribution.rates):
             name = "confusion_" + re.sub(r"[^\w.+-]", "_", view, flags=re.ASCII)[:80]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.jackknife import FEWEST_GENERATORS
@@ -18,6 +18,7 @@ from adapt.pages.markdown_page import page
 from adapt.text import escape_markdown, plain
 
 COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake", "groups")
+COMPARISON = (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:9])  # columns of comparison.csv
 COMPARED = ("auc", "balanced_accuracy", "real_first")  # on the page; the CSV file has every metric
 MET = {"train": "training", "val": "validation only", "": "never"}
 HOW_TO_READ = """\
@@ -27,10 +28,13 @@ above a real image; 0.5 is guessing. Each generator is compared with the unedite
 same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
 {threshold}
 False alarms: share of real images called fake. Worst: its interval knows that it is the lowest of several."""
-THRESHOLDS = {  # where the threshold is from
+Origin = Literal["picked", "given", "none", "frozen", "folds"]
+THRESHOLDS: dict[Origin, str] = {  # where the threshold is from
     "picked": "One threshold, frozen on validation images, serves all views.",
     "given": "One threshold, given and not picked on validation images of these scores, serves all views.",
     "none": "Without validation images of both classes there is no threshold.",
+    "frozen": "One threshold, frozen when the detector was trained, serves all views.",
+    "folds": "Each fold has its own threshold, frozen on its own validation images; one serves all views.",
 }
 ABOUT_METRICS = """\
 `_at_0.5`: at p = 0.5 instead. `_oracle`: at the best threshold of the test rows themselves, an upper bound.
@@ -131,9 +135,11 @@ def write_tables(
     attribution: Attribution | None = None,
     behind: Sequence[Sample] = (),
     prevalence: float = PREVALENCE,
+    origin: Origin | None = None,
 ) -> None:
     """Write metrics.csv and table.md into `folder`; `behind` are the samples that stand behind the numbers.
 
+    `origin` says where the threshold is from; None: as the cells say.
     With `controls` also controls.csv, with `differences` comparison.csv, with `attribution` attribution.csv and
     confusion.csv. `read_back.py` reads them.
     """
@@ -142,12 +148,12 @@ def write_tables(
     if controls:
         write_rows(folder / "controls.csv", [field.name for field in fields(Control)], controls)
     if differences:
-        write_rows(folder / "comparison.csv", (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:9]), differences)
+        write_rows(folder / "comparison.csv", COMPARISON, differences)
     if attribution is not None:
         rates = ("view", "label", "metric", "value", "low", "high", "n")
         write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
         write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
-    page = markdown(cells, provenance, controls, differences, sections, attribution, behind, prevalence)
+    page = markdown(cells, provenance, controls, differences, sections, attribution, behind, prevalence, origin)
     write_text(folder / "table.md", page)
 
 
@@ -245,20 +251,23 @@ def markdown(
     attribution: Attribution | None = None,
     behind: Sequence[Sample] = (),
     prevalence: float = PREVALENCE,
+    origin: Origin | None = None,
 ) -> str:
     """The page: how to read it, headline, samples, metrics, generators, processed reals, sections, provenance."""
     embedded = any(cell.set == "embedded" for cell in cells)
-    how = HOW_TO_READ.format(threshold=THRESHOLDS[_origin(cells)])
+    origin = origin or _origin(cells)
+    how = HOW_TO_READ.format(threshold=THRESHOLDS[origin])
     parts = [how, "## Headline", grid(headline(cells))]
     parts.append("Balanced accuracy: mean over all generators, at the threshold.")
     parts += [*(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)), *_unseen(cells), *_behind(behind)]
-    parts += _metrics(cells, prevalence) + _generators(cells) + _weakest(cells) + _within(cells) + _processed(cells)
+    parts += [*_metrics(cells, prevalence, origin), *_generators(cells), *_weakest(cells), *_within(cells)]
+    parts += _processed(cells)
     parts += [*_controls(cells, controls), *_differences(differences), *sections]
     parts += (_attribution(attribution) if attribution else []) + _missing(cells)
     return page("Results", parts, provenance or {"provenance": "none given"}, embedded=embedded)
 
 
-def _origin(cells: Sequence[Cell]) -> str:
+def _origin(cells: Sequence[Cell]) -> Origin:
     """Where the threshold is from, a key of `THRESHOLDS`: no row stands behind one that was given."""
     threshold = index(cells)[ALL, ALL, "pooled:val", "threshold"]
     if threshold.value != threshold.value:
@@ -296,7 +305,7 @@ def _guesses(cells: Sequence[Cell]) -> list[str]:
     reals = [
         c.n_real for c in cells if c.metric == "auc" and c.n_fake and c.n_real and not c.generator.startswith(PREFIXES)
     ]
-    if not reals:
+    if not reals or not any(c.metric in FALSE_ALARM_RATES and c.value == c.value for c in cells):
         return []
     return [
         f"**{name} is at most a guess here**: it takes {FEWEST_ERRORS / rate:.0f} real images, here are {min(reals)}."
@@ -322,19 +331,21 @@ def _unseen(cells: Sequence[Cell]) -> list[str]:
     return [title, grid([list(UNSEEN_HEADLINE), *rows]), about]
 
 
-def _metrics(cells: Sequence[Cell], prevalence: float) -> list[str]:
+def _metrics(cells: Sequence[Cell], prevalence: float, origin: Origin) -> list[str]:
     at, views = index(cells), views_of(cells)
     rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
     threshold = at[ALL, ALL, "pooled:val", "threshold"]
     rests_on = f"{threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
     few = threshold.n_real < FEWEST_REALS * len(views)  # each image has a row a view
     guess = f"**a guess** (fewer than {FEWEST_REALS} validation photographs), " if few else ""
-    origin = {
+    about_threshold = {
         "picked": f"logit {show(threshold)}, {guess}from {rests_on}",
         "given": f"logit {show(threshold)}, given (by --threshold), not picked on these rows",
         "none": f"none, for there are {rests_on}; give one with --threshold",
-    }[_origin(cells)]
-    about = f"Threshold: {origin}. {ABOUT_METRICS.format(prevalence=prevalence)}"
+        "frozen": f"logit {show(threshold)}, frozen when the detector was trained, not picked on these rows",
+        "folds": "that of each fold; logits are those above it, so it stands at 0",
+    }[origin]
+    about = f"Threshold: {about_threshold}. {ABOUT_METRICS.format(prevalence=prevalence)}"
     table = grid([["metric", *views], *rows])
     return ["## All metrics, mean over all generators", table, about, *_guesses(cells)]
 

@@ -279,13 +279,13 @@ def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRe
     """provenance.json of a page made from finished runs: of the first one, with the seconds of all.
 
     Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ, and
-    the data of runs that leave other generators out.
+    the data of runs that leave other generators out or have another fold as their test.
     """
     records = [run.record(root) for run in runs]
     first = records[0]
     like: dict[object, tuple[PlannedRun, RunRecord]] = {}
     for run, record in zip(runs, records, strict=True):
-        same_rows = like.setdefault(run.flags.get("leave_out", ()), (run, record))
+        same_rows = like.setdefault((run.flags.get("leave_out", ()), run.flags.get("fold")), (run, record))
         for part, (other, of_other) in (("data", same_rows), ("base", (runs[0], first))):
             if _but_layer(record["identity"][part]) != _but_layer(of_other["identity"][part]):
                 raise Refusal(f"{root}: {run.name} and {other.name} have different {part}: delete the older one")
@@ -316,5 +316,10 @@ def write_sweep(
     write_text(root / "config.yaml", dump(config))
     write_page(root / "table.md", "Results", parts, shown(record), embedded=embedded)
     if not missing:
-        write_text(root / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_record(root, record)
     print(f"\n{sections[0]}\n\ntable        {root / 'table.md'}")
+
+
+def write_record(root: Path, record: RunRecord) -> None:
+    """provenance.json of a sweep: the mark that it is complete."""
+    write_text(root / "provenance.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -18,7 +18,16 @@ from adapt.number_table import write_table
 from adapt.pages.drawing import save_png
 from adapt.pages.markdown_page import picture, write_page
 from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
-from adapt.training.report import GIVEN, describe, places, save_detector, shown, trained_on, validation_score
+from adapt.training.report import (
+    GIVEN,
+    describe,
+    places,
+    save_detector,
+    selected_on,
+    shown,
+    trained_on,
+    validation_score,
+)
 from adapt.training.run import Run
 from adapt.training.scored import unfinished
 
@@ -162,7 +171,7 @@ def finish(
     if detector is not None and best is not None:
         detector.freeze(best.scores)
         best.scores.write(run.folder / "scores.parquet")
-        of_detector = record | {"trained_on": trained_on(rows)}
+        of_detector = record | {"trained_on": trained_on(rows)} | selected_on(rows)
         save_detector(run, detector, of_detector, facts, train_views)
     if len(study.cells) == 1:
         study.latest.write(run.folder / "scores.parquet")

@@ -10,6 +10,7 @@ import numpy as np
 
 from adapt.audit.metadata import metadata_logits
 from adapt.audit.record import finding_of
+from adapt.data.folds import of_fold
 from adapt.data.images import Unreadable, read_image
 from adapt.data.jpeg import Trains, with_sample_views
 from adapt.data.manifest import Manifest, require_files
@@ -27,6 +28,7 @@ from adapt.evaluation.promises import keep
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores, comparisons
 from adapt.evaluation.side_by_side import reached
+from adapt.flags import Folds
 from adapt.number_table import write_rows
 from adapt.pages import figures as draw
 from adapt.pages.figures import write_figures
@@ -65,6 +67,8 @@ def open_run(config: R, **identity: object) -> tuple[R, Run, Manifest] | None:
     rows = read_manifests(config.manifest)
     if not getattr(config, "cached_only", False):  # features in the cache need no image
         require_files(rows)
+    if isinstance(config, Folds) and config.folds and config.fold:
+        rows = of_fold(rows, config.folds, config.fold, config.seed)
     require_classes(rows)
     return config, run, rows
 
@@ -76,7 +80,8 @@ def require_classes(rows: Manifest) -> None:
         if not len(fake) or fake.all() or not fake.any():
             raise Refusal(
                 f"split {split!r} has {(~fake).sum()} real and {fake.sum()} fake rows: a run trains on train, "
-                "picks epoch and threshold on val, and reports test; each needs both (split whole groups)"
+                "picks epoch and threshold on val, and reports test; each needs both (split whole groups; or "
+                "cross-validate a small set: --folds 5 of linear_probe.py, tip_adapter.py, color_fusion.py or lora.py)"
             )
     if not (audit := finding_of(rows)).startswith("clean") and os.environ.get("RANK", "0") == "0":
         print(f"audit: {audit}", file=sys.stderr)
@@ -217,7 +222,9 @@ def keep_scores(
 
     `report` calls it. A recipe that has more to compute for its page than the scores calls it first, too.
     """
-    record = cast("RunRecord", run.record(**facts, trained_on=trained_on(rows), data=describe(rows)))
+    record = cast(
+        "RunRecord", run.record(**facts, trained_on=trained_on(rows), **selected_on(rows), data=describe(rows))
+    )
     scores.write(run.folder / "scores.parquet")
     save_detector(run, detector, record, facts, train_views)
     return record
@@ -284,12 +291,19 @@ def save_detector(
 ) -> None:
     """Save the detector in the run's folder, with these `facts` of the record."""
     kept = {key: record[key] for key in ("command", "revision", "trained_on", "data", *facts)}
+    kept |= {key: record[key] for key in ("selected_on",) if key in record}
     detector.save(run.folder / "detector", kept | {"train_views": " ".join(train_views)})
 
 
 def trained_on(rows: Manifest) -> list[str]:
     """Names of the generators in the training rows, `real` among them."""
     return sorted(set(rows["generator"][rows["split"] == "train"]))
+
+
+def selected_on(rows: Manifest) -> dict[str, list[str]]:
+    """A fact of the record where there are any: generators of validation rows that training does not have."""
+    names = sorted(set(rows["generator"][rows["split"] == "val"]) - {"real", *trained_on(rows)})
+    return {"selected_on": names} if names else {}
 
 
 def show_finished(run: Run) -> None:

@@ -214,6 +214,44 @@ def test_folders(tmp_path) -> None:
     assert lost(path) == [("stray.png", "no-generator-folder")]
 
 
+def test_a_drawn_split_without_a_class_is_refused_and_what_each_got_is_said(tmp_path, capsys) -> None:
+    make(tmp_path, *(f"{kind}/{i}.png" for kind in ("real", "sd") for i in range(5)))
+    name = os.path.basename(tmp_path)  # noqa: PTH119
+    got = {"train": [0, 0], "val": [0, 0], "test": [0, 0]}
+    for fake, kind in enumerate(("real", "sd")):
+        for i in range(5):
+            place = share(f"{name}/{kind}/{i}.png")
+            got["test" if place < 0.25 else "val" if place < 0.4 else "train"][fake] += 1
+    empty = [split for fake in (0, 1) for split in got if not got[split][fake]]
+    if empty:  # by the name of the folder, whose hash draws the splits; nearly always
+        with pytest.raises(
+            Refusal, match=f"split '{empty[0]}' got none of the 5 groups with .*--split train and cross-"
+        ):
+            prepare.main(folders.Source(folder=tmp_path))
+        assert not (tmp_path / "manifest.csv").exists()
+    said = capsys.readouterr().out
+    for split, (reals, fakes) in got.items():
+        assert not empty or f"| {split} | {reals + fakes} | {reals} | {fakes} |" in said
+    prepare.main(folders.Source(folder=tmp_path, split="train"))  # the remedy
+    said = capsys.readouterr().out
+    assert "| train | 10 | 5 | 5 |" in said and "| test | 0 | 0 | 0 |" in said
+    assert "10 groups are few (below 200)" in said and "--folds 5" in said
+    assert set(Manifest.read(tmp_path / "manifest.csv")["split"]) == {"train"}
+
+
+def test_splits_of_the_layout_and_large_sets_are_left_alone(tmp_path, capsys) -> None:
+    make(tmp_path / "a", "train/real/1.png", "train/sd/1.png", "test/real/1.png", "test/sd/2.png")
+    prepare.main(folders.Source(folder=tmp_path / "a"))
+    assert (tmp_path / "a/manifest.csv").is_file()
+    make(tmp_path / "b", *(f"{kind}/{i}.png" for kind in ("real", "sd") for i in range(100)))
+    capsys.readouterr()
+    prepare.main(folders.Source(folder=tmp_path / "b"))
+    assert "are few" not in capsys.readouterr().out
+    make(tmp_path / "c", *(f"{kind}/{i}.png" for kind in ("real", "sd") for i in range(3)))
+    prepare.main(folders.Source(folder=tmp_path / "c", split="test"))  # a set for the test alone
+    assert "are few" not in capsys.readouterr().out
+
+
 def test_matched_folders_are_groups_by_name(tmp_path) -> None:
     make(tmp_path, "real/1.png", "real/2.png", "real/x/1.png", "sd/1.webp", "sd/2.png", "mj/x/1.png", "mj/7.png")
     path = folders.Source(folder=tmp_path, matched=True, set="m", test=0.5).prepare()
