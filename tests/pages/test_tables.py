@@ -116,10 +116,10 @@ def test_numbers_on_the_page_are_the_rounded_numbers_of_the_csv_file(tmp_path, c
         ["flux", "never"],
         ["sdxl", "validation only"],
     ]
-    for generator, _, *found, n_real, n_fake in table[1:]:
+    for generator, _, *found, n_real, n_fake, groups in table[1:]:
         assert found == [shown("s", view, generator, "auc") for view in ("none", "qf40")]
         first = at["s", "none", generator, "auc"]
-        assert (n_real, n_fake) == (first["n_real"], first["n_fake"])
+        assert (n_real, n_fake, groups) == (first["n_real"], first["n_fake"], first["groups"])
     for label, name in (("none", "real"), ("blur", "edit:blur"), ("all", "edit:all")):
         row = next(row for row in section(page, "False alarms on processed") if row[0] == label)
         assert row[1:] == [shown("all", view, name, "false_alarm") for view in ("none", "qf40")]
