@@ -51,12 +51,13 @@ class Config(Rows, Intervals):
         ""  # backbone whose features also find copies, crops among them; see adapt/models/towers/backbones.py
     )
     similarity: float = 0.98  # cosine of these features from which two pictures count as the same
+    pixels: int = 2000  # images whose pixels are measured, about: an equal share of each generator; 0: none
     processes: int = 1  # processes that decode images
 
     def __post_init__(self) -> None:
         at_least(1, self, "processes")
         at_least(2, self, "resamples")  # one block says nothing of chance
-        at_least(0, self, "seed", "similarity")
+        at_least(0, self, "seed", "similarity", "pixels")
 
 
 def main(cfg: Config) -> None:
@@ -65,7 +66,7 @@ def main(cfg: Config) -> None:
     from adapt import provenance
     from adapt.audit.duplicates import twins
     from adapt.audit.record import keep_finding
-    from adapt.audit.shortcuts import UNSURE, balance, examine, figure, remedies, shortcuts
+    from adapt.audit.shortcuts import TRACE, balance, examine, fails, figure, place_of_mark, remedies, shortcuts
     from adapt.embedded import read_manifests
     from adapt.files import write_text
     from adapt.number_table import write_table
@@ -76,12 +77,12 @@ def main(cfg: Config) -> None:
 
     started, revision = time.monotonic(), provenance.revision()
     rows = read_manifests(cfg.manifest)
-    facts = examine(rows, cfg.processes)
+    facts = examine(rows, cfg.processes, cfg.pixels, cfg.seed)
     cells, findings = shortcuts(rows, facts, cfg.resamples, cfg.seed, cfg.allow)
     vectors = embed(rows, cfg.embedding) if cfg.embedding else None
     pairs = twins(rows, facts.pixels, facts.hashes, vectors=vectors, least=cfg.similarity)
-    todo = remedies(cells, findings, pairs)
-    clean = not {"SHORTCUT", UNSURE} & set(findings.values()) and not pairs
+    todo = remedies(cells, findings, pairs, place_of_mark(rows, facts, cells))
+    clean = not fails(findings) and not pairs
 
     table = factor_table(cells, findings)
     lost = [(path, reason) for path, reason in zip(rows["path"], facts.reason, strict=True) if reason]
@@ -98,7 +99,7 @@ def main(cfg: Config) -> None:
     listed = "\n".join(f"- {escape_markdown(path)}: {reason}" for path, reason in lost[:SHOWN])
     sections += ["## Unreadable files", *([reasons, listed] if lost else ["None."])]
     record: dict[str, object] = {"command": provenance.command(), "revision": revision, "digest": rows.digest}
-    record |= {"images": len(rows)}
+    record |= {"images": len(rows), "measured in pixels": 0 if facts.sample is None else len(facts.sample.rows)}
     record |= {"seconds": round(time.monotonic() - started, 1), "date": time.strftime("%Y-%m-%d", time.gmtime())}
     record |= {"seed": cfg.seed, "hardware": provenance.hardware(), "versions": provenance.versions()}
 
@@ -109,7 +110,8 @@ def main(cfg: Config) -> None:
     save_png(figure(cells, findings), cfg.output_dir / "figures" / "shortcuts.png")
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record |= {"clean": clean, "unreadable": lost, "identity": as_dict(cfg)}
-    keep_finding(rows, [line for line in todo if "(allowed)" not in line] if not clean else [])
+    faults = [line for line in todo if "(allowed)" not in line and not line.startswith(TRACE)]
+    keep_finding(rows, faults if not clean else [])
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=True) + "\n")
     print("\n\n".join([grid(table), "\n".join(todo), f"{cfg.output_dir / 'table.md'}: the page"]))
     if not clean:
