@@ -15,6 +15,7 @@ NEVER = 101.0  # the past quality of what shows no compression: above every real
 BIN, REACH = 0.125, 96  # width of a histogram's bins and the largest coefficient that is counted
 NOISE, STRAY = 0.42, 0.1  # deviation of a coefficient from its multiple after rounding to 8 bits; share of others
 FEWEST = 8  # nats of evidence for a quality, below which an image counts as never compressed
+SURE = 4  # standard errors, across and down, from which a grid is seen
 PHASES = 3  # of 64, whose coefficients are looked at closely
 BLOCKS, FEW_BLOCKS = 4096, 64  # that are transformed at most, of those phases and of each of the 64
 
@@ -22,7 +23,8 @@ BLOCKS, FEW_BLOCKS = 4096, 64  # that are transformed at most, of those phases a
 class Compressed(NamedTuple):
     """Traces of one image. Phases are 0 to 7: the column or row, modulo 8, at which a block begins; -1: no grid."""
 
-    step: float  # mean difference across the strongest column (row) phase beyond the next one, over the mean of all
+    step: float  # mean difference across the strongest column (row) phase beyond the next one, over the mean of all;
+    # 0 where it is not surely there: how far an uncertain one strays says how noisy a picture is, nothing of a grid
     column: float
     row: float
     quality: float  # 1 to 100, of the nearest IJG tables; `NEVER`: none
@@ -37,11 +39,10 @@ def compression(rgb: np.ndarray) -> Compressed:
     steps = [_step(profile) for profile in (across, down)]
     candidates = {(0, 0), (_strongest(across), _strongest(down)), *_emptiest(luma_or_nan)}
     evidence, quality, (column, row) = max((*_quality(luma_or_nan, *phases), phases) for phases in candidates)
-    found = evidence >= FEWEST
+    found, seen = evidence >= FEWEST, min(excess for _, excess in steps) > SURE
     if not found:
-        seen = min(excess for _, excess in steps) > 4  # standard errors, of both directions
         column, row = (_strongest(across), _strongest(down)) if seen else (-1, -1)
-    return Compressed(sum(size for size, _ in steps) / 2, column, row, quality if found else NEVER)
+    return Compressed(sum(size for size, _ in steps) / 2 if seen else 0.0, column, row, quality if found else NEVER)
 
 
 def _profile(luma: np.ndarray) -> np.ndarray:

@@ -30,8 +30,10 @@ TRACES = {
 FIXED, THUMBNAIL = "fixed pattern", "thumbnail"  # faults too, told by `adapt.audit.probes`
 SIDE = 512  # px of the middle that is measured at most
 THUMB = 32  # px
+GAPS = 0.03  # share of empty levels, below which a drawing or a sky may have them by itself
 LEAST = 40  # images of a generator that are measured
 CORNER, WHOLE, BLUR = 24, 48, 5  # px: of each corner, of the whole picture made small, of the mean that is taken off
+IN_CORNERS = 4 * CORNER * CORNER * 3  # entries of `Seen.places` that are about the corners: the first ones
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _histogram(rgb: np.ndarray) -> dict[str, float]:
     beside = np.lib.stride_tricks.sliding_window_view(padded, 9, axis=1).sum(axis=2) - counts
     told = beside >= 32 * 8
     gaps = float((counts < 0.05 * beside / 8)[told].mean()) if told.any() else 0.0
+    gaps = gaps if gaps > GAPS else 0.0
     return {"at_0": float((rgb == 0).mean()), "at_255": float((rgb == 255).mean()), "empty_levels": gaps}
 
 
@@ -164,9 +167,11 @@ def resampling(luma: np.ndarray) -> tuple[float, float]:
 
     The mean size of the second difference repeats with the period of an enlargement (Gallagher 2005,
     doi:10.1109/CRV.2005.66). The first number is the logarithm of the highest peak of its spectrum over the median;
-    the frequency is 0 where no peak stands out. 1/8 and 3/8 are left to the blocking grid. Shrinking leaves no peak, nor
-    does a symmetrical enlargement by exactly 2, whose two phases are mirror images: see the factor sharpness.
+    the frequency is 0 where no peak stands out. 1/8 and 3/8 are left to the blocking grid. Shrinking leaves no peak,
+    nor does a symmetrical enlargement by exactly 2, whose two phases are mirror images: see the factor sharpness.
     """
+    if luma.shape[1] < 48:
+        return 0.0, 0.0  # too few columns for a spectrum
     second = np.abs(2 * luma[:, 1:-1] - luma[:, :-2] - luma[:, 2:])
     mean = np.minimum(second, 4 * second.mean() + 1e-3).mean(axis=0)
     size = np.abs(np.fft.rfft((mean - mean.mean()) * np.hanning(len(mean))))
@@ -213,13 +218,12 @@ def _places(image: Image.Image, rgb: np.ndarray) -> np.ndarray:
 
 def place_of(entry: int) -> str:
     """Where an entry of `Seen.places` lies, in words."""
-    of_corner = CORNER * CORNER * 3
-    if entry < 4 * of_corner:
-        corner, at = divmod(entry, of_corner)
+    if entry < IN_CORNERS:
+        corner, at = divmod(entry, CORNER * CORNER * 3)
         row, column = divmod(at // 3, CORNER)
         high, wide = ("upper", "lower")[corner // 2], ("left", "right")[corner % 2]
         row, column = (CORNER - 1 - row if corner // 2 else row), (CORNER - 1 - column if corner % 2 else column)
         return f"in the {high} {wide} corner, {column} px and {row} px from its sides"
-    row, column = divmod((entry - 4 * of_corner) // 3, WHOLE)
-    wide, high = (round(100 * (at + 0.5) / WHOLE) for at in (column, row))
-    return f"at {wide} % of the width and {high} % of the height"
+    row, column = divmod((entry - IN_CORNERS) // 3, WHOLE)
+    right, down = (round(100 * (at + 0.5) / WHOLE) for at in (column, row))
+    return f"at {right} % of the width and {down} % of the height"

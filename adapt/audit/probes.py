@@ -46,12 +46,18 @@ def fixed_probe(places: np.ndarray, fake: np.ndarray, folds: np.ndarray) -> np.n
     return (1 / (1 + np.exp(-score.clip(-20, 20)))).round(3)
 
 
-def fixed_place(places: np.ndarray, fake: np.ndarray) -> int | None:
-    """The entry of places (n, p) at which the class means differ most surely; None: nowhere."""
+def fixed_place(places: np.ndarray, fake: np.ndarray, first: int) -> int | None:
+    """The entry of places (n, p) at which the class means differ most surely; None: nowhere.
+
+    One of the `first` entries, which are the finer ones, if the means differ at any of these.
+    """
     if min(fake.sum(), (~fake).sum()) < 3:
         return None
     difference, _, deviation, sure = _template(places, fake)
-    return int(np.where(sure, np.abs(difference) / deviation, -1).argmax()) if sure.any() else None
+    if not sure.any():
+        return None
+    size = np.where(sure, np.abs(difference) / deviation, -1)
+    return int(size[:first].argmax() if sure[:first].any() else size.argmax())
 
 
 def _template(places: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 
 from adapt.audit.duplicates import Twin, perceptual_hash, pixel_digest
 from adapt.audit.metadata import describe_bytes
-from adapt.audit.pixels import FAULTS, FIXED, THUMBNAIL, TRACES, Sample, Seen, chosen, look, place_of
+from adapt.audit.pixels import FAULTS, FIXED, IN_CORNERS, THUMBNAIL, TRACES, Sample, Seen, chosen, look, place_of
 from adapt.audit.probes import FOLDS, fixed_place, fixed_probe, thumbnail_probe
 from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
@@ -48,17 +48,28 @@ FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may u
     "folder": ("folder",),
     "history": ("jpeg_before", "scale"),  # columns that `align` writes into its manifest
 }
+BYTE_COUNTS = ("byte size", "bytes per pixel")
+ENCODING = ("format", "JPEG quality", "JPEG tables", "chroma subsampling")
+LOSSLESS = "lossless size"
 TOGETHER = "all counted together"
 TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this in one comparison
 ALLOWED = ("file name", "folder", "history")  # see the words of `adapt audit`
-UNSURE, TRACE = "cannot tell", "possible trace"
-COLOURS = {"SHORTCUT": "#D55E00", TRACE: "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2", UNSURE: "0.75"}
+UNSURE, TRACE, CONTENT = "cannot tell", "possible trace", "content"
+COLOURS = {
+    "SHORTCUT": "#D55E00",
+    TRACE: "#E69F00",
+    CONTENT: "#F0E442",
+    "allowed": "#56B4E9",
+    "clean": "#0072B2",
+    UNSURE: "0.75",
+}
 FEW = 20  # a generator with fewer images is not compared by itself
 ALIGN = "run `adapt align`: one decoder, size and codec for all images"
 OLD_JPEG = (
-    "one class was JPEG before, whatever its files are now: run `adapt align --codec jpeg` with a --quality below "
-    "the old one, or scale all images far down; what is left cannot be undone"
+    "one class was JPEG before, whatever its files are now: run `adapt align --codec jpeg --size resizeN`, N and the "
+    "quality below those of the sources; audit again, what is left cannot be undone"
 )
+UNMEASURED = "only the pixels can explain it, and they were not measured: audit without `--pixels 0`"
 BYTES = (
     "never show a model byte counts; if all files are written alike, the pixels differ in noise, detail or past "
     "compression: see `lossless size`"
@@ -71,12 +82,14 @@ REMEDIES = {
     "byte size": BYTES,
     "bytes per pixel": BYTES,
     "past quality": OLD_JPEG,
-    "blocking grid": OLD_JPEG,
-    "quantised histogram": "contrast or colours of one class were changed: align to JPEG or scale; else get the originals",
-    "lossless size": "noise, detail or past compression differ: `adapt align` with --codec jpeg or a smaller --size makes "
-    "this less; what is left cannot be cured: say so beside every number",
-    FIXED: "a mark, a frame or a border stands {place}: cut it off with `adapt align --size cropN`",
-    THUMBNAIL: "colours or topics differ even at 32 px: take reals and fakes of the same scenes; align cannot cure it",
+    "blocking grid": f"{OLD_JPEG}; without a past quality it may be a decoder that works in blocks of 8",
+    "quantised histogram": "contrast was stretched or colours were counted in one class: `adapt align --size resizeN` "
+    "closes the gaps; better take the originals",
+    "lossless size": "noise, detail or past compression differ: `adapt align --codec jpeg --size resizeN` makes this "
+    "less; what is left cannot be cured: say so beside every number",
+    FIXED: "a mark, a frame or an aligned object stands {place}: cut it off with `adapt align --size cropN`, or take "
+    "other pictures",
+    THUMBNAIL: "topics or colours differ even at 32 px: take reals and fakes of the same scenes; align cannot cure it",
     "aspect": "run `adapt align --size resizeN` or cropN: one size for all images",
     "dimensions": "run `adapt align --size resizeN` or cropN: one size for all images",
     "file name": "give the files names without a class (`adapt align` does)",
@@ -130,7 +143,7 @@ class Facts:
 
 
 def examine(manifest: Manifest, processes: int = 1, pixels: int = 0, seed: int = 0) -> Facts:
-    """Read and decode every image once; unreadable ones are rows with a reason. About `pixels` of them are measured."""
+    """Read and decode every image once; unreadable ones are rows with a reason. About `pixels` images are measured."""
     measured = chosen(manifest, pixels, seed) if pixels else np.zeros(len(manifest), bool)
     jobs = list(zip(manifest["file"], manifest["sha256"], measured.tolist(), strict=True))
     with contextlib.ExitStack() as stack:
@@ -148,8 +161,10 @@ def examine(manifest: Manifest, processes: int = 1, pixels: int = 0, seed: int =
     }
     columns |= _names(manifest["path"])
     columns |= {name: _numbers(manifest[name]) for name in FACTORS["history"] if name in manifest.columns}
-    told = (np.array([getattr(look, name) for look in found], object) for name in ("reason", "pixels", "hash"))
-    return Facts(columns, *told, _sample(found))
+    reason, digest, code = (
+        np.array([getattr(of, name) for of in found], object) for name in ("reason", "pixels", "hash")
+    )
+    return Facts(columns, reason, digest, code, _sample(found))
 
 
 class _Look(NamedTuple):
@@ -186,10 +201,12 @@ def describe_more(data: bytes) -> dict[str, float | str]:
     """What `metadata.describe` says of a file's bytes, and what only an audit asks for.
 
     `log_bytes_per_pixel`; `table_distance` (0: standard IJG tables; NaN: none), `progressive`, `has_icc` (0/1),
-    `mode` (Pillow's, e.g. RGBA).
+    `mode` (Pillow's, e.g. RGBA), `lossless` (0/1: the pixels cannot depend on how the file was written).
     """
     header = describe_bytes(data)
     with opened(data) as image:
+        lossy = header["is_jpeg"] or (image.format == "WEBP" and b"VP8L" not in data[:64])
+        lossy = lossy or (image.format == "TIFF" and "jpeg" in str(image.info.get("compression")))
         return {
             **header,
             "log_bytes_per_pixel": header["log_bytes"] - math.log(header["width"] * header["height"]),
@@ -197,6 +214,7 @@ def describe_more(data: bytes) -> dict[str, float | str]:
             "progressive": float("progressive" in image.info),
             "has_icc": float("icc_profile" in image.info),
             "mode": image.mode,
+            "lossless": float(not lossy),
         }
 
 
@@ -235,7 +253,9 @@ def shortcuts(
     """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's finding.
 
     Findings: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
-    `possible trace` (one, of `TRACES`: generation itself may leave it), `clean` (the whole interval of every
+    `possible trace` (one, of `TRACES`: generation itself may leave it), `content` (byte counts of files that are all
+    written alike, so that only the pixels explain them; where those were measured, what was found of `LOSSLESS`),
+    `clean` (the whole interval of every
     comparison lies in 0.5 +- `CHANCE`), else `cannot tell`: too few groups. As all comparisons must be harmless,
     their number makes no factor clean by chance. `TOGETHER` is a tree over the columns of all factors that count;
     where pixels were measured, over the measured rows. Refuses rows without readable reals and fakes.
@@ -263,7 +283,15 @@ def shortcuts(
         cells |= {factor: counted.compare(factor, measured[factor], predict) for factor in TRACES}
         tables |= {factor: measured[factor] for factor in FAULTS}
     findings = {factor: _finding(factor, found, allow) for factor, found in cells.items()}
-    together = itertools.chain(*(table for factor, table in tables.items() if factor not in allow))
+    alike = {key: _written_alike(facts, every.rows[rows]) for key, rows in every.where.items()}
+    out = set(allow)
+    for factor in BYTE_COUNTS:
+        unsure = findings[factor] == UNSURE
+        decide = [(cell.set, cell.generator) for cell in cells[factor] if cell.surely or unsure]
+        if findings[factor] in (UNSURE, "SHORTCUT") and all(alike[key] for key in decide):
+            findings[factor] = findings.get(LOSSLESS, CONTENT)
+            out |= {factor}
+    together = itertools.chain(*(table for factor, table in tables.items() if factor not in out))
     cells[TOGETHER] = counted.compare(TOGETHER, list(together), predict)
     findings[TOGETHER] = _finding(TOGETHER, cells[TOGETHER], ())
     return list(itertools.chain(*cells.values())), findings
@@ -315,7 +343,9 @@ def _finding(factor: str, found: Sequence[Unlike], allow: Sequence[str]) -> str:
 
 def fails(findings: dict[str, str]) -> bool:
     """Whether an audit with these findings has failed: a shortcut, or a factor that is no trace and cannot be told."""
-    return any(finding == "SHORTCUT" or (finding == UNSURE and name not in TRACES) for name, finding in findings.items())
+    return any(
+        finding == "SHORTCUT" or (finding == UNSURE and name not in TRACES) for name, finding in findings.items()
+    )
 
 
 def place_of_mark(manifest: Manifest, facts: Facts, cells: Sequence[Unlike]) -> str:
@@ -327,7 +357,7 @@ def place_of_mark(manifest: Manifest, facts: Facts, cells: Sequence[Unlike]) -> 
     own = np.isin(manifest["set"][sample.rows], distinct(manifest["set"]) if cell.set == ALL else [cell.set])
     if cell.generator != ALL:
         own &= np.isin(manifest["generator"][sample.rows], ["real", cell.generator])
-    entry = fixed_place(sample.places[own], manifest.fake[sample.rows][own])
+    entry = fixed_place(sample.places[own], manifest.fake[sample.rows][own], IN_CORNERS)
     return "somewhere" if entry is None else place_of(entry)
 
 
@@ -339,6 +369,17 @@ def _clean(found: Sequence[Unlike]) -> bool:
     return any(cell.harmless for cell in found) and all(
         cell.harmless or (np.isnan(cell.low) and cell.value == 0.5) for cell in found
     )
+
+
+def _written_alike(facts: Facts, rows: np.ndarray) -> bool:
+    """Have these files one encoding, as far as a header tells? Then their byte counts come from the pictures alone.
+
+    A lossless file shows no less of the picture for being small; a lossy WebP keeps its quality secret.
+    """
+    names = itertools.chain(*(FACTORS[factor] for factor in ENCODING))
+    same = all(len(set(facts.columns[name][rows].astype(str))) <= 1 for name in names)
+    told = (facts.columns["lossless"][rows] == 1) | (facts.columns["is_jpeg"][rows] == 1)
+    return same and bool(told.all())
 
 
 def _comparisons(sets: np.ndarray, generators: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
@@ -439,6 +480,8 @@ def remedies(
             counted = "" if finding == "SHORTCUT" else " (allowed)"
             remedy = REMEDIES.get(factor, ALIGN).format(place=mark)
             lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {remedy}")
+        elif finding == CONTENT and worst(cells, factor).surely:
+            lines.append(f"{factor} (content): AUC {worst(cells, factor).value:.3f}; {UNMEASURED}")
     if unsure := [factor for factor, finding in findings.items() if finding == UNSURE and factor not in TRACES]:
         several = len({(cell.set, cell.generator) for cell in cells}) > 1
         where = " of a comparison (audit.csv has all)" if several else ""

@@ -111,7 +111,7 @@ def main(cfg: Config) -> None:
     write_text(cfg.output_dir / "config.yaml", dump(cfg))
     record |= {"clean": clean, "unreadable": lost, "identity": as_dict(cfg)}
     faults = [line for line in todo if "(allowed)" not in line and not line.startswith(TRACE)]
-    keep_finding(rows, faults if not clean else [])
+    keep_finding(rows, faults if not clean else [], facts.sample is not None)
     write_text(cfg.output_dir / "provenance.json", json.dumps(record, indent=1, ensure_ascii=True) + "\n")
     print("\n\n".join([grid(table), "\n".join(todo), f"{cfg.output_dir / 'table.md'}: the page"]))
     if not clean:
