@@ -526,7 +526,7 @@ def figure(cells: Sequence[Unlike], findings: dict[str, str]) -> Figure:
     axes.set_yticks(range(len(shown)), findings)
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlim=(min(0.45, *(c.low for c in shown)), 1.01))
     axes.set_xlabel("AUC of the worst comparison, 95 % interval")
-    axes.set_title("What tells fakes from reals without looking at the picture", fontsize=10)
+    axes.set_title("What tells fakes from reals without knowing what generators do", fontsize=10)
     patches = [
         Patch(color=colour, label=finding) for finding, colour in COLOURS.items() if finding in findings.values()
     ]

@@ -90,8 +90,8 @@ def align(
 
     An image that cannot be read (or is smaller than `cropN`) is a row of align.csv with its reason and no row of
     the manifest. The new names say nothing: digests. New columns: `jpeg_before`, the quality of a JPEG source, whose
-    traces cannot be removed (of other files an estimate from the pixels, see `compression`; their `tables` in align.csv
-    are `estimated`), and `scale`. Started again, what is finished is kept if source and copy still have
+    traces cannot be removed (of other files an estimate from the pixels, see `compression`: `tables` of align.csv says
+    `estimated`), and `scale`. Started again, what is finished is kept if source and copy still have
     their digests. Shards share the groups; each returns None but the one that finds all groups done, which writes
     the two tables.
     """
