@@ -55,8 +55,10 @@ QUICK = {
     "adapt/audit/README.md": (
         Quick(
             "adapt audit --manifest data.csv --output_dir results/audit",
-            r"\| format \| 0\.500 .* clean \|",
+            r"\| format \| 0\.500 .* clean \|\n(.*\n)+\| past quality \| 0\.500 .* clean \|\n"
+            r"(.*\n)+\| noise .* possible trace \|",
             tuple(f"results/audit/{name}" for name in ("table.md", "audit.csv", "duplicates.csv", "provenance.json")),
+            1,  # the traces of this world are planted: its pixels give the label away
         ),
     ),
     "adapt/collect/README.md": (

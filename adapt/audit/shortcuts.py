@@ -10,7 +10,7 @@ import itertools
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -21,6 +21,8 @@ from matplotlib.patches import Patch
 
 from adapt.audit.duplicates import Twin, perceptual_hash, pixel_digest
 from adapt.audit.metadata import describe_bytes
+from adapt.audit.pixels import FAULTS, FIXED, IN_CORNERS, THUMBNAIL, TRACES, Sample, Seen, chosen, look, place_of
+from adapt.audit.probes import FOLDS, fixed_place, fixed_probe, thumbnail_probe
 from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest, Words, split_member
@@ -46,17 +48,48 @@ FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may u
     "folder": ("folder",),
     "history": ("jpeg_before", "scale"),  # columns that `align` writes into its manifest
 }
-BYTES = ("byte size", "bytes per pixel")
+BYTE_COUNTS = ("byte size", "bytes per pixel")
 ENCODING = ("format", "JPEG quality", "JPEG tables", "chroma subsampling")
+LOSSLESS = "lossless size"
 TOGETHER = "all counted together"
 TOLERANCE = 0.05  # a factor is a shortcut if its AUC is surely above 0.5 + this in one comparison
 ALLOWED = ("file name", "folder", "history")  # see the words of `adapt audit`
-UNSURE = "cannot tell"
-COLOURS = {"SHORTCUT": "#D55E00", "content": "#E69F00", "allowed": "#56B4E9", "clean": "#0072B2", UNSURE: "0.75"}
-FOLDS = 5
+UNSURE, TRACE, CONTENT = "cannot tell", "possible trace", "content"
+COLOURS = {
+    "SHORTCUT": "#D55E00",
+    TRACE: "#E69F00",
+    CONTENT: "#F0E442",
+    "allowed": "#56B4E9",
+    "clean": "#0072B2",
+    UNSURE: "0.75",
+}
 FEW = 20  # a generator with fewer images is not compared by itself
 ALIGN = "run `adapt align`: one decoder, size and codec for all images"
+OLD_JPEG = (
+    "one class was JPEG before, whatever its files are now: run `adapt align --codec jpeg --size resizeN`, N and the "
+    "quality below those of the sources; audit again, what is left cannot be undone"
+)
+UNMEASURED = "only the pixels can explain it, and they were not measured: audit without `--pixels 0`"
+BYTES = (
+    "never show a model byte counts; if all files are written alike, the pixels differ in noise, detail or past "
+    "compression: see `lossless size`"
+)
+LEARNS = (
+    "or traces of how the reals were taken and scaled: a detector may learn these instead; "
+    "processed reals (`edit`) show which it was, and `adapt align --size resizeN` makes them less"
+)
 REMEDIES = {
+    "byte size": BYTES,
+    "bytes per pixel": BYTES,
+    "past quality": OLD_JPEG,
+    "blocking grid": f"{OLD_JPEG}; without a past quality it may be a decoder that works in blocks of 8",
+    "quantised histogram": "contrast was stretched or colours were counted in one class: `adapt align --size resizeN` "
+    "closes the gaps; better take the originals",
+    "lossless size": "noise, detail or past compression differ: `adapt align --codec jpeg --size resizeN` makes this "
+    "less; what is left cannot be cured: say so beside every number",
+    FIXED: "a mark, a frame or an aligned object stands {place}: cut it off with `adapt align --size cropN`, or take "
+    "other pictures",
+    THUMBNAIL: "topics or colours differ even at 32 px: take reals and fakes of the same scenes; align cannot cure it",
     "aspect": "run `adapt align --size resizeN` or cropN: one size for all images",
     "dimensions": "run `adapt align --size resizeN` or cropN: one size for all images",
     "file name": "give the files names without a class (`adapt align` does)",
@@ -102,15 +135,17 @@ class Facts:
     reason: np.ndarray  # "" where the picture was read
     pixels: np.ndarray  # of `pixel_digest`
     hashes: np.ndarray  # of `perceptual_hash`: None for an even picture too
+    sample: Sample | None = None  # what was measured in pixels; None: nothing
 
     @property
     def ok(self) -> np.ndarray:
         return (self.reason == "").astype(bool)
 
 
-def examine(manifest: Manifest, processes: int = 1) -> Facts:
-    """Read and decode every image once; unreadable ones are rows with a reason."""
-    jobs = list(zip(manifest["file"], manifest["sha256"], strict=True))
+def examine(manifest: Manifest, processes: int = 1, pixels: int = 0, seed: int = 0) -> Facts:
+    """Read and decode every image once; unreadable ones are rows with a reason. About `pixels` images are measured."""
+    measured = chosen(manifest, pixels, seed) if pixels else np.zeros(len(manifest), bool)
+    jobs = list(zip(manifest["file"], manifest["sha256"], measured.tolist(), strict=True))
     with contextlib.ExitStack() as stack:
         looks: Iterable[_Look] = map(_look, jobs)
         if processes > 1:
@@ -126,7 +161,10 @@ def examine(manifest: Manifest, processes: int = 1) -> Facts:
     }
     columns |= _names(manifest["path"])
     columns |= {name: _numbers(manifest[name]) for name in FACTORS["history"] if name in manifest.columns}
-    return Facts(columns, *(np.array([getattr(look, name) for look in found], object) for name in _Look._fields[1:]))
+    reason, digest, code = (
+        np.array([getattr(of, name) for of in found], object) for name in ("reason", "pixels", "hash")
+    )
+    return Facts(columns, reason, digest, code, _sample(found))
 
 
 class _Look(NamedTuple):
@@ -134,16 +172,27 @@ class _Look(NamedTuple):
     reason: str = ""
     pixels: str = ""
     hash: int | None = None
+    seen: Seen | None = None
 
 
-def _look(job: tuple[str, str]) -> _Look:
-    file, sha256 = job
+def _sample(found: Sequence[_Look]) -> Sample | None:
+    rows = np.array([row for row, of in enumerate(found) if of.seen], np.int64)
+    seen = [of.seen for of in found if of.seen]
+    if not seen:
+        return None
+    numbers = {name: np.array([one.numbers[name] for one in seen], np.float64) for name in seen[0].numbers}
+    return Sample(rows, numbers, np.stack([one.thumbnail for one in seen]), np.stack([one.places for one in seen]))
+
+
+def _look(job: tuple[str, str, bool]) -> _Look:
+    file, sha256, measured = job
     try:
         data = read_bytes(file)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise Unreadable("sha256-mismatch")
         image = decode(data)
-        return _Look(describe_more(data), "", pixel_digest(image), perceptual_hash(image))
+        seen = look(image) if measured else None
+        return _Look(describe_more(data), "", pixel_digest(image), perceptual_hash(image), seen)
     except Unreadable as problem:
         return _Look(None, problem.reason)
 
@@ -204,50 +253,112 @@ def shortcuts(
     """AUC of every factor over all rows, in each set, and for each generator of a set; and each factor's finding.
 
     Findings: `SHORTCUT` (surely above chance in one of these comparisons), `allowed` (one, but named in `allow`),
-    `content` (byte counts of files that are all written alike: only the picture is left to explain them), `clean`
-    (the whole interval of every comparison lies in 0.5 +- `CHANCE`), else `cannot tell`: too few groups. As all
-    comparisons must be harmless, their number makes no factor clean by chance.
-    `TOGETHER` is a tree over the columns of all factors that count. Refuses rows without readable reals and fakes.
+    `possible trace` (one, of `TRACES`: generation itself may leave it), `content` (byte counts of files that are all
+    written alike, so that only the pixels explain them; where those were measured, what was found of `LOSSLESS`),
+    `clean` (the whole interval of every
+    comparison lies in 0.5 +- `CHANCE`), else `cannot tell`: too few groups. As all comparisons must be harmless,
+    their number makes no factor clean by chance. `TOGETHER` is a tree over the columns of all factors that count;
+    where pixels were measured, over the measured rows. Refuses rows without readable reals and fakes.
     """
-    if unknown := set(allow) - set(FACTORS):
-        raise Refusal(f"unknown factor {sorted(unknown)[0]!r}: allow some of {', '.join(FACTORS)}")
+    names_of_all = [*FACTORS, *FAULTS, FIXED, THUMBNAIL, *TRACES]
+    if unknown := set(allow) - set(names_of_all):
+        raise Refusal(f"unknown factor {sorted(unknown)[0]!r}: allow some of {', '.join(names_of_all)}")
     ok, fake = facts.ok, manifest.fake
     if not (ok & fake).any() or not (ok & ~fake).any():
         raise Refusal("an audit compares readable real with readable fake images: add rows of both")
-    counts, column = leave_out(manifest["set"][ok], manifest["group"][ok], resamples, seed)
-    folds = _folds(manifest["group"][ok], fake[ok], seed)
-    where = {(ALL, ALL): np.full(ok.sum(), True)} | _comparisons(manifest["set"][ok], manifest["generator"][ok])
+    every = _Rows.of(manifest, np.flatnonzero(ok), resamples, seed)
+    known = {factor: names for factor, names in FACTORS.items() if set(names) <= set(facts.columns)}
+    tables = {factor: [facts.columns[name][every.rows] for name in names] for factor, names in known.items()}
+    cells = {factor: every.compare(factor, table, predict) for factor, table in tables.items()}
+    counted, sample = every, facts.sample
+    if sample is not None and len(set(fake[sample.rows])) == 2:
+        counted = _Rows.of(manifest, sample.rows, resamples, seed)
+        tables = {factor: [facts.columns[name][sample.rows] for name in names] for factor, names in known.items()}
+        measured = {name: [sample.numbers[column] for column in of] for name, of in (FAULTS | TRACES).items()}
+        cells |= {factor: counted.compare(factor, measured[factor], predict) for factor in FAULTS}
+        cells[FIXED] = counted.compare(FIXED, [sample.places], lambda of, *told: fixed_probe(of[0], *told))
+        cells[THUMBNAIL] = counted.compare(
+            THUMBNAIL, [sample.thumbnails], lambda of, *told: thumbnail_probe(of[0], *told)
+        )
+        cells |= {factor: counted.compare(factor, measured[factor], predict) for factor in TRACES}
+        tables |= {factor: measured[factor] for factor in FAULTS}
+    findings = {factor: _finding(factor, found, allow) for factor, found in cells.items()}
+    alike = {key: _written_alike(facts, every.rows[rows]) for key, rows in every.where.items()}
+    out = set(allow)
+    for factor in BYTE_COUNTS:
+        unsure = findings[factor] == UNSURE
+        decide = [(cell.set, cell.generator) for cell in cells[factor] if cell.surely or unsure]
+        if findings[factor] in (UNSURE, "SHORTCUT") and all(alike[key] for key in decide):
+            findings[factor] = findings.get(LOSSLESS, CONTENT)
+            out |= {factor}
+    together = itertools.chain(*(table for factor, table in tables.items() if factor not in out))
+    cells[TOGETHER] = counted.compare(TOGETHER, list(together), predict)
+    findings[TOGETHER] = _finding(TOGETHER, cells[TOGETHER], ())
+    return list(itertools.chain(*cells.values())), findings
 
-    def compare(factor: str, names: Sequence[str]) -> list[Unlike]:
-        columns, found = [facts.columns[name][ok] for name in names], []
-        for (of_set, generator), rows in where.items():
-            here = fake[ok][rows]
-            p = predict([values[rows] for values in columns], here, folds[rows])
-            aucs = _aucs(p, here, counts, column[rows])
-            groups = min(len(np.unique(column[rows][here])), len(np.unique(column[rows][~here])))
+
+class _Rows(NamedTuple):
+    """Rows that are compared: all readable ones, or those of which pixels were measured; n in number."""
+
+    rows: np.ndarray  # in the manifest
+    fake: np.ndarray
+    folds: np.ndarray
+    counts: np.ndarray  # of `leave_out`, as is `column`
+    column: np.ndarray
+    where: dict[tuple[str, str], np.ndarray]  # (set, generator) -> which of them
+
+    @classmethod
+    def of(cls, manifest: Manifest, rows: np.ndarray, resamples: int, seed: int) -> "_Rows":
+        sets, groups, fake = manifest["set"][rows], manifest["group"][rows], manifest.fake[rows]
+        where = {(ALL, ALL): np.full(len(rows), True)} | _comparisons(sets, manifest["generator"][rows])
+        return cls(rows, fake, _folds(groups, fake, seed), *leave_out(sets, groups, resamples, seed), where)
+
+    def compare(self, factor: str, columns: Sequence[np.ndarray], classify: "_Classify") -> list[Unlike]:
+        """One factor in every comparison, from columns (n, ...) and a classifier that sees them and nothing else."""
+        found = []
+        for (of_set, generator), rows in self.where.items():
+            here = self.fake[rows]
+            p = classify([values[rows] for values in columns], here, self.folds[rows])
+            aucs = _aucs(p, here, self.counts, self.column[rows])
+            groups = min(len(np.unique(self.column[rows][here])), len(np.unique(self.column[rows][~here])))
             low, high = share_interval(aucs, groups)
             found.append(
                 Unlike(of_set, generator, factor, float(aucs[0]), low, high, int((~here).sum()), int(here.sum()))
             )
         return found
 
-    alike = {key: _written_alike(facts, np.flatnonzero(ok)[rows]) for key, rows in where.items()}
-    known = {factor: names for factor, names in FACTORS.items() if set(names) <= set(facts.columns)}
-    cells = {factor: compare(factor, names) for factor, names in known.items()}
-    surely = {factor for factor, found in cells.items() if any(cell.surely for cell in found)}
-    unsure = {factor for factor, found in cells.items() if not _clean(found)} - surely
-    findings = dict.fromkeys(known, "clean") | dict.fromkeys(unsure, UNSURE) | dict.fromkeys(surely, "SHORTCUT")
-    for factor in (surely | unsure) & set(BYTES):
-        if all(alike[cell.set, cell.generator] for cell in cells[factor] if cell.surely or factor in unsure):
-            findings[factor] = "content"
-    findings |= dict.fromkeys((surely | unsure) & set(allow), "allowed")
-    out = set(allow) | {factor for factor, finding in findings.items() if finding == "content"}
-    names = tuple(itertools.chain(*(known[factor] for factor in known if factor not in out)))
-    cells[TOGETHER] = compare(TOGETHER, names)
-    findings[TOGETHER] = "clean" if _clean(cells[TOGETHER]) else UNSURE
-    if any(cell.surely for cell in cells[TOGETHER]):
-        findings[TOGETHER] = "SHORTCUT"
-    return list(itertools.chain(*cells.values())), findings
+
+_Classify = Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray], np.ndarray]
+
+
+def _finding(factor: str, found: Sequence[Unlike], allow: Sequence[str]) -> str:
+    if _clean(found) and not any(cell.surely for cell in found):
+        return "clean"
+    if factor in allow:
+        return "allowed"
+    if not any(cell.surely for cell in found):
+        return UNSURE
+    return TRACE if factor in TRACES else "SHORTCUT"
+
+
+def fails(findings: dict[str, str]) -> bool:
+    """Whether an audit with these findings has failed: a shortcut, or a factor that is no trace and cannot be told."""
+    return any(
+        finding == "SHORTCUT" or (finding == UNSURE and name not in TRACES) for name, finding in findings.items()
+    )
+
+
+def place_of_mark(manifest: Manifest, facts: Facts, cells: Sequence[Unlike]) -> str:
+    """Where the fixed pattern stands that the worst comparison has found, in words."""
+    sample = facts.sample
+    if sample is None:
+        return "somewhere"
+    cell = worst(cells, FIXED)
+    own = np.isin(manifest["set"][sample.rows], distinct(manifest["set"]) if cell.set == ALL else [cell.set])
+    if cell.generator != ALL:
+        own &= np.isin(manifest["generator"][sample.rows], ["real", cell.generator])
+    entry = fixed_place(sample.places[own], manifest.fake[sample.rows][own], IN_CORNERS)
+    return "somewhere" if entry is None else place_of(entry)
 
 
 def _clean(found: Sequence[Unlike]) -> bool:
@@ -359,14 +470,19 @@ def decisive(cells: Sequence[Unlike], factor: str, finding: str) -> Unlike:
     return max(known, key=lambda cell: max(cell.high - 0.5, 0.5 - cell.low))
 
 
-def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[Twin]) -> list[str]:
-    """What to do about each finding, a line each; a picture's byte count asks for nothing."""
+def remedies(
+    cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[Twin], mark: str = "at one place"
+) -> list[str]:
+    """What to do about each finding, a line each; `mark` says where a fixed pattern stands."""
     lines = []
     for factor, finding in findings.items():
         if finding == "SHORTCUT" or (finding == "allowed" and worst(cells, factor).surely):
             counted = "" if finding == "SHORTCUT" else " (allowed)"
-            lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {REMEDIES.get(factor, ALIGN)}")
-    if unsure := [factor for factor, finding in findings.items() if finding == UNSURE]:
+            remedy = REMEDIES.get(factor, ALIGN).format(place=mark)
+            lines.append(f"{factor}{counted}: AUC {worst(cells, factor).value:.3f}; {remedy}")
+        elif finding == CONTENT and worst(cells, factor).surely:
+            lines.append(f"{factor} (content): AUC {worst(cells, factor).value:.3f}; {UNMEASURED}")
+    if unsure := [factor for factor, finding in findings.items() if finding == UNSURE and factor not in TRACES]:
         several = len({(cell.set, cell.generator) for cell in cells}) > 1
         where = " of a comparison (audit.csv has all)" if several else ""
         few = f"n is too small, the interval{where} reaches beyond 0.5 +- {CHANCE}: audit more images"
@@ -375,6 +491,9 @@ def remedies(cells: Sequence[Unlike], findings: dict[str, str], found: Sequence[
         if pairs := sum(twin.kind == kind for twin in found):
             what = "same pixels" if kind == "pixels" else "nearly the same picture"
             lines.append(f"{what} in two splits or under two labels: {pairs} rows; {REMEDIES[kind]}")
+    traces = [f"{name} {worst(cells, name).value:.3f}" for name, finding in findings.items() if finding == TRACE]
+    if traces:
+        lines.append(f"{TRACE}s of generation (AUC): {', '.join(traces)}; {LEARNS}")
     return lines or ["nothing to do"]
 
 
@@ -407,7 +526,7 @@ def figure(cells: Sequence[Unlike], findings: dict[str, str]) -> Figure:
     axes.set_yticks(range(len(shown)), findings)
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlim=(min(0.45, *(c.low for c in shown)), 1.01))
     axes.set_xlabel("AUC of the worst comparison, 95 % interval")
-    axes.set_title("What tells fakes from reals without looking at the picture", fontsize=10)
+    axes.set_title("What tells fakes from reals without knowing what generators do", fontsize=10)
     patches = [
         Patch(color=colour, label=finding) for finding, colour in COLOURS.items() if finding in findings.values()
     ]

@@ -19,6 +19,7 @@ import numpy as np
 import PIL
 from PIL import Image, JpegImagePlugin
 
+from adapt.audit.compression import NEVER, compression
 from adapt.data.images import POLICY, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest
@@ -89,7 +90,8 @@ def align(
 
     An image that cannot be read (or is smaller than `cropN`) is a row of align.csv with its reason and no row of
     the manifest. The new names say nothing: digests. New columns: `jpeg_before`, the quality of a JPEG source, whose
-    traces cannot be removed, and `scale`. Started again, what is finished is kept if source and copy still have
+    traces cannot be removed (of other files an estimate from the pixels, see `compression`: `tables` of align.csv says
+    `estimated`), and `scale`. Started again, what is finished is kept if source and copy still have
     their digests. Shards share the groups; each returns None but the one that finds all groups done, which writes
     the two tables.
     """
@@ -180,8 +182,8 @@ def _align_group(
         try:
             if reason:
                 raise Unreadable(reason)
-            about |= _before(data)
             image = decode(data)
+            about |= _before(data, image)
             if policy.size.startswith("crop") and min(image.size) < policy.side:
                 image = None
                 raise Unreadable("too-small")
@@ -203,7 +205,8 @@ def _align_group(
     return rows
 
 
-def _before(data: bytes) -> dict[str, object]:
+def _before(data: bytes, pixels: Image.Image) -> dict[str, object]:
+    """What a JPEG's header says of its compression; of other files, what the pixels show of an earlier one."""
     with opened(data) as image:
         jpeg, tables = nearest_tables(image)
         facts = {"format": image.format, "width": image.width, "height": image.height}
@@ -212,6 +215,9 @@ def _before(data: bytes) -> dict[str, object]:
             facts |= {"jpeg_before": int(jpeg), "tables": "custom" if tables else "standard"}
             facts |= {"subsampling": ("4:4:4", "4:2:2", "4:2:0")[code] if code >= 0 else "other"}
             facts |= {"note": "compressed as JPEG before: this cannot be undone"}
+        elif (estimated := compression(np.asarray(pixels)).quality) != NEVER:
+            facts |= {"jpeg_before": int(estimated), "tables": "estimated"}
+            facts |= {"note": "pixels show an earlier JPEG: this cannot be undone"}
         return facts
 
 
