@@ -17,6 +17,7 @@ RESULTS = ROOT / "results"
 OTHER_RULES = {  # CSV files that are no tables of numbers, see the module's docstring
     *("data/manifest", "embedded/world", "collect/align", "collect/builder", "collect/composites", "commands/prepare"),
     *("commands/audit", "evaluation/scores", "detector/predict", "data/families", "evaluation/targets"),
+    "csv_as_written",
 }
 NOT_NUMBERS = ("called-fake", "mistakes", "runs")  # taken from a report by hand, as the NOTES.md beside them says
 COMMITTED = sorted(
@@ -36,7 +37,7 @@ INTS = {
 SIX_DIGITS = (  # recipes that wrote six digits when these were run, and items, which do today
     *("embedded/colour", "embedded/jpeg", "embedded/onboard-heads", "embedded/onboard-lora", "embedded/pair-head"),
     *("embedded/pair-lora", "embedded/tip", "embedded/tip-family", "embedded/understand", "embedded/understand-jpeg"),
-    *("photographs/colour", "photographs/jpeg", "photographs/pair-head", "photographs/tiny-pair-lora"),
+    *("photographs/colour", "photographs/jpeg", "photographs/tiny-pair-lora"),
     *("photographs/tip", "photographs/understand"),
 )
 
