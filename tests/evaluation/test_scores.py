@@ -68,7 +68,8 @@ def test_round_trip_keeps_every_column_and_bit(tmp_path, suffix):
 def test_any_name_survives_both_formats(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
     paths = [f"x{name}" for name in names]
-    scores = Scores({"path": paths, "generator": paths, "logit": np.arange(len(paths))})
+    generators = [f"{i}x{name}" for i, name in enumerate(names)]  # two spellings of one name would be refused
+    scores = Scores({"path": paths, "generator": generators, "logit": np.arange(len(paths))})
     for suffix in (".csv", ".parquet"):
         scores.write(folder / f"s{suffix}")
         assert Scores.read(folder / f"s{suffix}")["path"].tolist() == paths
