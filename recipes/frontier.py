@@ -29,7 +29,8 @@ PASSED_ON = (
     *("head_learning_rate", "precision", "resamples", "num_workers"),
 )
 ABOUT = """\
-AUC: mean over the test views and over {seeds} seed(s); 95 % intervals over groups, the same resamples for all rows.
+AUC: mean over the test views and over {seeds} seed(s); 95 % intervals over groups
+and seeds, the same resamples for all rows.
 Minutes: training with its validation, of the learning rate that validation data chose.
 Memory: peak of the {memory}.
 Frontier: no other row trains at most as many parameters with at least that AUC. It describes these runs: nothing was

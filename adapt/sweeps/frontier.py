@@ -63,17 +63,19 @@ def measure(name: str, learning_rate: float, runs: Sequence[PlannedRun], root: P
 def over_views(tables: Sequence[Scores], resamples: int) -> dict[tuple[str, str], metrics.Cell]:
     """AUC of each view and the mean over views, of tables of the same test rows averaged; by (view, kind).
 
-    Views and tables share each resample of groups, so that the interval of a mean is that of the mean. The draws
-    depend on the rows alone: those of two configurations are paired.
+    Views and tables share each resample of groups, so that the interval of a mean is that of the mean; tables, one a
+    training seed, are a second source of chance. The draws depend on the rows alone: those of two configurations are
+    paired.
     """
-    values: dict[tuple[str, str], np.ndarray] = {}
+    values: dict[tuple[str, str], np.ndarray] = {}  # (tables, 1 + b)
     counts: dict[str, tuple[int, int]] = {}
     groups: dict[str, int] = {}
-    for scores in tables:
+    for i, scores in enumerate(tables):
         test = scores.select(scores["split"] == "test")
-        for (scope, view, label), found in replicate(test, float("nan"), resamples, seed=0).items():
+        for (scope, view, label), found in replicate(test, float("nan"), resamples, 0, metrics=("auc",)).items():
             if scope == ALL and label in KINDS.values():
-                values[view, label] = values.get((view, label), 0) + found.values["auc"] / len(tables)
+                auc = found.values["auc"]
+                values.setdefault((view, label), np.full((len(tables), len(auc)), np.nan))[i] = auc
                 counts[label] = found.n_real, found.n_fake
                 groups[label] = found.groups
     views = distinct(view for view, _ in values)
@@ -81,8 +83,10 @@ def over_views(tables: Sequence[Scores], resamples: int) -> dict[tuple[str, str]
     for kind, label in KINDS.items():
         values[MEAN, label] = np.mean([values[view, label] for view in views], axis=0)
         for view in (MEAN, *views):
-            drawn = values[view, label]
-            ends = NONE if label == "worst:all" else share_interval(drawn, groups[label])  # a mean of minima
+            drawn, seeds = values[view, label].mean(axis=0), values[view, label][:, 0]
+            ends = (
+                NONE if label == "worst:all" else share_interval(drawn, groups[label], seeds=seeds)
+            )  # mean of minima
             numbers = (float(drawn[0]), *ends, *counts[label])
             out[view, kind] = metrics.Cell(ALL, view, label, "auc", *numbers)
     return out
