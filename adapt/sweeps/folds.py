@@ -17,7 +17,7 @@ from adapt.evaluation.folds import pool_folds
 from adapt.evaluation.metrics import controls, evaluate
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.thresholds import pick_threshold
+from adapt.evaluation.thresholds import Basis, basis_of, pick_threshold
 from adapt.files import write_text
 from adapt.pages.figures import write_figures
 from adapt.pages.folds import Fold, folds_section
@@ -71,7 +71,7 @@ def run_folds(config: Folded, recipe: str) -> None:
     scores.write(root / "scores.parquet")
     cells = evaluate(scores, config.resamples, config.seed)
     checks = controls(scores, metadata=metadata, resamples=config.resamples, seed=config.seed)
-    table = [_fold(n, of_run, t) for (n, of_run), t in zip(rows.items(), thresholds, strict=True)]
+    table = [_fold(n, rows[n], t, basis_of(own)) for n, t, own in zip(rows, thresholds, tables, strict=True)]
     record, behind = sweep_record(config, runs, root), samples(scores)
     write_text(root / "config.yaml", dump(config))
     write_tables(cells, root, shown(record), checks, (), [folds_section(table)], None, behind, origin="folds")
@@ -88,10 +88,10 @@ def _metadata(root: Path, runs: list[PlannedRun]) -> Scores | None:
     return pool_folds([Scores.read(file) for file in files], [0.0] * len(files))
 
 
-def _fold(number: int, rows: Manifest, threshold: float) -> Fold:
+def _fold(number: int, rows: Manifest, threshold: float, basis: Basis) -> Fold:
     counts = {}
     for split in ("train", "val", "test"):
         fake = rows.fake[rows["split"] == split]
         counts[split] = int((~fake).sum()), int(fake.sum())
     groups = len(np.unique(rows["group"][rows["split"] == "test"].astype(str)))
-    return Fold(number, counts["train"], counts["val"], counts["test"], groups, threshold)
+    return Fold(number, counts["train"], counts["val"], counts["test"], groups, threshold, basis)

@@ -22,6 +22,7 @@ from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
 from adapt.training.report import (
     GIVEN,
     describe,
+    frozen_at,
     places,
     save_detector,
     selected_on,
@@ -206,6 +207,7 @@ def finish(
         scores.write(run.folder / "scores.parquet")
         of_detector = record | {"trained_on": trained_on(rows)} | selected_on(rows)
         save_detector(run, detector, of_detector, facts, train_views)
+        record |= frozen_at(detector)
     if len(tables) == 1:
         next(iter(tables.values())).write(run.folder / "scores.parquet")
     else:
@@ -247,6 +249,10 @@ def _write_page(run: Run, rows: Manifest, page: Page) -> None:
     for name, figure in figures.items():
         save_png(figure, run.folder / "figures" / f"{name}.png")
         run.track.writer.add_figure(name, figure, 0)
+    if mark.best is not None:
+        record = mark.record
+        kept = f"In detector/: {record['detector']}. Its threshold: logit {record['threshold']:.4g}, "
+        sections = [*sections, "## Detector", f"{kept}{record['threshold_from']}."]
     parts = [HOW_TO_READ, *sections, *map(picture, figures)]
     write_page(run.folder / "table.md", "Results", parts, shown(mark.record), embedded="embedded" in rows["set"])
     run.write_record(mark.record)

@@ -28,6 +28,7 @@ from adapt.evaluation.promises import keep
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores, comparisons
 from adapt.evaluation.side_by_side import reached
+from adapt.evaluation.thresholds import NOT_RECORDED
 from adapt.flags import Folds
 from adapt.number_table import write_rows
 from adapt.pages import figures as draw
@@ -246,7 +247,10 @@ def keep_scores(
     `report` calls it. A recipe that has more to compute for its page than the scores calls it first, too.
     """
     record = cast(
-        "RunRecord", run.record(**facts, trained_on=trained_on(rows), **selected_on(rows), data=describe(rows))
+        "RunRecord",
+        run.record(
+            **facts, trained_on=trained_on(rows), **selected_on(rows), data=describe(rows), **frozen_at(detector)
+        ),
     )
     scores.write(run.folder / "scores.parquet")
     save_detector(run, detector, record, facts, train_views)
@@ -288,7 +292,9 @@ def _write_page(run: Run, rows: Manifest, adds: Adds) -> None:
     attributed = None
     if classes_of(scores):
         attributed = attribute(scores, resamples, seed, mark.classes_are, saved.decision)
-    write_tables(cells, folder, shown(record), checks, differences, sections, attributed, samples(scores))
+    write_tables(
+        cells, folder, shown(record), checks, differences, sections, attributed, samples(scores), basis=saved.basis
+    )
     complete_card(folder / "detector", cells, checks, licence(saved.name))
     write_figures(scores, cells, folder / "figures", attributed)
     for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
@@ -298,6 +304,11 @@ def _write_page(run: Run, rows: Manifest, adds: Adds) -> None:
     clear_scored(folder)
     run.say(f"\n{text(cells)}\n")
     run.say(places(run))
+
+
+def frozen_at(detector: Detector) -> dict[str, object]:
+    """Facts of the record: the threshold, how it was chosen, from how many validation images and groups."""
+    return {"threshold": detector.threshold, "threshold_from": str(detector.basis or NOT_RECORDED)}
 
 
 def save_detector(
@@ -334,6 +345,8 @@ def places(run: Run) -> str:
     """Where to look next."""
     lines = [f"table        {run.folder / 'table.md'}"]
     if (run.folder / "detector").is_dir():
+        saved = Saved.read(run.folder / "detector")
+        lines.append(f"threshold    logit {saved.threshold:.4g}, {saved.basis or NOT_RECORDED}")
         lines.append(f"detector     {run.folder / 'detector'}")
     return "\n".join([*lines, f"TensorBoard  tensorboard --logdir {run.folder / 'tensorboard'}"])
 
