@@ -14,7 +14,8 @@ a mean over these {k}.
 
 - AUC compares images of one fold only, for logits of two detectors are on two scales; the folds' AUCs count by their
   numbers of pairs. Rates are of each image at the threshold of its own fold. What ranks all images (`ap`, `_oracle`,
-  `tpr_at_fpr`) is n/a, and so are promised error rates, which belong to one detector.
+  `tpr_at_fpr`) is n/a, and so are promised error rates, which belong to one detector. Classes: each image by the class
+  logits of its own fold; the open set compares fakes of one fold.
 - Intervals leave groups out with the detectors as they are. **The training sets overlap**: any two detectors share
   many images, and what one says is in part what the other says. For that the variance over groups is doubled. How
   much another set of training images would have changed all detectors together is not in the intervals.
