@@ -290,7 +290,7 @@ def test_a_narrower_interval_would_not_cover_without_a_signal() -> None:
 
 
 def class_table(number: int, rng: np.random.Generator, scale: float, classes: tuple[str, ...]) -> Scores:
-    """Rows of three classes, and test rows of an absent one, in 12 groups; logits on a scale and at a place of its own."""
+    """Rows of three classes, and test rows of an absent one, in 12 groups; logits on an own scale and place."""
     names = np.tile([*classes, "new"], 12)
     n = len(names)
     logits = {f"logit_{c}": scale * (rng.normal(size=n) + 1.5 * (names == c)) + 5 * number for c in classes}
