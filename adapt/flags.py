@@ -17,6 +17,12 @@ LEAST: dict[int, tuple[str, ...]] = {  # smallest value of shared flags, whereve
 }
 
 
+NOT_POOLED = {  # flags that do not go with --folds: the value that is off, why, and the remedy
+    "rotate": (None, "what leaving each generator out costs is not pooled over folds; --leave_out NAME goes with it"),
+    "permutations": (0, "labels permuted in each fold are no permutation of the set, p would be wrong; leave one out"),
+}
+
+
 @dataclass(frozen=True)
 class Checked:
     """Numbers of shared flags are refused below `LEAST`; a `Config` with flags of its own goes on from here."""
@@ -61,11 +67,9 @@ class Folds(Checked):
         if self.fold is not None and not 1 <= self.fold <= (self.folds or 0):
             most = f"folds are numbered 1 to {self.folds}" if self.folds else "add --folds, the number of all"
             raise Refusal(f"--fold {self.fold}: {most}")
-        for name, off in (("rotate", None), ("permutations", 0), ("classes", "binary")):
+        for name, (off, why) in NOT_POOLED.items():
             if self.folds is not None and getattr(self, name, off) != off:
-                raise Refusal(
-                    f"--folds does not go with --{name}, which is not pooled over folds: leave one of them out"
-                )
+                raise Refusal(f"--folds does not go with --{name}: {why}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def push_to_hub(folder: str | Path, repo: str, private: bool = False) -> str:
     folder = detector_folder(folder)
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
-    with _reaching(repo, ""):
+    with _reaching(repo, "", f"; {folder} stays as it is, and the same command pushes it"):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         words = "A detector of AI-generated images"
@@ -69,14 +69,14 @@ def cause_of(error: BaseException) -> Cause:
 
 
 @contextlib.contextmanager
-def _reaching(repo: str, revision: str) -> Iterator[None]:
-    """What fails between here and the hub becomes one line."""
+def _reaching(repo: str, revision: str, then: str = "") -> Iterator[None]:
+    """What fails between here and the hub becomes one line, which ends with what can be done `then`."""
     try:
         yield
     except Exception as error:
         from huggingface_hub import errors
 
-        if not isinstance(error, OSError | ValueError | errors.HTTPError):
+        if not isinstance(error, OSError | ValueError | RuntimeError | errors.HTTPError):  # hf_xet: RuntimeError
             raise
         said = (str(error).strip().splitlines() or [""])[0]
         raise Refusal(
@@ -88,4 +88,5 @@ def _reaching(repo: str, revision: str) -> Iterator[None]:
                 "refused": f"the hub refuses {repo}: run `hf auth login` with a token that may do this",
                 "other": f"cannot reach {repo} at the hub ({type(error).__name__}: {said}): check the network",
             }[cause_of(error)]
+            + then
         ) from error

@@ -15,11 +15,17 @@ is a baseline of low-level traces alone: radial profile and peaks of the noise r
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows
+
+if TYPE_CHECKING:  # --help needs none of them
+    from matplotlib.figure import Figure
+
+    from adapt.training.comparison import Study
+    from adapt.training.scored import Kept
 
 Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
@@ -53,7 +59,7 @@ def main(cfg: Config) -> None:
     from adapt.models.descriptors.color import Colours
     from adapt.models.descriptors.spectra import Spectra
     from adapt.sweeps.folds import run_folds
-    from adapt.training.comparison import Study, finish
+    from adapt.training.comparison import Heads, Study, finish, finish_compared
     from adapt.training.on_features import fit_on_features, score_features
     from adapt.training.report import GIVEN, open_run
 
@@ -63,6 +69,13 @@ def main(cfg: Config) -> None:
         return
     cfg, run, rows = opened
     rows = leave_out(rows, cfg.leave_out)
+
+    def page(tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
+        study = Study.of(tables, cfg.resamples, cfg.seed)
+        return study, study.grids(), {}
+
+    if finish_compared(run, rows, page):
+        return
     backbone = frozen_backbone(cfg, run.device)
     views = tuple(dict.fromkeys(parse_view(view).name for view in (*cfg.train_views, *cfg.test_views)))
     grey = {view: "grey" if view == "none" else f"grey+{view}" for view in views}
@@ -92,7 +105,7 @@ def main(cfg: Config) -> None:
 
     names = {"grey": "backbone, no chroma", "fragile": "1-2 px colour (ablation)"}
     held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
-    study = Study(("features", "trained on"), cfg.resamples, cfg.seed)
+    heads = Heads(run.folder, ("features", "trained on"))
     facts: dict[tuple[str, str], dict[str, float]] = {}
     alone = [(view,) for view in dict.fromkeys(cfg.train_views)] if cfg.apart else []
     for source in cfg.features:
@@ -107,10 +120,10 @@ def main(cfg: Config) -> None:
             of_threshold = trained_on if cfg.apart else cfg.test_views
             val = score_features(features, held["val"], of_threshold, head)
             scores = val.join(score_features(features, held["test"], cfg.test_views, head))
-            study.add((name, label), scores, head if (source, trained_on) == ("both", cfg.train_views) else None)
-    fusion = Detector(backbone, study.best.head, descriptor=colour_statistics) if study.best else None
-    of_one = facts[study.best.key] if study.best else facts[name, label]
-    finish(run, rows, study, study.grids(), None, fusion, cfg.train_views, head=cfg.head, **of_one)
+            heads.add((name, label), scores, head if (source, trained_on) == ("both", cfg.train_views) else None)
+    fusion = Detector(backbone, heads.best.head, descriptor=colour_statistics) if heads.best else None
+    of_one = facts[heads.best.key] if heads.best else facts[name, label]
+    finish(run, rows, heads, page, fusion, cfg.train_views, head=cfg.head, **of_one)
 
 
 if __name__ == "__main__":

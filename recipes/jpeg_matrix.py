@@ -10,11 +10,19 @@ qualities that no head was trained on, and double compression. Without flags: th
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import run as run_recipe
 from adapt.flags import Cached, Encoder, Intervals, Rows
+
+if TYPE_CHECKING:  # --help needs none of them
+    from matplotlib.figure import Figure
+
+    from adapt.training.comparison import Study
+    from adapt.training.scored import Kept
 
 
 @dataclass(frozen=True)
@@ -32,33 +40,46 @@ class Config(Rows, Encoder, Cached, Intervals):
 def main(cfg: Config) -> None:
     import numpy as np
 
-    from adapt.pages.drawing import heat_map
-    from adapt.training.comparison import Study, finish
+    from adapt.training.comparison import finish, finish_compared
     from adapt.training.on_features import fit_on_features, frozen_features, score_features
     from adapt.training.report import open_run
+    from adapt.training.scored import Kept
 
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
+    page = partial(matrices, cfg)
+    if finish_compared(run, rows, page):
+        return
     _, features = frozen_features(run, rows, cfg, (*cfg.train_views, *cfg.test_views))
     if not run.main:
         return run.end()
 
     held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
     trained_on = {view: (view,) for view in cfg.train_views} | {"mixed": cfg.train_views}
-    studies = {
-        (head, kind): Study(("trained on",), cfg.resamples, cfg.seed) for head in cfg.heads for kind in cfg.classes
-    }
-    for (kind, classes), study in studies.items():
+    tables = Kept(run.folder, ("head", "classes", "trained on"))
+    for kind, classes in product(cfg.heads, cfg.classes):
         for name, train_views in trained_on.items():
             head, picked = fit_on_features(features, kind, classes, train_views, cfg.seed)
             run.say(f"{kind}, {classes}, trained on {name}: validation {picked['validation_score']:.4f}")
             # the threshold comes from validation rows under the training view, whatever is tested
             val = score_features(features, held["val"], train_views, head)
-            study.add((name,), val.join(score_features(features, held["test"], cfg.test_views, head)))
+            test = score_features(features, held["test"], cfg.test_views, head)
+            tables.add((kind, classes, name), val.join(test))
+    finish(run, rows, tables, page)
 
-    sections, figures = [], {}
-    for (kind, classes), study in studies.items():
+
+def matrices(cfg: Config, tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
+    """The page: a table and two matrices for each kind of head and of classes."""
+    import numpy as np
+
+    from adapt.pages.drawing import heat_map
+    from adapt.training.comparison import Study
+
+    everything, sections, figures = Study.of(tables, cfg.resamples, cfg.seed), [], {}
+    for kind, classes in product(cfg.heads, cfg.classes):
+        study = everything.under((kind, classes))
+        trained_on = [name for (name,) in study.cells]
         sections += [f"## {kind}, {classes}", *study.grids(level="###")]
         for title, short in (("AUC, seen generators", "seen"), ("AUC, unseen generators", "unseen")):
             cells = [[study.at((name,), view, title) for view in cfg.test_views] for name in trained_on]
@@ -67,17 +88,14 @@ def main(cfg: Config) -> None:
             )
             figures[f"{kind}_{classes}_{short}"] = heat_map(
                 value,
-                list(trained_on),
+                trained_on,
                 list(cfg.test_views),
                 f"{title}: {kind}, {classes} (row: trained on, column: tested on)",
                 low,
                 high,
                 limits=(0.5, 1),
             )
-    everything = Study(("head", "classes", "trained on"), cfg.resamples, cfg.seed)
-    for (kind, classes), study in studies.items():
-        everything.cells |= {(kind, classes, *key): cells for key, cells in study.cells.items()}
-    finish(run, rows, everything, sections, figures)
+    return everything, sections, figures
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ add half a minute. Results to expect: results/README.md.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,11 +23,14 @@ from adapt.cli import run as run_recipe
 from adapt.flags import Cached, Encoder, Folds, Intervals, Permutations, Rotation, Rows, Views
 
 if TYPE_CHECKING:  # --help needs none of them
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from adapt.evaluation.metrics import Difference
     from adapt.evaluation.permutation import Reached
+    from adapt.evaluation.scores import Scores
     from adapt.features.cache import Features
     from adapt.training.run import Run
+    from adapt.training.scored import Kept
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,13 @@ def main(cfg: Config) -> None:
 
     from adapt.data.left_out import kept_rows, leave_out, rotation_of
     from adapt.detector.detector import Detector
-    from adapt.evaluation.metrics import compare
-    from adapt.evaluation.rotation import rotation
     from adapt.evaluation.scores import Scores
     from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.probes import Probe
-    from adapt.pages.rotation import rotation_sections, write_rotation
     from adapt.sweeps.folds import run_folds
-    from adapt.training.comparison import Study
     from adapt.training.on_features import Classes, fit_on_features, frozen_features, score_features
     from adapt.training.report import finish_scored, keep_scores, open_run, report
+    from adapt.training.scored import Kept
 
     if cfg.folds and not cfg.fold:
         return run_folds(cfg, "linear_probe")
@@ -59,9 +60,10 @@ def main(cfg: Config) -> None:
         return
     cfg, run, rows = opened
     rows = leave_out(rows, cfg.leave_out)
-    if finish_scored(run, rows):
-        return
     members = rotation_of(rows, cfg.rotate) if cfg.rotate else {}
+    adds = partial(further, cfg, members)
+    if finish_scored(run, rows, adds):
+        return
     layers = cfg.layers or (cfg.layer,)
     layers = frozen_backbone(cfg, run.device).layers() if layers == ("all",) else layers
     backbone, features = frozen_features(run, rows, cfg, (*cfg.train_views, *cfg.test_views), layers)
@@ -91,34 +93,53 @@ def main(cfg: Config) -> None:
     facts |= picked
     keep_scores(run, detector, rows, scores, train_views=cfg.train_views, facts=facts)
 
-    sections, differences, without = [], [], {}
+    kept = Kept(run.folder)
     for name, generators in members.items():
-        kept = kept_rows(rows, (name,))
-        rest = rows.select(kept)
+        spared = kept_rows(rows, (name,))
+        rest = rows.select(spared)
         tested = np.flatnonzero((rest["split"] == "test") & np.isin(rest["generator"], ["real", *generators]))
-        of_rest = features.select(np.flatnonzero(kept), rest)
+        of_rest = features.select(np.flatnonzero(spared), rest)
         again = (fit(cfg.classes, layer, of_rest, tested) for layer in layers)
-        without[name] = [max(again, key=lambda found: found[1]["validation_score"])[2]]
+        kept.add(("without", name), max(again, key=lambda found: found[1]["validation_score"])[2])
         run.say(f"left out: {name}")
-    if without:
-        numbers = rotation([scores], without, members, cfg.resamples, cfg.seed, "linear_probe")
-        write_rotation(run.folder, numbers)
-        sections += rotation_sections(numbers)
-    if len(layers) > 1:
-        sweep = Study(("layer", "validation"), cfg.resamples, cfg.seed)
-        for layer, (_, found, of_layer) in fitted.items():
-            sweep.add((layer, f"{found['validation_score']:.4f}"), of_layer)
-        sweep.write_csv(run.folder / "layers.csv")
-        sections += ["## Layers", "The layer with the best validation score is reported.", *sweep.grids(level="###")]
+    for layer, (_, found, of_layer) in fitted.items() if len(layers) > 1 else ():
+        kept.add(("layer", layer, f"{found['validation_score']:.4f}"), of_layer)
     if cfg.classes != "binary":
-        sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
-        differences = compare(scores, fit("binary", best)[2], cfg.resamples, cfg.seed)
+        kept.add(("binary",), fit("binary", best)[2])
     chance = permuted_fits(cfg, run, features, layers) if cfg.permutations else []
     report(
-        run, detector, rows, scores, cfg.resamples, differences, sections,
+        run, detector, rows, scores, cfg.resamples, adds, kept,
         train_views=cfg.train_views, classes_are=None if cfg.classes == "binary" else cfg.classes, permuted=chance,
         facts=facts,
     )  # fmt: skip
+
+
+def further(
+    cfg: Config, members: "Mapping[str, Sequence[str]]", scores: "Scores", kept: "Kept"
+) -> "tuple[list[Difference], list[str]]":
+    """What joins the page: the rotation over `members`, the sweep over layers, the comparison with two classes."""
+    from adapt.evaluation.metrics import compare
+    from adapt.evaluation.rotation import rotation
+    from adapt.pages.rotation import rotation_sections, write_rotation
+    from adapt.training.comparison import Study
+
+    sections, differences = [], []
+    if members:
+        without = {name: [kept["without", name]] for name in members}
+        numbers = rotation([scores], without, members, cfg.resamples, cfg.seed, "linear_probe")
+        write_rotation(kept.folder, numbers)
+        sections += rotation_sections(numbers)
+    sweep = Study(("layer", "validation"), cfg.resamples, cfg.seed)
+    for kind, *of_layer in kept:
+        if kind == "layer":
+            sweep.add(tuple(of_layer), kept[kind, *of_layer])
+    if sweep.cells:
+        sweep.write_csv(kept.folder / "layers.csv")
+        sections += ["## Layers", "The layer with the best validation score is reported.", *sweep.grids(level="###")]
+    if ("binary",) in kept:
+        sections.append("In the comparison a is 1 - p(real) of these classes, b the same head trained on two classes.")
+        differences = compare(scores, kept["binary",], cfg.resamples, cfg.seed)
+    return differences, sections
 
 
 def permuted_fits(cfg: Config, run: "Run", features: "Features", layers: "Sequence[str]") -> "list[Reached]":

@@ -15,7 +15,7 @@ The page has pixel AUC (mean over images, and over the pixels of all), F1 and Io
 of region, generator, edit and view; the area called changed in untouched, processed and generated images; confusions
 of extents and tools; all with intervals over groups. It also has all that any detector's page has, where `part:NAME`
 are the composites of a generator. The pixels of an image count by a histogram of 256 bins, and the page says how far
-an AUC can be off by that; maps.safetensors keeps the histograms. TensorBoard shows maps beside masks.
+an AUC can be off by that; maps.safetensors keeps the histograms and decisions. TensorBoard shows maps beside masks.
 
 detector/ has the format of every detector, with the threshold of the map in its head. `adapt predict --maps` writes
 the maps as pictures; adapt.detector.localizer.load_localizer(FOLDER) loads it. It looks at whole images, alone, and
@@ -24,6 +24,7 @@ expect: results/README.md.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -71,14 +72,16 @@ def main(cfg: Config) -> None:
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.map_head import MapHead, is_ai
     from adapt.models.towers.backbones import load_backbone
-    from adapt.training.localization import report_maps, score_maps, show_maps
+    from adapt.training.localization import of_maps, report_maps, score_maps, show_maps
     from adapt.training.report import finish_scored, log_validation, open_run, validation_score
     from adapt.training.run import warmup_cosine
 
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
-    if finish_scored(run, rows):
+    tool = tools(rows, cfg.tools)
+    adds = partial(of_maps, rows, tool, cfg.resamples, cfg.seed)
+    if finish_scored(run, rows, adds):
         return
     for split in ("train", "val", "test"):
         if not any(rows["mask"][rows["split"] == split]):
@@ -86,7 +89,6 @@ def main(cfg: Config) -> None:
     require_masks(rows)
     train_rows = rows.select(rows["split"] == "train")
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
-    tool = tools(rows, cfg.tools)
     known = sorted(set(tool[rows["split"] == "train"]) - {"real"}, key=lambda name: (not is_ai(name), name))
     number = {name: i for i, name in enumerate(("real", *known))}
 
@@ -137,7 +139,7 @@ def main(cfg: Config) -> None:
     trained = sum(p.numel() for p in localizer.parameters() if p.requires_grad)
     found = score_maps(localizer, rows, held, cfg.test_views, tool=tool, progress="scoring", **scoring)
     facts = {"trainable_parameters": trained, **picked}
-    report_maps(run, localizer, rows, found, cfg.resamples, train_views=cfg.train_views, facts=facts)
+    report_maps(run, localizer, rows, found, cfg.resamples, adds, train_views=cfg.train_views, facts=facts)
 
 
 if __name__ == "__main__":

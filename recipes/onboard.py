@@ -13,12 +13,18 @@ was stopped; `--methods probe tip tip-f` needs seconds per fit, and encodes the 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Rows, Views
+
+if TYPE_CHECKING:  # --help needs none of them
+    from matplotlib.figure import Figure
+
+    from adapt.training.comparison import Study
+    from adapt.training.scored import Kept
 
 PASSED_ON = (
     *("manifest", "train_views", "test_views", "epochs", "groups", "learning_rate", "head_learning_rate"),
@@ -64,19 +70,26 @@ def main(cfg: Config) -> None:
     from adapt.models.heads.probes import Probe
     from adapt.models.heads.tip_head import PriorHead
     from adapt.sweeps.planned_runs import PlannedRun, run_all
-    from adapt.training.comparison import finish
+    from adapt.training.comparison import finish, finish_compared
     from adapt.training.few_shot import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
     from adapt.training.on_features import score_features
     from adapt.training.refine import origin
     from adapt.training.report import open_run
+    from adapt.training.scored import Kept
 
     known = origin(cfg.detector, cfg.generator)
     if (opened := open_run(cfg, **known)) is None:
         return
     cfg, run, rows = opened
+
+    def page(tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
+        return recovery(rows, cfg.generator, tables, cfg.test_views, len(cfg.seeds), cfg.resamples, cfg.seed)
+
+    if finish_compared(run, rows, page, **known):
+        return
     onboard(rows, cfg.generator, max(cfg.shots), cfg.seed)  # refused before any work
     runs = [(shots, seed) for shots in (0, *cfg.shots) for seed in cfg.seeds]
-    scores: dict[tuple[str, str, str], Scores] = {}
+    tables = Kept(run.folder, ("method", "shots", "draw"))
 
     detector = load_detector(cfg.detector)
     backbone = detector.to(run.device).backbone
@@ -101,7 +114,7 @@ def main(cfg: Config) -> None:
             heads |= {name: tip for name, tip in tips.items() if name != "Tip-Adapter" or "tip" in cfg.methods}
         for name, fitted in heads.items():
             of_all = score_features(few, held, cfg.test_views, fitted)
-            scores[name, str(shots), str(seed)] = recast(of_all, rows, cfg.generator)
+            tables.add((name, str(shots), str(seed)), recast(of_all, rows, cfg.generator))
         run.say(f"{shots} shots, seed {seed}: " + (", ".join(heads) or "LoRA follows"))
     if "lora" in cfg.methods:
         given = {name: getattr(cfg, name) for name in PASSED_ON} | {"init": cfg.detector, "onboard": cfg.generator}
@@ -113,10 +126,8 @@ def main(cfg: Config) -> None:
             raise Refusal(f"{', '.join(failed)} failed (see the .log files): the same command tries again")
         for (shots, seed), one in planned.items():
             found = Scores.read(cfg.output_dir / one.name / "scores.parquet")
-            scores["LoRA", str(shots), str(seed)] = recast(found, rows, cfg.generator)
-
-    page = recovery(rows, cfg.generator, scores, cfg.test_views, len(cfg.seeds), cfg.resamples, cfg.seed)
-    finish(run, rows, *page, generator=cfg.generator)
+            tables.add(("LoRA", str(shots), str(seed)), recast(found, rows, cfg.generator))
+    finish(run, rows, tables, page, generator=cfg.generator)
 
 
 if __name__ == "__main__":

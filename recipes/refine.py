@@ -30,6 +30,8 @@ from adapt.flags import Aim, FineTuning
 
 if TYPE_CHECKING:  # --help needs none of them
     from adapt.detector.detector import Detector
+    from adapt.evaluation.metrics import Difference
+    from adapt.evaluation.scores import Scores
     from adapt.training.run import Run
 
 
@@ -53,9 +55,10 @@ def main(cfg: Config) -> None:
     from lora import fine_tune, new_detector, on_permuted_labels  # recipes/lora.py: the loop is the same
 
     from adapt.data.onboarding import onboard
-    from adapt.detector.detector import score
-    from adapt.training.refine import aim_of, before_and_after, origin
+    from adapt.detector.detector import load_detector, score
+    from adapt.training.refine import Aim, aim_of, before_and_after, origin
     from adapt.training.report import finish_scored, keep_scores, open_run, report
+    from adapt.training.scored import Kept
     from adapt.training.trainable import continued
 
     known = origin(cfg.init, cfg.onboard) if cfg.init else {}
@@ -65,7 +68,12 @@ def main(cfg: Config) -> None:
     scoring, init = run.scoring(cfg.num_workers), cfg.init
     if cfg.onboard:
         rows = onboard(rows, cfg.onboard, cfg.shots or 0, cfg.seed)[1]
-    if finish_scored(run, rows):
+
+    def adds(scores: "Scores", kept: Kept) -> "tuple[list[Difference], list[str]]":
+        aim = Aim.of(kept.notes)
+        return before_and_after(init, aim, scores, kept.get(("before",)), cfg.resamples, cfg.seed)
+
+    if finish_scored(run, rows, adds, **known):
         return
 
     def start(cfg: FineTuning, run: "Run") -> "Detector":
@@ -81,17 +89,20 @@ def main(cfg: Config) -> None:
     detector.freeze(scores)
     if run.main:
         keep_scores(run, detector, rows, scores, train_views=cfg.train_views, facts=facts)
-    weights = None if cfg.backbone == Config.backbone else cfg.backbone
-    compared = before_and_after(
-        cfg.init, weights, aim, rows, scores, cfg.test_views, cfg.resamples, cfg.seed, scoring, run.device
-    )
+    kept = Kept(run.folder, notes=aim.noted())
+    if init:
+        old = load_detector(init, None if cfg.backbone == Config.backbone else cfg.backbone).to(run.device)
+        before = score(old, rows, held, cfg.test_views, progress="scoring what it was", **scoring)
+        if run.main:
+            kept.add(("before",), before)
     report(
         run,
         detector,
         rows,
         scores,
         cfg.resamples,
-        *compared,
+        adds,
+        kept,
         train_views=cfg.train_views,
         permuted=chance,
         facts=facts,

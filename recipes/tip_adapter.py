@@ -15,13 +15,20 @@ expect: results/README.md.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows, Views
+
+if TYPE_CHECKING:  # --help needs none of them
+    from matplotlib.figure import Figure
+
+    from adapt.training.comparison import Study
+    from adapt.training.scored import Kept
 
 Method = Literal["zero-shot", "logistic", "published", "tip-adapter", "tip-adapter-f"]
 
@@ -58,9 +65,8 @@ def main(cfg: Config) -> None:
     from adapt.models.heads.tip_adapter import TipAdapter, draw_shots
     from adapt.models.heads.tip_head import PriorHead
     from adapt.models.prompts import FAKE, REAL, family_prompts, prompt_features
-    from adapt.pages.drawing import curves
     from adapt.sweeps.folds import run_folds
-    from adapt.training.comparison import Study, finish
+    from adapt.training.comparison import Heads, finish, finish_compared
     from adapt.training.on_features import (
         class_names,
         frozen_features,
@@ -77,7 +83,9 @@ def main(cfg: Config) -> None:
     if (opened := open_run(cfg)) is None:
         return
     cfg, run, rows = opened
-    rows = leave_out(rows, cfg.leave_out)
+    rows, page = leave_out(rows, cfg.leave_out), partial(curve, cfg)
+    if finish_compared(run, rows, page):
+        return
     names = class_names(rows, cfg.classes)
     classes = known_classes(names[rows["split"] == "train"])
     prompts = [REAL if name == "real" else FAKE if name == "fake" else family_prompts(name) for name in classes]
@@ -90,7 +98,7 @@ def main(cfg: Config) -> None:
     labels, held = numbers(names[train], classes), np.flatnonzero(rows["split"] != "train")
     every = int(np.bincount(labels).max())  # images of the largest class
     choose = OnShots() if cfg.select_on == "shots" else OnValidation(features, cfg.train_views, names, classes)
-    study = Study(("method", "shots", "draw"), cfg.resamples, cfg.seed)
+    heads = Heads(run.folder, ("method", "shots", "draw"))
     facts, asked, enough = dict[tuple[str, ...], dict[str, int]](), set(cfg.methods), dict[int, bool]()
     tips = asked & {"published", "tip-adapter", "tip-adapter-f"}
 
@@ -98,7 +106,7 @@ def main(cfg: Config) -> None:
         run.trained()
         key, deployable = (method, str(shots), str(draw)), head if not tips or "Tip" in method else None
         facts[key] = given(rows.fake[list(on)], int(len(on) > 0), tried) | {"trainable_parameters": trained}
-        study.add(key, score_features(features, held, cfg.test_views, head), deployable)
+        heads.add(key, score_features(features, held, cfg.test_views, head), deployable)
 
     if texts is not None and "zero-shot" in asked:
         add("zero-shot", 0, 0, PriorHead(classes, texts=texts))
@@ -136,15 +144,23 @@ def main(cfg: Config) -> None:
                 add("Tip-Adapter-F", shots, draw, prior.beside(keys), on, tried, size + keys.keys.numel())
         run.say(f"{shots} shots done")
 
-    mean = study.over_last_key()
-    about = f"Mean over {cfg.draws} draws of the shots; in brackets the smallest and the largest of them."
     val = np.isin(names, classes) & (rows["split"] == "val")
     chosen_by = how_chosen(cfg.select_on, enough, len(classes), rows.fake[val], len(set(cfg.train_views)))
-    figures = {"shots": curves(mean.cells, cfg.test_views)}
-    best = Detector(backbone, study.best.head) if study.best else None
-    of_one = facts[study.best.key if study.best else list(facts)[-1]] | {"classes": " ".join(classes)}
-    sections = [about, *([chosen_by] if enough else []), *mean.grids()]
-    finish(run, rows, study, sections, figures, best, cfg.train_views, **of_one)
+    heads.notes["chosen by"] = [chosen_by] if enough else []
+    best = Detector(backbone, heads.best.head) if heads.best else None
+    of_one = facts[heads.best.key if heads.best else list(facts)[-1]] | {"classes": " ".join(classes)}
+    finish(run, rows, heads, page, best, cfg.train_views, **of_one)
+
+
+def curve(cfg: Config, tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
+    """The page: means over the draws, and a curve over the number of shots."""
+    from adapt.pages.drawing import curves
+    from adapt.training.comparison import Study
+
+    study = Study.of(tables, cfg.resamples, cfg.seed)
+    mean, chosen_by = study.over_last_key(), cast("list[str]", tables.notes["chosen by"])
+    about = f"Mean over {cfg.draws} draws of the shots; in brackets the smallest and the largest of them."
+    return study, [about, *chosen_by, *mean.grids()], {"shots": curves(mean.cells, cfg.test_views)}
 
 
 if __name__ == "__main__":

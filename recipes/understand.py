@@ -15,12 +15,15 @@ inputs prefix the content views with the detector's own geometry: `--views resiz
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Intervals, Rows
+
+if TYPE_CHECKING:  # --help needs none of them
+    from adapt.training.run import Run, RunRecord
 
 Item = Literal["content", "spectra", "layers", "variance", "texts", "maps", "adversarial"]
 ITEMS = get_args(Item)
@@ -81,12 +84,13 @@ def main(cfg: Config) -> None:
     from adapt.data.views import parse_view
     from adapt.detector.detector import detector_digest, load_detector
     from adapt.embedded import read_manifests
-    from adapt.training.report import describe, shown
+    from adapt.training.report import describe
     from adapt.training.run import Run
+    from adapt.training.scored import Scored, scored_before, write_scored
     from adapt.understanding.adversarial import adversarial
     from adapt.understanding.content import content
     from adapt.understanding.evidence import maps
-    from adapt.understanding.item import HOW_TO_READ, write_item, write_report
+    from adapt.understanding.item import HOW_TO_READ, write_item
     from adapt.understanding.layers import layers
     from adapt.understanding.lowlevel import spectra
     from adapt.understanding.menu import impossible
@@ -102,13 +106,18 @@ def main(cfg: Config) -> None:
         parse_view(view)
     rows = read_manifests(cfg.manifest)
     require_files(rows)
+    mark, own = scored_before(run, rows, **known), "embedded" in rows["set"]
+    if mark is not None and mark.record["items"] == mark.notes["wanted"]:
+        return page(cfg, run, own)
+    measured = mark.record["items"] if mark is not None else []
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
     others = {Path(folder).parent.name: load_detector(folder).to(run.device) for folder in cfg.transfer_to}
     left_out = impossible(cfg.items or ITEMS, rows, detector.backbone.name)
     if named := [name for name in cfg.items if name in left_out]:
         raise Refusal(f"--items {named[0]}: {left_out[named[0]]}")
     subject = take(detector, rows, cfg.groups, cfg.resamples, cfg.seed, cfg.cache, run.workers(cfg.num_workers))
-    run.begin(data=rows.digest, base=detector.backbone.fingerprint, **known)
+    if mark is None:
+        run.begin(data=rows.digest, base=detector.backbone.fingerprint, **known)
     if not run.main:
         return run.end()
     base = base_of(detector, cfg.backbone)
@@ -122,19 +131,38 @@ def main(cfg: Config) -> None:
         "maps": lambda: maps(subject, cfg.mapped, cfg.examples),
         "adversarial": lambda: adversarial(subject, others, cfg.eps, cfg.steps, STEP, cfg.qualities, cfg.examples),
     }
-    found = []
-    for name in ITEMS:
-        if name in (cfg.items or ITEMS) and name not in left_out:
-            found.append(write_item(run.folder, menu[name]()))
-            run.say(f"{name}: done after {run.elapsed():.0f} s")
     sample = subject.sample
     counts = {"groups": len(set(sample["group"])), "real": (~sample.fake).sum(), "fake": sample.fake.sum()}
-    record = run.record(items=[item.name for item in found], unreadable=subject.unreadable, data=describe(rows))
-    own = "embedded" in rows["set"]
-    about = HOW_TO_READ.format(seed=cfg.seed, **counts)
-    run.say("\n" + write_report(run.folder, found, about, left_out, shown(record), own, cfg.pictures))
-    run.write_record(record)
-    run.say(f"\npage         {run.folder / 'report.html'}")
+    wanted = [name for name in ITEMS if name in (cfg.items or ITEMS) and name not in left_out]
+    notes = {"wanted": wanted, "left out": left_out, "about": HOW_TO_READ.format(seed=cfg.seed, **counts)}
+    facts = {"unreadable": subject.unreadable, "data": describe(rows)}
+    for name in ("", *wanted):  # the mark of none comes first: a detector and a manifest may allow nothing
+        if name and name not in measured:
+            write_item(run.folder, menu[name]())
+            run.say(f"{name}: done after {run.elapsed():.0f} s")
+            measured = [*measured, name]
+        record = cast("RunRecord", run.record(items=measured, **facts))
+        write_scored(run.folder, Scored(record, run.step_number, notes=notes))
+    page(cfg, run, own)
+
+
+def page(cfg: Config, run: "Run", own: bool) -> None:
+    """Write the page of the items that were measured, and the record. `own`: of the embedded world."""
+    from adapt.training.report import shown
+    from adapt.training.scored import clear_scored, finishing, read_scored
+    from adapt.understanding.item import read_item, write_report
+
+    if run.main:
+        with finishing(run):
+            mark = read_scored(run.folder)
+            assert mark is not None
+            found = [item for name in mark.record["items"] if (item := read_item(run.folder, name))]
+            about, left_out = cast("str", mark.notes["about"]), cast("dict[str, str]", mark.notes["left out"])
+            record = shown(mark.record)
+            run.say("\n" + write_report(run.folder, found, about, left_out, record, own, cfg.pictures))
+            run.write_record(mark.record)
+            clear_scored(run.folder)
+            run.say(f"\npage         {run.folder / 'report.html'}")
     run.end()
 
 

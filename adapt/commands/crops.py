@@ -12,11 +12,18 @@ quality 65 (0.038 against 0.014).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from adapt.cli import run as run_recipe
 from adapt.flags import Intervals, Rows
+
+if TYPE_CHECKING:  # --help needs none of them
+    from matplotlib.figure import Figure
+
+    from adapt.training.comparison import Study
+    from adapt.training.scored import Kept
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,10 @@ def main(cfg: Config) -> None:
     from adapt.data.manifest import require_files
     from adapt.detector.detector import detector_digest, load_detector, score
     from adapt.embedded import read_manifests
-    from adapt.pages.tables import grid
-    from adapt.training.comparison import Study, contrast, finish
+    from adapt.training.comparison import finish, finish_compared
     from adapt.training.report import require_classes, show_finished
     from adapt.training.run import Run
+    from adapt.training.scored import Kept
 
     run = Run(cfg)
     if run.finished():
@@ -48,30 +55,45 @@ def main(cfg: Config) -> None:
     rows = read_manifests(cfg.manifest)
     require_files(rows)
     require_classes(rows)
+    page, known = partial(side_by_side, cfg), {"detector": detector_digest(cfg.detector)}
+    if finish_compared(run, rows, page, **known):
+        return
     held = np.flatnonzero(rows["split"] != "train")
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
     scoring = run.scoring(cfg.num_workers)
     passes = []
     detector.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
-    run.begin(data=rows.digest, base=detector.backbone.fingerprint, detector=detector_digest(cfg.detector))
+    run.begin(data=rows.digest, base=detector.backbone.fingerprint, **known)
 
-    found, costs = {}, [["crops", "encoder passes per image", "images / s"]]
+    tables, costs = Kept(run.folder, ("crops",)), [["crops", "encoder passes per image", "images / s"]]
     for crops in dict.fromkeys(cfg.crops):
         passes.clear()
         start = time.monotonic()
-        found[crops] = score(detector, rows, held, cfg.test_views, progress=f"crops {crops}", crops=crops, **scoring)
-        images, spent = len(found[crops]), sum(run.gather([sum(passes)]))
+        found = score(detector, rows, held, cfg.test_views, progress=f"crops {crops}", crops=crops, **scoring)
+        images, spent = len(found), sum(run.gather([sum(passes)]))
         costs.append([crops, f"{spent / images:.2f}", f"{images / (time.monotonic() - start):.1f}"])
+        if run.main:
+            tables.add((crops,), found)
     if not run.main:
         return run.end()
 
-    study = Study(("crops",), cfg.resamples, cfg.seed)
+    tables.notes["costs"] = costs
+    finish(run, rows, tables, page)
+
+
+def side_by_side(cfg: Config, tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
+    """The page: each way to crop, what it costs, and its differences to the first. Each leaves its scores."""
+    from adapt.pages.tables import grid
+    from adapt.training.comparison import Study, contrast
+
+    study, found = Study.of(tables, cfg.resamples, cfg.seed), {crops: scores for (crops,), scores in tables.items()}
     for crops, scores in found.items():
-        scores.write(run.folder / f"scores-{crops}.parquet")
-        study.add((crops,), scores)
+        scores.write(tables.folder / f"scores-{crops}.parquet")
     first, *others = found
-    pages = [contrast((crops, first), [(found[crops], found[first])], cfg.resamples, cfg.seed) for crops in others]
-    finish(run, rows, study, [*study.grids(), "## Cost", grid(costs), *(line for page in pages for line in page)])
+    sections = [*study.grids(), "## Cost", grid(cast("list[list[str]]", tables.notes["costs"]))]
+    for crops in others:
+        sections += contrast((crops, first), [(found[crops], found[first])], cfg.resamples, cfg.seed)
+    return study, sections, {}
 
 
 def command() -> None:

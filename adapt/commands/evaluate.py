@@ -70,6 +70,7 @@ def main(cfg: Config) -> None:
     from adapt.evaluation.replicates import PREVALENCE
     from adapt.evaluation.samples import samples
     from adapt.evaluation.scores import Scores
+    from adapt.evaluation.thresholds import basis_of
     from adapt.files import sha256
     from adapt.pages.figures import write_figures
     from adapt.pages.folds import FOLDS_EVALUATED
@@ -116,9 +117,12 @@ def main(cfg: Config) -> None:
         cells += predictive_cells(cells, cfg.prevalence)
         sections.append(base_rate_section(cells, cfg.prevalence))
     origin: Origin | None = None if scores.folds is None or cfg.threshold else "folds"
-    write_tables(cells, folder, provenance, checked, differences, sections, named, behind, prevalence, origin)
+    basis = basis_of(scores) if origin is None and given is None else None
+    write_tables(cells, folder, provenance, checked, differences, sections, named, behind, prevalence, origin, basis)
     write_figures(scores, cells, folder / "figures", named)
     print(text(cells))
+    if basis and basis.images:
+        print(f"threshold: logit {threshold:.4g}, {basis}")
     print(sizes(behind))
     print(f"{folder / 'table.md'}: the page; metrics.csv and figures/ lie beside it")
 

@@ -174,7 +174,9 @@ def write_detector(
     sections.append(promises_section(cells, detector.decision))
     record = page_record(run, rows) | {"detector": one.place, "threshold": one.threshold}
     origin: Origin = "none" if one.threshold != one.threshold else "given" if one.given else "frozen"
-    write_tables(cells, folder, record, checks, (), sections, named, samples(scores), origin=origin)
+    write_tables(
+        cells, folder, record, checks, (), sections, named, samples(scores), origin=origin, basis=detector.basis
+    )
     write_figures(scores, cells, folder / "figures", named)
     return cells
 

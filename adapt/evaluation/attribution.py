@@ -16,7 +16,7 @@ from adapt.evaluation.decision import EVERY, Decision
 from adapt.evaluation.jackknife import Dealt, deal, share_interval
 from adapt.evaluation.numbering import numbered
 from adapt.evaluation.open_set import OPEN_SET, class_logits, classes_of, familiarity
-from adapt.evaluation.replicates import ALL, auc_without, distinct
+from adapt.evaluation.replicates import ALL, auc_without, distinct, overlapping
 from adapt.evaluation.scores import Scores
 
 ABSENT, EDIT = "absent: ", "edit:"  # how the labels of rows begin that are not those of a class
@@ -77,6 +77,8 @@ def attribute(
     unknown_absent, unknown_trained: share of the fakes of absent classes, and of trained ones, that are too unfamiliar
     for a family by the `decision` fitted on validation rows.
 
+    In a table of folds each image is attributed by the logits of its own fold, and auroc_x compares fakes of one fold.
+
     `column` says what the classes are; without it the one of the two that has their names. Refuses classes without
     `real` or without a fake, names that could be either, a fake without a class, a readable row without its logits.
     """
@@ -95,7 +97,7 @@ def attribute(
     logits = class_logits(test)
     if lost := int((test.ok & ~np.isfinite(logits).all(axis=1)).sum()):
         raise Refusal(f"{lost} readable test rows lack a finite logit of a class: score them again or drop them")
-    dealt = deal(test["set"], test["group"], resamples, seed)
+    dealt, fold = deal(test["set"], test["group"], resamples, seed), test.folds
     held_names, of_row = numbered(true)
     number = np.array([names.index(name) for name in held_names])[of_row]
     measure, cut = (decision.familiarity, decision.rules(0.0).cuts[EVERY].known) if decision else ("energy", -np.inf)
@@ -106,13 +108,13 @@ def attribute(
         called = logits[rows].argmax(axis=1)
         cells += _confusion(view, names, classes, truth, called, edit)
         closed, edited = (edit == "") & (truth < len(classes)), edit != ""
-        rates += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed])
+        rates += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed], fold)
         known = truth[fake] < len(classes)
-        rates += _open_set(view, logits[rows][fake], known, dealt, rows[fake])
+        rates += _open_set(view, logits[rows][fake], known, dealt, rows[fake], fold)
         if cut > -np.inf:
             rejected = familiarity(logits[rows][fake])[measure] < cut
-            rates += _rejected(view, rejected, known, dealt, rows[fake])
-        rates += _processed(view, classes, called[edited], dealt, rows[edited])
+            rates += _rejected(view, rejected, known, dealt, rows[fake], fold)
+        rates += _processed(view, classes, called[edited], dealt, rows[edited], fold)
     held = set(true[test["edit"] == ""])
     untested = tuple(name for name in classes if name not in held)
     return Attribution(column, classes, names[len(classes) :], untested, tuple(rates), tuple(cells))
@@ -165,7 +167,13 @@ def _confusion(
 
 
 def _closed_set(
-    view: str, classes: tuple[str, ...], truth: np.ndarray, called: np.ndarray, dealt: Dealt, rows: np.ndarray
+    view: str,
+    classes: tuple[str, ...],
+    truth: np.ndarray,
+    called: np.ndarray,
+    dealt: Dealt,
+    rows: np.ndarray,
+    fold: np.ndarray | None,
 ) -> list[Rate]:
     """Recall per class and the two means, from rows of trained classes."""
     right = truth == called
@@ -180,35 +188,43 @@ def _closed_set(
             for name, values in (("macro_recall", recall), ("macro_f1", f1))
         }
     rates = [
-        _rate(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]])
+        _rate(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]], fold)
         for i, name in enumerate(classes)
     ]
-    return rates + [_rate(view, ALL, name, values, len(truth), dealt.group[rows]) for name, values in means.items()]
+    return rates + [
+        _rate(view, ALL, name, values, len(truth), dealt.group[rows], fold) for name, values in means.items()
+    ]
 
 
-def _open_set(view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
+def _open_set(
+    view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray, fold: np.ndarray | None
+) -> list[Rate]:
     """AUROC of known (n,) bool against the other fakes by what the logits (n, c) say."""
     values = np.full((len(OPEN_SET), 1 + dealt.blocks), np.nan)
     if known.any() and not known.all():
         for i, size in enumerate(familiarity(logits).values()):
-            values[i] = auc_without(size, known, dealt.block[rows], dealt.blocks)
+            values[i] = auc_without(size, known, dealt.block[rows], dealt.blocks, None if fold is None else fold[rows])
     group = dealt.group[rows]
     rarer = min(group[known], group[~known], key=lambda of_kind: len(np.unique(of_kind)))
-    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer) for i, name in enumerate(OPEN_SET)]
+    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer, fold) for i, name in enumerate(OPEN_SET)]
 
 
-def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
+def _rejected(
+    view: str, rejected: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray, fold: np.ndarray | None
+) -> list[Rate]:
     """Shares of the fakes (n,) bool of absent and of trained classes that are rejected."""
     every, found = (_counts(dealt, rows[used], known[used].astype(int), 2) for used in (slice(None), rejected))
     with np.errstate(invalid="ignore"):
         shares = found / every
     return [
-        _rate(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]])
+        _rate(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]], fold)
         for i, name in enumerate(("unknown_absent", "unknown_trained"))
     ]
 
 
-def _processed(view: str, classes: tuple[str, ...], called: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
+def _processed(
+    view: str, classes: tuple[str, ...], called: np.ndarray, dealt: Dealt, rows: np.ndarray, fold: np.ndarray | None
+) -> list[Rate]:
     """Share of the processed reals attributed to each class."""
     if not len(called):
         return []
@@ -216,7 +232,9 @@ def _processed(view: str, classes: tuple[str, ...], called: np.ndarray, dealt: D
     with np.errstate(invalid="ignore"):
         shares = found / found.sum(axis=1, keepdims=True)
     group = dealt.group[rows]
-    return [_rate(view, name, "processed_reals", shares[:, i], len(called), group) for i, name in enumerate(classes)]
+    return [
+        _rate(view, name, "processed_reals", shares[:, i], len(called), group, fold) for i, name in enumerate(classes)
+    ]
 
 
 def _counts(dealt: Dealt, rows: np.ndarray, number: np.ndarray, width: int) -> np.ndarray:
@@ -224,8 +242,13 @@ def _counts(dealt: Dealt, rows: np.ndarray, number: np.ndarray, width: int) -> n
     return np.stack([dealt.sums(rows, number == i) for i in range(width)], axis=1)
 
 
-def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray) -> Rate:
-    """From the statistic of all groups and without some of them, (1 + b,), and the groups of the n rows behind it."""
-    low, high = share_interval(values, len(np.unique(groups)))
+def _rate(
+    view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray, fold: np.ndarray | None
+) -> Rate:
+    """From the statistic of all groups and without some of them, (1 + b,), and the groups of the n rows behind it.
+
+    With `fold`, of all test rows, the rows are scored by several detectors.
+    """
+    low, high = share_interval(values if fold is None else overlapping(values), len(np.unique(groups)))
     skipped = 0 if np.isnan(values[0]) else int(np.isnan(values).sum())
     return Rate(view, label, metric, float(values[0]), low, high, n, skipped)

@@ -60,7 +60,9 @@ class Cell:
     n_fake: int
     skipped: int = 0  # resamples in which a class was absent
     seen: str = ""  # of a generator: train, val or ''
-    groups: int = 0  # that its interval rests on, of the rarer class; 0: not known, in files from before
+    groups: int = (
+        0  # that its interval rests on, of the rarer class; of a threshold: that it was chosen on; 0: not known
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def evaluate(
     nan = float("nan")
     behind = (n_real, n_fake) if threshold is None else (0, 0)
     threshold = pick_threshold(scores) if threshold is None else threshold
-    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *behind)]
+    groups = len(np.unique(scores["group"][val & scores.ok].astype(str))) if any(behind) else 0
+    cells = [Cell(ALL, ALL, "pooled:val", "threshold", threshold, nan, nan, *behind, groups=groups)]
     if lost := int((val & ~scores.ok).sum()):
         cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
     kinds = unseen_kinds(scores, families_met)

@@ -347,7 +347,7 @@ def replicate(
         classes = [dealt.group[used[which]] for which in (real_or_fake, ~real_or_fake) if which.any()]
         groups = min((len(np.unique(of_class)) for of_class in classes), default=0)
         if fold is not None:
-            values = {metric: _spread(of_metric) for metric, of_metric in values.items()}
+            values = {metric: overlapping(of_metric) for metric, of_metric in values.items()}
         return Replicates(values, int((~real_or_fake).sum()), int(real_or_fake.sum()), groups, seen, lost)
 
     def inside(rows: np.ndarray) -> Replicates | None:
@@ -362,7 +362,7 @@ def replicate(
                 metric: sums_without(block_of[groups], dealt.blocks, each) / np.where(number, number, np.nan)
                 for metric, each in found.items()
             }
-        values = values if fold is None else {metric: _spread(each) for metric, each in values.items()}
+        values = values if fold is None else {metric: overlapping(each) for metric, each in values.items()}
         held = np.zeros(dealt.groups, dtype=bool)
         held[groups] = True
         both = fake[used[held[dealt.group[used]]]]
@@ -404,7 +404,7 @@ def replicate(
     return out
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
+def overlapping(values: np.ndarray) -> np.ndarray:
     """Values (1 + b,) whose jackknife variance is `OVERLAP` times as large."""
     known = ~np.isnan(values[1:])
     if not known.any():

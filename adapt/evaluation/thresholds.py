@@ -21,9 +21,19 @@ class Basis:
     views: int
     how: str = "best balanced accuracy"
 
-    def __str__(self) -> str:
+    @property
+    def few(self) -> bool:
+        """Whether it rests on too few photographs to be more than a guess."""
+        return self.reals < FEWEST_REALS
+
+    @property
+    def chosen(self) -> str:
+        """How it was chosen, and on what."""
         counts = f"{self.images} validation images ({self.reals} real) in {self.groups} groups, {self.views} views"
-        return f"{'a guess: ' if self.reals < FEWEST_REALS else ''}{self.how} on {counts}"
+        return f"{self.how} on {counts}"
+
+    def __str__(self) -> str:
+        return f"{'a guess: ' if self.few else ''}{self.chosen}"
 
 
 def basis_of(scores: Scores) -> Basis:

@@ -11,7 +11,7 @@ from adapt.evaluation.metrics import ABOVE, PERMUTED, PREFIXES, Cell, Control, D
 from adapt.evaluation.open_set import OPEN_SET
 from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, MEANS, METRICS, PREVALENCE, UNSEEN
 from adapt.evaluation.samples import Sample
-from adapt.evaluation.thresholds import FEWEST_REALS
+from adapt.evaluation.thresholds import FEWEST_REALS, Basis
 from adapt.files import write_text
 from adapt.number_table import write_rows
 from adapt.pages.markdown_page import page
@@ -136,10 +136,11 @@ def write_tables(
     behind: Sequence[Sample] = (),
     prevalence: float = PREVALENCE,
     origin: Origin | None = None,
+    basis: Basis | None = None,
 ) -> None:
     """Write metrics.csv and table.md into `folder`; `behind` are the samples that stand behind the numbers.
 
-    `origin` says where the threshold is from; None: as the cells say.
+    `origin` says where the threshold is from; None: as the cells say. `basis`: what it was chosen from, where known.
     With `controls` also controls.csv, with `differences` comparison.csv, with `attribution` attribution.csv and
     confusion.csv. `read_back.py` reads them.
     """
@@ -153,7 +154,7 @@ def write_tables(
         rates = ("view", "label", "metric", "value", "low", "high", "n")
         write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
         write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
-    page = markdown(cells, provenance, controls, differences, sections, attribution, behind, prevalence, origin)
+    page = markdown(cells, provenance, controls, differences, sections, attribution, behind, prevalence, origin, basis)
     write_text(folder / "table.md", page)
 
 
@@ -252,6 +253,7 @@ def markdown(
     behind: Sequence[Sample] = (),
     prevalence: float = PREVALENCE,
     origin: Origin | None = None,
+    basis: Basis | None = None,
 ) -> str:
     """The page: how to read it, headline, samples, metrics, generators, processed reals, sections, provenance."""
     embedded = any(cell.set == "embedded" for cell in cells)
@@ -260,7 +262,7 @@ def markdown(
     parts = [how, "## Headline", grid(headline(cells))]
     parts.append("Balanced accuracy: mean over all generators, at the threshold.")
     parts += [*(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)), *_unseen(cells), *_behind(behind)]
-    parts += [*_metrics(cells, prevalence, origin), *_generators(cells), *_weakest(cells), *_within(cells)]
+    parts += [*_metrics(cells, prevalence, origin, basis), *_generators(cells), *_weakest(cells), *_within(cells)]
     parts += _processed(cells)
     parts += [*_controls(cells, controls), *_differences(differences), *sections]
     parts += (_attribution(attribution) if attribution else []) + _missing(cells)
@@ -331,21 +333,34 @@ def _unseen(cells: Sequence[Cell]) -> list[str]:
     return [title, grid([list(UNSEEN_HEADLINE), *rows]), about]
 
 
-def _metrics(cells: Sequence[Cell], prevalence: float, origin: Origin) -> list[str]:
-    at, views = index(cells), views_of(cells)
-    rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
-    threshold = at[ALL, ALL, "pooled:val", "threshold"]
+def threshold_line(cells: Sequence[Cell], origin: Origin, basis: Basis | None = None) -> str:
+    """The threshold, how it was chosen, from how many validation images and groups; on few photographs it is a guess.
+
+    Without a `basis` by the rows that the cells count.
+    """
+    threshold = index(cells)[ALL, ALL, "pooled:val", "threshold"]
     rests_on = f"{threshold.n_real} real and {threshold.n_fake} fake readable validation rows"
-    few = threshold.n_real < FEWEST_REALS * len(views)  # each image has a row a view
+    if basis is None:  # each image has a row a view
+        few = threshold.n_real < FEWEST_REALS * len(views_of(cells))
+        groups = f" in {threshold.groups} groups" if threshold.groups else ""  # files from before do not say it
+        chosen = f"from {rests_on}{groups}"
+    else:
+        few, chosen = basis.few, basis.chosen
     guess = f"**a guess** (fewer than {FEWEST_REALS} validation photographs), " if few else ""
-    about_threshold = {
-        "picked": f"logit {show(threshold)}, {guess}from {rests_on}",
+    before = f"; {guess}{chosen} there" if basis else ""
+    return {
+        "picked": f"logit {show(threshold)}, {guess}{chosen}" + (f" ({rests_on})" if basis else ""),
         "given": f"logit {show(threshold)}, given (by --threshold), not picked on these rows",
         "none": f"none, for there are {rests_on}; give one with --threshold",
-        "frozen": f"logit {show(threshold)}, frozen when the detector was trained, not picked on these rows",
+        "frozen": f"logit {show(threshold)}, frozen when the detector was trained, not picked on these rows{before}",
         "folds": "that of each fold; logits are those above it, so it stands at 0",
     }[origin]
-    about = f"Threshold: {about_threshold}. {ABOUT_METRICS.format(prevalence=prevalence)}"
+
+
+def _metrics(cells: Sequence[Cell], prevalence: float, origin: Origin, basis: Basis | None) -> list[str]:
+    at, views = index(cells), views_of(cells)
+    rows = [[metric, *(show(at[ALL, view, "mean:all", metric]) for view in views)] for metric in METRICS]
+    about = f"Threshold: {threshold_line(cells, origin, basis)}. {ABOUT_METRICS.format(prevalence=prevalence)}"
     table = grid([["metric", *views], *rows])
     return ["## All metrics, mean over all generators", table, about, *_guesses(cells)]
 

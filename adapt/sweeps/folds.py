@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import yaml
@@ -13,16 +13,18 @@ from adapt.data.left_out import leave_out
 from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
-from adapt.evaluation.folds import pool_folds
+from adapt.evaluation.attribution import attribute
+from adapt.evaluation.folds import pool_folds, same_classes
 from adapt.evaluation.metrics import controls, evaluate
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores
-from adapt.evaluation.thresholds import pick_threshold
+from adapt.evaluation.thresholds import Basis, basis_of, pick_threshold
 from adapt.files import write_text
 from adapt.pages.figures import write_figures
 from adapt.pages.folds import Fold, folds_section
 from adapt.pages.tables import sizes, text, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, run_all, sweep_record, write_record
+from adapt.training.on_features import Classes, class_names, known_classes
 from adapt.training.report import shown
 from adapt.training.run import RunConfig
 
@@ -55,6 +57,10 @@ def run_folds(config: Folded, recipe: str) -> None:
         raise Refusal(f"{root} holds a run that has not {k} folds: choose another --output_dir, or delete it")
     whole = read_manifests(config.manifest)
     rows = {n: leave_out(of_fold(whole, k, n, config.seed), config.leave_out) for n in range(1, k + 1)}
+    classes = cast("Classes", getattr(config, "classes", "binary"))
+    if classes != "binary":
+        of_train = [class_names(part.select(part["split"] == "train"), classes) for part in rows.values()]
+        same_classes([known_classes(names) for names in of_train])  # refused before any work
     given = {field.name: getattr(config, field.name) for field in fields(config)}
     flags = {name: value for name, value in given.items() if name not in ("output_dir", "fold") and value != ()}
     runs = [PlannedRun(f"fold-{n}", recipe, {**flags, "fold": n}) for n in rows]
@@ -71,11 +77,12 @@ def run_folds(config: Folded, recipe: str) -> None:
     scores.write(root / "scores.parquet")
     cells = evaluate(scores, config.resamples, config.seed)
     checks = controls(scores, metadata=metadata, resamples=config.resamples, seed=config.seed)
-    table = [_fold(n, of_run, t) for (n, of_run), t in zip(rows.items(), thresholds, strict=True)]
+    table = [_fold(n, rows[n], t, basis_of(own)) for n, t, own in zip(rows, thresholds, tables, strict=True)]
     record, behind = sweep_record(config, runs, root), samples(scores)
     write_text(root / "config.yaml", dump(config))
-    write_tables(cells, root, shown(record), checks, (), [folds_section(table)], None, behind, origin="folds")
-    write_figures(scores, cells, root / "figures")
+    named = None if classes == "binary" else attribute(scores, config.resamples, config.seed, classes)
+    write_tables(cells, root, shown(record), checks, (), [folds_section(table)], named, behind, origin="folds")
+    write_figures(scores, cells, root / "figures", named)
     write_record(root, record)
     print(f"\n{text(cells)}\n\n{sizes(behind)}\ntable        {root / 'table.md'}")
 
@@ -88,10 +95,10 @@ def _metadata(root: Path, runs: list[PlannedRun]) -> Scores | None:
     return pool_folds([Scores.read(file) for file in files], [0.0] * len(files))
 
 
-def _fold(number: int, rows: Manifest, threshold: float) -> Fold:
+def _fold(number: int, rows: Manifest, threshold: float, basis: Basis) -> Fold:
     counts = {}
     for split in ("train", "val", "test"):
         fake = rows.fake[rows["split"] == split]
         counts[split] = int((~fake).sum()), int(fake.sum())
     groups = len(np.unique(rows["group"][rows["split"] == "test"].astype(str)))
-    return Fold(number, counts["train"], counts["val"], counts["test"], groups, threshold)
+    return Fold(number, counts["train"], counts["val"], counts["test"], groups, threshold, basis)

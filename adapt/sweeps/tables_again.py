@@ -143,9 +143,7 @@ def _single(folder: Path, record: Mapping[str, Any], localizes: bool) -> str:
 def _matrices(every: Study) -> list[str]:
     page = []
     for name in dict.fromkeys(key[:2] for key in every.cells):
-        one = Study(every.keys[2:], 0, 0)
-        one.cells = {key[2:]: cells for key, cells in every.cells.items() if key[:2] == name}
-        page += [f"## {', '.join(name)}", *one.grids(level="###")]
+        page += [f"## {', '.join(name)}", *every.under(name).grids(level="###")]
     return page
 
 

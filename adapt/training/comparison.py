@@ -1,8 +1,9 @@
 """Many scores side by side: one page for a recipe that compares heads, layers, qualities or numbers of shots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
 from adapt.training.report import (
     GIVEN,
     describe,
+    frozen_at,
     places,
     save_detector,
     selected_on,
@@ -28,10 +30,19 @@ from adapt.training.report import (
     trained_on,
     validation_score,
 )
-from adapt.training.run import Run
-from adapt.training.scored import unfinished
+from adapt.training.run import Run, RunRecord
+from adapt.training.scored import (
+    Kept,
+    Key,
+    Scored,
+    clear_scored,
+    finishing,
+    kept_of,
+    read_scored,
+    scored_before,
+    write_scored,
+)
 
-Key = tuple[str, ...]  # what tells one row from another: head, classes, training view...
 KEPT = ("auc", "balanced_accuracy", "recall", "false_alarm", "real_first", "pair_ranking", "threshold", "unreadable")
 OF_ONE = ("training_minutes", "trainable_parameters", *GIVEN)  # mean nothing where there are many
 CONTRASTED = {
@@ -53,12 +64,25 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Best:
-    """The head of a study that can be kept as a detector."""
+    """The head of a comparison that can be kept as a detector."""
 
     key: Key
     head: nn.Module
-    scores: Scores
     score: float  # of its validation rows: see `validation_score`
+
+
+class Heads(Kept):
+    """The scores of many heads, and which of them its validation rows like most."""
+
+    best: Best | None = None
+
+    def add(self, key: Key, scores: Scores, head: nn.Module | None = None) -> None:
+        """Write the scores. Of those with a `head` the best on validation rows is kept, the first of equals."""
+        super().add(key, scores)
+        if head is not None:
+            score = validation_score(scores.select(scores["split"] == "val"))
+            if self.best is None or score > self.best.score:
+                self.best = Best(key, head, score)
 
 
 class Study:
@@ -69,19 +93,24 @@ class Study:
     ) -> None:
         self.keys, self.resamples, self.seed, self.shown = tuple(keys), resamples, seed, shown
         self.cells: dict[Key, list[Cell]] = {}
-        self.best: Best | None = None
 
-    def add(self, key: Key, scores: Scores, head: nn.Module | None = None) -> None:
-        """Evaluate one table of scores; its threshold comes from its own validation rows.
+    @classmethod
+    def of(cls, tables: Kept, resamples: int, seed: int) -> "Study":
+        """Every table, in the order in which they came."""
+        study = cls(tables.names, resamples, seed)
+        for key, scores in tables.items():
+            study.add(key, scores)
+        return study
 
-        Of the rows with a `head` the one that its validation rows like most is kept as `best`, the first of equals.
-        """
-        self.latest = scores
+    def add(self, key: Key, scores: Scores) -> None:
+        """Evaluate one table of scores; its threshold comes from its own validation rows."""
         self.cells[key] = evaluate(scores, self.resamples, self.seed)
-        if head is not None:
-            score = validation_score(scores.select(scores["split"] == "val"))
-            if self.best is None or score > self.best.score:
-                self.best = Best(key, head, scores, score)
+
+    def under(self, first: Key) -> "Study":
+        """The rows whose names begin so, without this beginning."""
+        part = Study(self.keys[len(first) :], self.resamples, self.seed, self.shown)
+        part.cells = {key[len(first) :]: cells for key, cells in self.cells.items() if key[: len(first)] == first}
+        return part
 
     def at(self, key: Key, view: str, shown: str) -> Cell | None:
         """The cell that a table of `shown` has at one row and view."""
@@ -148,60 +177,84 @@ def _place(d: Difference) -> tuple[str, str, str, str]:
     return d.set, d.view, d.generator, d.metric
 
 
+# the study, sections of Markdown and figures of a page, made of the tables of scores. It runs behind the scores and
+# again where it failed, so it may train, encode and score nothing.
+Page = Callable[[Kept], tuple[Study, Sequence[str], Mapping[str, Figure]]]
+
+
 def finish(
     run: Run,
     rows: Manifest,
-    study: Study,
-    sections: Sequence[str],
-    figures: Mapping[str, Figure] | None = None,
+    tables: Kept,
+    page: Page,
     detector: Detector | None = None,
     train_views: Sequence[str] = (),
     **facts: object,
 ) -> None:
     """Write metrics.csv, table.md, figures/NAME.png and the record into the run's folder, and show the first ones.
 
-    A study of one method also leaves its scores, scores.parquet, and what its training cost. `detector` is made of
-    the study's `best` head: it is frozen on the scores of that head and saved, and scores.parquet holds these; its
-    card names the `train_views`.
+    `page` makes them of the `tables`; the recipe gives the same to `finish_compared`. A single table stays as
+    scores.parquet, with what its training cost. `detector` is made of the head of `Heads.best`: it is frozen on the
+    scores of that head and saved, and scores.parquet holds these; its card names the `train_views`.
     """
-    best = study.best if detector is not None else None
+    best = tables.best if isinstance(tables, Heads) and detector is not None else None
     if best is not None:
-        facts["detector"] = ", ".join(map(" ".join, zip(study.keys, best.key, strict=True)))
+        facts["detector"] = ", ".join(map(" ".join, zip(tables.names, best.key, strict=True)))
     record = run.record(**facts, data=describe(rows))
     if detector is not None and best is not None:
-        detector.freeze(best.scores)
-        best.scores.write(run.folder / "scores.parquet")
+        scores = tables[best.key]
+        detector.freeze(scores)
+        scores.write(run.folder / "scores.parquet")
         of_detector = record | {"trained_on": trained_on(rows)} | selected_on(rows)
         save_detector(run, detector, of_detector, facts, train_views)
-    if len(study.cells) == 1:
-        study.latest.write(run.folder / "scores.parquet")
+        record |= frozen_at(detector)
+    if len(tables) == 1:
+        next(iter(tables.values())).write(run.folder / "scores.parquet")
     else:
         record = {name: value for name, value in record.items() if name not in OF_ONE}
-    try:
-        _write_page(run, rows, study, sections, figures or {}, best if detector is not None else None, record)
-    except Exception as error:
-        run.close()
-        raise unfinished(run.folder, error) from error
+    mark = Scored(
+        cast("RunRecord", record), run.step_number, best=best.key if best else None,
+        names=tables.names, keys=list(tables), notes=tables.notes,
+    )  # fmt: skip
+    write_scored(run.folder, mark)
+    with finishing(run):
+        _write_page(run, rows, page)
     run.end()
 
 
-def _write_page(
-    run: Run,
-    rows: Manifest,
-    study: Study,
-    sections: Sequence[str],
-    figures: Mapping[str, Figure],
-    best: Best | None,
-    record: Mapping[str, object],
-) -> None:
+def finish_compared(run: Run, rows: Manifest, page: Page, **identity: object) -> bool:
+    """Finish a comparison of these rows that has scored already: True if there is nothing else to do.
+
+    `page` is that of `finish`. Refuses a directory that holds the scores of other settings or rows.
+    """
+    if scored_before(run, rows, **identity) is None:
+        return False
+    run.say("scored before: the page, figures and card follow")
+    if run.main:
+        with finishing(run):
+            _write_page(run, rows, page)
+    run.end()
+    return True
+
+
+def _write_page(run: Run, rows: Manifest, page: Page) -> None:
+    """The page, figures and card, from what is on the disk."""
+    mark = read_scored(run.folder)
+    assert mark is not None
+    study, sections, figures = page(kept_of(run.folder, mark))
     study.write_csv(run.folder / "metrics.csv")
-    if best is not None:
+    if mark.best is not None:
         name = Saved.read(run.folder / "detector").name
-        complete_card(run.folder / "detector", study.cells[best.key], (), licence(name))
+        complete_card(run.folder / "detector", study.cells[mark.best], (), licence(name))
     for name, figure in figures.items():
         save_png(figure, run.folder / "figures" / f"{name}.png")
         run.track.writer.add_figure(name, figure, 0)
+    if mark.best is not None:
+        record = mark.record
+        kept = f"In detector/: {record['detector']}. Its threshold: logit {record['threshold']:.4g}, "
+        sections = [*sections, "## Detector", f"{kept}{record['threshold_from']}."]
     parts = [HOW_TO_READ, *sections, *map(picture, figures)]
-    write_page(run.folder / "table.md", "Results", parts, shown(record), embedded="embedded" in rows["set"])
-    run.write_record(record)
+    write_page(run.folder / "table.md", "Results", parts, shown(mark.record), embedded="embedded" in rows["set"])
+    run.write_record(mark.record)
+    clear_scored(run.folder)
     run.say("\n" + "\n\n".join(sections[:6]) + "\n\n" + places(run))

@@ -32,6 +32,7 @@ from adapt.training.on_features import (
     validation_judge,
 )
 from adapt.training.refine import outcome
+from adapt.training.scored import Key
 
 CLASSES = ("real", "fake")
 NEW, OTHERS = "AUC, new generator", "AUC, all other generators"
@@ -150,14 +151,12 @@ def tip_heads(
     return heads
 
 
-def gains(
-    scores: Mapping[tuple[str, str, str], Scores], base: Scores, views: Sequence[str], resamples: int, seed: int
-) -> list[str]:
+def gains(scores: Mapping[Key, Scores], base: Scores, views: Sequence[str], resamples: int, seed: int) -> list[str]:
     """Sections of a page: AUC less that of the detector as it is, of the new generator and of all others.
 
     By (method, shots, seed); means over seeds, with paired intervals over test groups.
     """
-    found: dict[tuple[str, str], dict[tuple[str, str], Difference]] = {}
+    found: dict[Key, dict[tuple[str, str], Difference]] = {}
     for name in dict.fromkeys(key[:2] for key in scores):
         pairs = [(table, base) for key, table in scores.items() if key[:2] == name]
         differences = compare_means(pairs, resamples, seed)
@@ -176,7 +175,7 @@ def gains(
 def recovery(
     rows: Manifest,
     generator: str,
-    scores: Mapping[tuple[str, str, str], Scores],
+    tables: Mapping[Key, Scores],
     views: Sequence[str],
     draws: int,
     resamples: int,
@@ -186,8 +185,8 @@ def recovery(
 
     The first table of `AS_IS` is what gains are measured from. `generator` is the new one, `draws` counts the seeds.
     """
-    methods = list(dict.fromkeys(name for name, *_ in scores))
-    scores = dict(sorted(scores.items(), key=lambda item: methods.index(item[0][0])))  # stable: shots stay in order
+    methods = list(dict.fromkeys(name for name, *_ in tables))
+    scores = dict(sorted(tables.items(), key=lambda item: methods.index(item[0][0])))  # stable: shots stay in order
     study = Study(("method", "shots", "draw"), resamples, seed, SHOWN)
     for key, table in scores.items():
         study.add(key, table)

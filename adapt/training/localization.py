@@ -1,10 +1,11 @@
 """A localiser on rows of a manifest: scores, pictures for TensorBoard, its page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,13 +20,21 @@ from adapt.detector.detector import as_scores
 from adapt.detector.localizer import Found, Localizer, locate, strips
 from adapt.detector.overlay import heat
 from adapt.evaluation.map_metrics import BINS, Maps, bins_of, confusion, edge, evaluate_maps, pick_bin
+from adapt.evaluation.metrics import Difference
+from adapt.evaluation.replicates import distinct
+from adapt.evaluation.scores import Scores
 from adapt.files import atomic
 from adapt.pages.map_tables import map_sections, write_map_tables
 from adapt.progress import bar
-from adapt.training.report import keep_scores, report
+from adapt.training.report import Adds, keep_scores, report
 from adapt.training.run import Run
+from adapt.training.scored import Kept
 
 SHOWN = 6  # validation images on TensorBoard
+MAPS, BY_ROW = (
+    "maps.safetensors",
+    ("extents", "tools", "changed", "unchanged"),
+)  # file beside scores.parquet, row by row
 PARTLY = "part:"  # before the generator's name in the scores of a composite: cells of their own beside whole fakes
 
 
@@ -167,29 +176,37 @@ def report_maps(
     rows: Manifest,
     maps: Maps,
     resamples: int,
+    adds: Adds,
     *,
     train_views: Sequence[str],
     facts: Mapping[str, object],
 ) -> None:
-    """Freeze the map's threshold on validation rows, write tables of maps, then what every run writes."""
+    """Freeze the map's threshold on validation rows, keep the maps, then write what every run writes.
+
+    `adds` is `of_maps` of these rows.
+    """
     start = pick_bin(maps)
     localizer.head.threshold.fill_(edge(start))
     localizer.detector.freeze(maps.scores)
-    facts, sections = {"map_threshold": edge(start), **facts}, list[str]()
+    facts, kept = {"map_threshold": edge(start), **facts}, Kept(run.folder, notes={"tools": maps.names})
     if run.main:
         keep_scores(run, localizer.detector, rows, maps.scores, train_views=train_views, facts=facts)
-        with atomic(run.folder / "maps.safetensors") as temporary:  # beside scores.parquet, row by row
-            save_file({"changed": maps.changed, "unchanged": maps.unchanged}, temporary)
-        rates, confused = evaluate_maps(maps, start, resamples, run.seed), confusion(maps)
-        write_map_tables(rates, *confused, run.folder)
-        sections = map_sections(rates, *confused)
+        with atomic(run.folder / MAPS) as temporary:
+            save_file({name: getattr(maps, name) for name in BY_ROW}, temporary)
     report(
-        run,
-        localizer.detector,
-        rows,
-        maps.scores,
-        resamples,
-        sections=sections,
-        train_views=train_views,
-        facts=facts,
-    )
+        run, localizer.detector, rows, maps.scores, resamples, adds, kept,
+        train_views=train_views, facts=facts,
+    )  # fmt: skip
+
+
+def of_maps(
+    rows: Manifest, tool: np.ndarray, resamples: int, seed: int, scores: Scores, kept: Kept
+) -> tuple[list[Difference], list[str]]:
+    """What maps add to a page; writes their tables. `tool` as in `score_maps`; the maps lie beside the scores."""
+    held = np.flatnonzero(rows["split"] != "train")
+    row, by_row = np.repeat(held, len(distinct(scores["view"]))), load_file(kept.folder / MAPS)
+    names = tuple(cast("list[str]", kept.notes["tools"]))
+    maps = Maps(scores, extents(rows)[row], tool[row], names=names, **by_row)
+    rates, confused = evaluate_maps(maps, pick_bin(maps), resamples, seed), confusion(maps)
+    write_map_tables(rates, *confused, kept.folder)
+    return [], map_sections(rates, *confused)

@@ -1,19 +1,19 @@
 """Where a detector is weak, what further training aims at, and what it mended and broke, cell by cell."""
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from adapt import flags
 from adapt.data.focus import Focus
 from adapt.data.manifest import Manifest
 from adapt.data.spelling import folded
 from adapt.data.views import parse_view
-from adapt.detector.detector import Detector, detector_digest, load_detector, score
+from adapt.detector.detector import Detector, Saved, detector_digest, score
 from adapt.errors import Refusal
 from adapt.evaluation.metrics import PREFIXES, Cell, Difference, compare, evaluate, weakest
 from adapt.evaluation.scores import Scores
@@ -48,6 +48,20 @@ class Aim:
     title: str = ""
     about: str = ""
     found: dict[tuple[str, str], Cell] = field(default_factory=dict)  # of holes: what they were on validation rows
+
+    def noted(self) -> dict[str, object]:
+        """What a page says of it, in JSON."""
+        found = [asdict(cell) for cell in self.found.values()]
+        return {"cells": self.cells, "new": self.new, "title": self.title, "about": self.about, "found": found}
+
+    @classmethod
+    def of(cls, notes: Mapping[str, object]) -> "Aim":
+        """Of what `noted` says; without what training needs, `focus`."""
+        noted: Any = notes  # as JSON it has no types
+        found = [Cell(**cell) for cell in noted["found"]]
+        by_place = {_key(cell.generator, cell.view): cell for cell in found}
+        cells = [(name, view) for name, view in noted["cells"]]
+        return cls(cells, noted["new"], None, noted["title"], noted["about"], by_place)
 
 
 def origin(folder: Path, new: str | None = None) -> dict[str, str]:
@@ -118,27 +132,15 @@ def aim_of(
 
 
 def before_and_after(
-    init: Path | None,
-    backbone: str | None,
-    aim: Aim,
-    rows: Manifest,
-    scores: Scores,
-    views: tuple[str, ...],
-    resamples: int,
-    seed: int,
-    scoring: Scoring,
-    device: torch.device,
+    init: Path | None, aim: Aim, scores: Scores, before: Scores | None, resamples: int, seed: int
 ) -> tuple[list[Difference], list[str]]:
     """Differences to the detector `init` that the run went on from, and sections of a page.
 
-    Without `init` no differences. `backbone` names its base weights at another place.
+    `before`: its scores of the same rows. Without `init` there are neither, and no differences.
     """
-    if init is None:
+    if init is None or before is None:
         return [], [f"## {aim.title}", aim.about] if aim.cells else []
-    held = np.flatnonzero(rows["split"] != "train")
-    old = load_detector(init, backbone)
-    before = score(old.to(device), rows, held, views, progress="scoring what it was", **scoring)
-    found = compare(scores, before, resamples, seed, (None, old.threshold))
+    found = compare(scores, before, resamples, seed, (None, Saved.read(init).threshold))
     seen = dict(zip(scores["generator"], scores["seen"], strict=True))
     return found, changes(found, aim, seen, init)
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, TypeVar, cast
 
@@ -28,6 +28,7 @@ from adapt.evaluation.promises import keep
 from adapt.evaluation.samples import samples
 from adapt.evaluation.scores import Scores, comparisons
 from adapt.evaluation.side_by_side import reached
+from adapt.evaluation.thresholds import NOT_RECORDED
 from adapt.flags import Folds
 from adapt.number_table import write_rows
 from adapt.pages import figures as draw
@@ -35,8 +36,16 @@ from adapt.pages.figures import write_figures
 from adapt.pages.promises import promises_section
 from adapt.pages.tables import text, write_tables
 from adapt.training.run import Run, RunConfig, RunRecord
-from adapt.training.scored import FILE as SCORED
-from adapt.training.scored import Scored, read_scored, unfinished, write_scored
+from adapt.training.scored import (
+    Kept,
+    Scored,
+    clear_scored,
+    finishing,
+    kept_of,
+    read_scored,
+    scored_before,
+    write_scored,
+)
 
 GIVEN = ("training_reals", "training_fakes", "views_per_image", "configurations")  # facts of `given`
 PERMUTATIONS = "permutations.csv"  # numbers of the true labels (0) and of every permutation
@@ -51,6 +60,13 @@ class Recipe(Trains, RunConfig, Protocol):
 
 
 R = TypeVar("R", bound=Recipe)
+# what a recipe adds to its page, made of the scores of its detector and of further tables: differences and sections of
+# Markdown. It runs behind the scores and again where it failed, so it may train, encode and score nothing.
+Adds = Callable[[Scores, Kept], tuple[Sequence[Difference], Sequence[str]]]
+
+
+def _nothing(_: Scores, __: Kept) -> tuple[Sequence[Difference], Sequence[str]]:
+    return (), ()
 
 
 def open_run(config: R, **identity: object) -> tuple[R, Run, Manifest] | None:
@@ -186,8 +202,8 @@ def report(
     rows: Manifest,
     scores: Scores,
     resamples: int,
-    differences: Sequence[Difference] = (),
-    sections: Sequence[str] = (),
+    adds: Adds = _nothing,
+    kept: Kept | None = None,
     *,
     train_views: Sequence[str],
     classes_are: Column | None = None,
@@ -197,15 +213,23 @@ def report(
     """Write everything about a frozen detector and its scores into the run's folder, and show the headline table.
 
     `train_views` stand in the card; `classes_are` says what the logits of classes name, if the scores have any.
-    `facts` join the record (what was picked, how many parameters were trained); `differences` and further
-    `sections` of Markdown join the page. `permuted`: what the same training reached on permuted labels.
+    `facts` join the record (what was picked, how many parameters were trained). `adds` makes what joins the page, of
+    the further tables `kept`; the recipe gives the same to `finish_scored`. `permuted`: what the same training
+    reached on permuted labels.
     """
     if run.main:
-        facts = dict(facts)
+        # an empty one may have notes
+        facts, kept = dict(facts), Kept(run.folder) if kept is None else kept
         record = keep_scores(run, detector, rows, scores, train_views=train_views, facts=facts)
-        kept = Scored(record, run.step_number, resamples, differences, sections, permuted, classes_are)
-        write_scored(run.folder, kept)
-        _finish(run, rows)
+        write_scored(
+            run.folder,
+            Scored(
+                record, run.step_number, resamples, permuted, classes_are,
+                names=kept.names, keys=list(kept), notes=kept.notes,
+            ),
+        )  # fmt: skip
+        with finishing(run):
+            _write_page(run, rows, adds)
     run.end()
 
 
@@ -223,67 +247,68 @@ def keep_scores(
     `report` calls it. A recipe that has more to compute for its page than the scores calls it first, too.
     """
     record = cast(
-        "RunRecord", run.record(**facts, trained_on=trained_on(rows), **selected_on(rows), data=describe(rows))
+        "RunRecord",
+        run.record(
+            **facts, trained_on=trained_on(rows), **selected_on(rows), data=describe(rows), **frozen_at(detector)
+        ),
     )
     scores.write(run.folder / "scores.parquet")
     save_detector(run, detector, record, facts, train_views)
     return record
 
 
-def finish_scored(run: Run, rows: Manifest) -> bool:
+def finish_scored(run: Run, rows: Manifest, adds: Adds = _nothing, **identity: object) -> bool:
     """Finish a run of these rows that has scored already: True if there is nothing else to do.
 
-    Refuses a directory that holds the scores of other settings or rows.
+    `adds` is that of `report`. Refuses a directory that holds the scores of other settings or rows.
     """
-    found = read_scored(run.folder)
-    run.accelerator.wait_for_everyone()  # before the first process takes the file away
-    if found is None:
+    if scored_before(run, rows, **identity) is None:
         return False
-    run.take_up(found.record["identity"], found.step, data=rows.digest)
     run.say("scored before: the page, figures and card follow")
     if run.main:
-        _finish(run, rows)
+        with finishing(run):
+            _write_page(run, rows, adds)
     run.end()
     return True
 
 
-def _finish(run: Run, rows: Manifest) -> None:
-    """The page, figures and card of a run, from what is on the disk; one line where that fails."""
-    try:
-        _write_page(run, rows)
-    except Exception as error:
-        run.close()
-        raise unfinished(run.folder, error) from error
-
-
-def _write_page(run: Run, rows: Manifest) -> None:
+def _write_page(run: Run, rows: Manifest, adds: Adds) -> None:
+    """The page, figures and card of a run, from what is on the disk."""
     folder, seed = run.folder, run.seed
-    kept, scores, saved = read_scored(folder), Scores.read(folder / "scores.parquet"), Saved.read(folder / "detector")
-    assert kept is not None
-    record, resamples = kept.record, kept.resamples
+    mark, scores, saved = read_scored(folder), Scores.read(folder / "scores.parquet"), Saved.read(folder / "detector")
+    assert mark is not None
+    record, resamples = mark.record, mark.resamples
+    differences, sections = adds(scores, kept_of(folder, mark))
     cells = evaluate(scores, resamples, seed)
     cells += keep(scores, saved.decision, saved.threshold, resamples=resamples, seed=seed)
     metadata = _metadata_scores(rows, scores)
     metadata.write(folder / "metadata.parquet")
     checks = controls(scores, metadata=metadata, resamples=resamples, seed=seed)
-    if kept.permuted:
-        permuted = [*reached(scores, 0), *kept.permuted]
+    if mark.permuted:
+        permuted = [*reached(scores, 0), *mark.permuted]
         write_rows(folder / PERMUTATIONS, [field.name for field in fields(Reached)], permuted)
         checks += permutation_controls(permuted)
-    sections = [*kept.sections, promises_section(cells, saved.decision)]
+    sections = [*sections, promises_section(cells, saved.decision)]
     attributed = None
     if classes_of(scores):
-        attributed = attribute(scores, resamples, seed, kept.classes_are, saved.decision)
-    write_tables(cells, folder, shown(record), checks, kept.differences, sections, attributed, samples(scores))
+        attributed = attribute(scores, resamples, seed, mark.classes_are, saved.decision)
+    write_tables(
+        cells, folder, shown(record), checks, differences, sections, attributed, samples(scores), basis=saved.basis
+    )
     complete_card(folder / "detector", cells, checks, licence(saved.name))
     write_figures(scores, cells, folder / "figures", attributed)
     for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
         run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
     _log_mistakes(run, saved.preprocess, rows, scores)
     run.write_record(record)
-    (folder / SCORED).unlink()
+    clear_scored(folder)
     run.say(f"\n{text(cells)}\n")
     run.say(places(run))
+
+
+def frozen_at(detector: Detector) -> dict[str, object]:
+    """Facts of the record: the threshold, how it was chosen, from how many validation images and groups."""
+    return {"threshold": detector.threshold, "threshold_from": str(detector.basis or NOT_RECORDED)}
 
 
 def save_detector(
@@ -320,6 +345,8 @@ def places(run: Run) -> str:
     """Where to look next."""
     lines = [f"table        {run.folder / 'table.md'}"]
     if (run.folder / "detector").is_dir():
+        saved = Saved.read(run.folder / "detector")
+        lines.append(f"threshold    logit {saved.threshold:.4g}, {saved.basis or NOT_RECORDED}")
         lines.append(f"detector     {run.folder / 'detector'}")
     return "\n".join([*lines, f"TensorBoard  tensorboard --logdir {run.folder / 'tensorboard'}"])
 

@@ -88,6 +88,9 @@ class RunRecord(TypedDict, total=False):
     views_per_image: int
     configurations: int
     validation_score: float
+    detector: str  # which head of a comparison it is
+    threshold: float  # of the detector, and how it was chosen, in words
+    threshold_from: str
     items: list[str]  # of a study of a detector
     identity: dict[str, object]
 

@@ -1,14 +1,16 @@
 """What one item hands over: numbers with intervals, figures, pictures; and the page that they make together."""
 
+import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from adapt.errors import Refusal
 from adapt.evaluation.jackknife import interval
 from adapt.evaluation.replicates import distinct
 from adapt.files import write_text
@@ -18,6 +20,7 @@ from adapt.pages.drawing import save_png
 from adapt.pages.markdown_page import EMBEDDED, picture, without_marks, write_page
 from adapt.pages.tables import grid, show
 from adapt.text import escape_markdown
+from adapt.training.scored import FOLDER
 
 TITLE = "Understanding a detector"
 HOW_TO_READ = """\
@@ -98,14 +101,79 @@ class Item:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     galleries: Sequence[html.Gallery] = ()
     headline: Sequence[tuple[str, Value]] = ()
+    drawn: Sequence[str] = ()  # names of the figures that are files already: see `write_item`
 
 
 def write_item(folder: Path, item: Item) -> Item:
-    """Write NAME.csv and the figures, as soon as they are measured; returns the item."""
+    """Write NAME.csv, the figures, and the item for `read_item`, as soon as they are measured; returns the item."""
     for name, figure in item.figures.items():
         save_png(figure, _figure_path(folder, item, name))
     write_csv(folder / f"{item.name}.csv", item.numbers)
-    return item
+    written = replace(item, figures={}, drawn=tuple(item.figures))
+    write_text(_item_path(folder, item.name), json.dumps(_as_json(written), ensure_ascii=False))
+    return written
+
+
+def read_item(folder: Path, name: str) -> Item | None:
+    """What `write_item` wrote and returned, None where there is nothing; its figures are files."""
+    path = _item_path(folder, name)
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [
+            Numbers(of["caption"], of["corner"], {(row, column): _cell(cell) for row, column, cell in of["cells"]})
+            for of in found["numbers"]
+        ]
+        galleries = [
+            html.Gallery([_pictures(one) for one in of["pictures"]], of["caption"]) for of in found["galleries"]
+        ]
+        headline = [(what, Value(*value)) for what, value in found["headline"]]
+        words = {key: found[key] for key in ("name", "title", "about", "drawn")}
+        return Item(**words, numbers=numbers, galleries=galleries, headline=headline)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"{path} is damaged ({error}): delete it, and the same command measures it again") from error
+
+
+def _item_path(folder: Path, name: str) -> Path:
+    return folder / FOLDER / f"{name}.json"
+
+
+def _as_json(item: Item) -> dict[str, object]:
+    def image(picture: html.Picture) -> dict[str, object]:
+        text = isinstance(picture.image, str)
+        data = picture.image if isinstance(picture.image, str) else base64.b64encode(picture.image).decode("ascii")
+        return {"text" if text else "bytes": data, "alt": picture.alt, "lines": picture.lines}
+
+    numbers = [
+        {"caption": of.caption, "corner": of.corner, "cells": [(*place, cell) for place, cell in of.cells.items()]}
+        for of in item.numbers
+    ]
+    galleries = [
+        {
+            "caption": of.caption,
+            "pictures": [image(one) if isinstance(one, html.Picture) else [*map(image, one)] for one in of.pictures],
+        }
+        for of in item.galleries
+    ]
+    words = {"name": item.name, "title": item.title, "about": item.about, "drawn": item.drawn}
+    return words | {"numbers": numbers, "galleries": galleries, "headline": item.headline}
+
+
+def _cell(found: str | list) -> Value | str:
+    return found if isinstance(found, str) else Value(*found)
+
+
+def _pictures(found: Any) -> html.Picture | tuple[html.Picture, html.Picture]:
+    if isinstance(found, list):
+        first, second = (_picture(one) for one in found)
+        return first, second
+    return _picture(found)
+
+
+def _picture(found: Mapping[str, Any]) -> html.Picture:
+    image = found["text"] if "text" in found else base64.b64decode(found["bytes"])
+    return html.Picture(image, found["alt"], tuple(found["lines"]))
 
 
 def _figure_path(folder: Path, item: Item, name: str) -> Path:
@@ -140,7 +208,7 @@ def write_report(
             table = numbers.table()
             sections += [f"{numbers.caption}:", grid(table)]
             parts.append(html.Table(table[0], table[1:], caption=numbers.caption))
-        for name in item.figures:
+        for name in item.drawn:
             path = _figure_path(folder, item, name)
             sections.append(picture(path.stem, f"{item.name}, {name}"))
             parts.append(html.Picture(path.read_bytes(), f"{item.title}: {name}"))

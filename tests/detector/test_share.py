@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,37 @@ def test_pushed_fetched_and_loaded_from_the_cache(folder, tmp_path, monkeypatch)
     assert torch.equal(load_detector(Path("hf-hub:me/det@main"))(pixels), load_detector(folder)(pixels))
     with pytest.raises(Refusal, match=r"no detector\.json"):
         library.push_to_hub(tmp_path, "me/det")
+
+
+@pytest.mark.parametrize("step", ["create_repo", "upload_folder"])
+def test_a_push_that_fails_loses_nothing_and_the_same_command_pushes(
+    folder, tmp_path, monkeypatch, capsys, step
+) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    pushed: list[Path] = []
+
+    def upload(_, folder_path, **__):
+        pushed.append(folder_path)
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+    def fails(*_, **__):  # as hf_xet fails where its server does
+        raise RuntimeError("Data processing error: CAS service error : Request failed after 5 retries\nand more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr(sys, "argv", ["adapt share", "--detector", str(folder), "--push", "me/det"])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"huggingface_hub.HfApi.{step}", fails)
+        with pytest.raises(SystemExit) as end:
+            share.command()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith(
+        "error: cannot reach me/det at the hub (RuntimeError: Data processing"
+    )
+    assert line.endswith("check the network; " + f"{folder} stays as it is, and the same command pushes it")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before and not pushed
+    share.command()
+    assert pushed == [folder] and "detector at hf-hub:me/det" in capsys.readouterr().out
 
 
 def test_what_the_hub_refuses_is_one_line(folder, tmp_path) -> None:

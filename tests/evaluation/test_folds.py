@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from adapt.data.folds import deal_folds, of_fold
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
+from adapt.evaluation.attribution import attribute
 from adapt.evaluation.folds import pool_folds
 from adapt.evaluation.jackknife import share_interval, standard_error
 from adapt.evaluation.metrics import compare, evaluate, index
@@ -286,3 +287,55 @@ def test_a_narrower_interval_would_not_cover_without_a_signal() -> None:
     assert np.mean(plain) < 0.92, np.mean(plain)
     spread = np.var([each[0] for each in values]) / np.mean([standard_error(each) ** 2 for each in values])
     assert 1.3 < spread < OVERLAP, spread
+
+
+def class_table(number: int, rng: np.random.Generator, scale: float, classes: tuple[str, ...]) -> Scores:
+    """Rows of three classes, and test rows of an absent one, in 12 groups; logits on an own scale and place."""
+    names = np.tile([*classes, "new"], 12)
+    n = len(names)
+    logits = {f"logit_{c}": scale * (rng.normal(size=n) + 1.5 * (names == c)) + 5 * number for c in classes}
+    binary = np.logaddexp.reduce([logits[f"logit_{c}"] for c in classes[1:]], axis=0) - logits[f"logit_{classes[0]}"]
+    rows = Scores(
+        {
+            "path": [f"{number}-{i}" for i in range(n)],
+            "group": [f"{number}-{i // 4}" for i in range(n)],
+            "generator": names,
+            "family": names,
+            "seen": np.where(names == "new", "", "train"),
+            "logit": binary,
+        }
+        | logits
+    )
+    val = Scores(rows.columns | {"split": ["val"] * n, "path": "v" + rows["path"], "group": "v" + rows["group"]})
+    val = val.select(val["generator"] != "new")
+    return Scores({name: np.concatenate([rows[name], val[name]]) for name in rows.columns})
+
+
+def test_classes_are_attributed_by_the_own_fold_and_familiarity_is_compared_inside_it() -> None:
+    rng, classes = np.random.default_rng(4), ("real", "a", "b")
+    tables = [class_table(k, rng, scale, classes) for k, scale in ((1, 1.0), (2, 5.0), (3, 0.3))]
+    pooled = pool_folds(tables)
+    rates = {(r.label, r.metric): r for r in attribute(pooled, 50, 0, "generator").rates}
+    right, aucs, pairs = [], [], []
+    for table in tables:
+        test = table.select(table["split"] == "test")
+        logits = np.stack([test[f"logit_{name}"] for name in classes], axis=1)
+        right += list((np.array(classes)[logits.argmax(axis=1)] == "a")[test["generator"] == "a"])
+        size, absent = logits.max(axis=1), test["generator"] == "new"
+        known, new = size[test.fake & ~absent], size[absent]
+        aucs.append((known[:, None] > new).mean())
+        pairs.append(len(known) * len(new))
+    assert rates["a", "recall"].value == pytest.approx(np.mean(right), abs=1e-12)
+    assert rates["all", "auroc_max_logit"].value == pytest.approx(np.average(aucs, weights=pairs), abs=1e-12)
+    one = Scores({name: values for name, values in pooled.columns.items() if name != "fold"})
+    plain = {(r.label, r.metric): r for r in attribute(one, 50, 0, "generator").rates}
+    assert plain["all", "auroc_max_logit"].value != pytest.approx(rates["all", "auroc_max_logit"].value, abs=0.02)
+    logit = [np.log(p / (1 - p)) for r in (rates, plain) for p in (r["a", "recall"].low, r["a", "recall"].high)]
+    assert (logit[1] - logit[0]) / (logit[3] - logit[2]) == pytest.approx(np.sqrt(OVERLAP), rel=0.02)
+
+
+def test_folds_of_other_classes_are_refused() -> None:
+    rng = np.random.default_rng(4)
+    tables = [class_table(1, rng, 1.0, ("real", "a", "b")), class_table(2, rng, 1.0, ("real", "a", "c"))]
+    with pytest.raises(Refusal, match=r"folds 1 and 2 are trained on different classes \(b, c in one of them only\)"):
+        pool_folds(tables)

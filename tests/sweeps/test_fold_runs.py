@@ -21,6 +21,7 @@ from adapt.data.folds import of_fold
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector
 from adapt.errors import Refusal
+from adapt.evaluation.attribution import Count
 from adapt.evaluation.metrics import Cell, Control, index
 from adapt.evaluation.scores import Scores
 from adapt.number_table import read_rows
@@ -141,6 +142,40 @@ def test_a_generator_that_is_left_out_is_unseen_in_every_fold(probe) -> None:
         assert record["trained_on"] == ["grid", "real"]
 
 
+def test_classes_are_those_of_the_own_fold_and_folds_of_other_classes_are_refused(probe, small) -> None:
+    linear_probe.main(dataclasses.replace(probe, classes="generator"))
+    root = probe.output_dir
+    right, known, counted = 0, 0, {"grid": 0, "latent": 0}
+    for k in (1, 2, 3):  # by hand from the scores of each fold
+        own = Scores.read(root / f"fold-{k}" / "scores.parquet")
+        own = own.select((own["split"] == "test") & (own["view"] == "none"))
+        called = np.array(["real", "grid", "latent"], dtype=object)[
+            np.stack([own[f"logit_{name}"] for name in ("real", "grid", "latent")], axis=1).argmax(axis=1)
+        ]
+        right += int((called == own["generator"]).sum())
+        known += int(np.isin(own["generator"], ["real", "grid", "latent"]).sum())
+        for name in counted:
+            counted[name] += int(((own["generator"] == name) & (called == name)).sum())
+    counts = read_rows(root / "confusion.csv", Count)
+    found = {(c.true, c.predicted): c.count for c in counts if c.view == "none"}
+    closed = {name: n for name, n in found.items() if not name[0].startswith("absent")}
+    assert sum(n for (true, called), n in closed.items() if true == called) == right and sum(closed.values()) == known
+    assert {name: found[name, name] for name in counted} == counted and right > known / 2
+    assert any(true == "absent: style" for true, _ in found)
+    page = (root / "table.md").read_text(encoding="utf-8")
+    assert "## Attribution" in page and "a is 1 - p(real)" not in page and "logits of its own fold" in page
+    rows = Manifest.read(small)
+    rare = rows["group"][(rows["generator"] == "latent") & (rows["split"] == "train")][0]
+    path = small.with_name("rare.csv")
+    rows.select((rows["generator"] != "latent") | (rows["group"] == rare)).write(path)
+    lacking = dataclasses.replace(probe, classes="generator", manifest=(str(path),), output_dir=root / "rare")
+    with pytest.raises(
+        Refusal, match=r"trained on different classes \(latent in one of them only\): give fewer folds"
+    ):
+        linear_probe.main(lacking)
+    assert not lacking.output_dir.exists()  # before any work
+
+
 @pytest.mark.parametrize("recipe", [lora, tip_adapter, color_fusion], ids=lambda module: module.__name__)
 def test_the_other_recipes_pool_the_head_that_they_keep(recipe, small, cache, tmp_path) -> None:
     of_recipe = {
@@ -175,9 +210,8 @@ def test_what_does_not_go_with_folds_is_refused(probe, small) -> None:
         ({"folds": 2}, "--folds 2: give at least 3"),
         ({"fold": 4}, "--fold 4: folds are numbered 1 to 3"),
         ({"folds": None, "fold": 1}, "--fold 1: add --folds"),
-        ({"rotate": "generator"}, "--folds does not go with --rotate"),
-        ({"permutations": 3}, "--folds does not go with --permutations"),
-        ({"classes": "family"}, "--folds does not go with --classes"),
+        ({"rotate": "generator"}, "--folds does not go with --rotate: .*; --leave_out NAME goes with it"),
+        ({"permutations": 3}, "--folds does not go with --permutations: labels permuted in each fold are no perm.*"),
     ):
         with pytest.raises(Refusal, match=message):
             dataclasses.replace(probe, **change)

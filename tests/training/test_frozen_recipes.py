@@ -78,6 +78,27 @@ def test_a_probe_finds_the_planted_artefact_and_its_detector_gives_the_same_scor
     assert not (fitted / "detector" / "adapter").exists()
 
 
+def test_a_run_says_how_its_threshold_was_chosen_on_page_in_json_in_csv_and_in_the_terminal(
+    fitted, probe, capsys
+) -> None:
+    """Counted by hand from the manifest: 8 photographs are too few for more than a guess."""
+    rows = Manifest.read(probe.manifest[0])
+    val = rows.select((rows["split"] == "val") & (rows["edit"] == ""))
+    groups, reals = len(set(val["group"])), int((~val.fake).sum())
+    chosen = f"best balanced accuracy on {len(val)} validation images ({reals} real) in {groups} groups, 2 views"
+    record = json.loads((fitted / "provenance.json").read_text())
+    threshold = load_detector(fitted / "detector").threshold
+    assert (record["threshold"], record["threshold_from"]) == (threshold, f"a guess: {chosen}") and reals < 20
+    page = (fitted / "table.md").read_text()
+    said = f"Threshold: logit {threshold:.3f}, **a guess** (fewer than 20 validation photographs), {chosen} ("
+    assert said in page
+    (cell,) = (row for row in read(fitted / "metrics.csv") if row["metric"] == "threshold")
+    assert (float(cell["value"]), int(cell["groups"]), int(cell["n_real"])) == (threshold, groups, reals * len(VIEWS))
+    capsys.readouterr()
+    linear_probe.main(probe)  # finished: shown again
+    assert f"threshold    logit {threshold:.4g}, a guess: {chosen}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("head", ["svm", "logistic", "mlp"])
 def test_permuted_labels_are_at_chance(head, probe, subtle, tmp_path) -> None:
     config = dataclasses.replace(probe, manifest=(str(subtle),), output_dir=tmp_path / "p", permutations=3)

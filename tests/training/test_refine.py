@@ -402,9 +402,9 @@ def test_filling_holes_resumes_exactly_and_reports_cell_by_cell(config, init, tm
 
 def test_without_a_detector_to_go_on_from_the_page_says_what_was_learnt(config) -> None:
     aim = Aim([("style", "none")], title="New generator", about="Learnt from 2")
-    unused = (None, None, VIEWS, 20, 0, {}, None)
-    assert before_and_after(None, None, aim, *unused) == ([], ["## New generator", "Learnt from 2"])
-    assert before_and_after(None, None, Aim([]), *unused) == ([], [])
+    unused = (None, None, 20, 0)
+    assert before_and_after(None, aim, *unused) == ([], ["## New generator", "Learnt from 2"])
+    assert before_and_after(None, Aim([]), *unused) == ([], [])
 
 
 def test_flags_against_the_detector_are_refused(config, init, tmp_path) -> None:
