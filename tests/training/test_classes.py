@@ -11,6 +11,7 @@ from pathlib import Path
 import lora
 import numpy as np
 import open_clip  # noqa: F401 (loaded once here, inherited by every child)
+import pair
 import peft  # noqa: F401
 import pytest
 import refine
@@ -243,9 +244,8 @@ def test_a_tower_learns_generators_and_its_detector_names_them(trained, config, 
     assert known and known <= {*TRAINED[1:], "unknown"}
 
 
-def test_the_losses_of_a_run_are_binary_and_class_balanced_together(trained, config, planted, tmp_path) -> None:
-    """The first step, from weights that are known: a head of zeros gives each image the same loss."""
-    first = losses(trained)[0]
+def first_loss(planted: Path) -> float:
+    """Of a step of four groups, by hand: a head of zeros says that p is 0.5, and all fakes are as likely."""
     rows = Manifest.read(planted)
     rows = rows.select(rows["split"] == "train")
     groups, k = rows.groups(), len(TRAINED) - 1
@@ -256,7 +256,11 @@ def test_the_losses_of_a_run_are_binary_and_class_balanced_together(trained, con
         name = rows["generator"][row]
         by_hand += (0.5 / share if rows.fake[row] else 0.5 / (1 - share)) * math.log(2)
         by_hand += total / (len(TRAINED) * count[name]) * math.log(2 if name == "real" else 2 * k)
-    assert first == pytest.approx(by_hand / (4 * total / len(groups)), rel=1e-5)
+    return by_hand / (4 * total / len(groups))
+
+
+def test_the_loss_of_a_run_is_binary_and_class_balanced_together(trained, planted) -> None:
+    assert losses(trained)[0] == pytest.approx(first_loss(planted), rel=1e-5)
 
 
 def test_a_run_with_classes_resumes_exactly_and_two_processes_compute_what_one_does(trained, config, tmp_path) -> None:
@@ -330,3 +334,23 @@ def test_a_binary_detector_goes_on_with_classes_from_its_own_logit(config, plant
     assert classes_of(scores) == FAMILIES
     before = score(old, rows, np.flatnonzero(rows["split"] != "train"), ("none",))
     np.testing.assert_allclose(scores["logit"], before["logit"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tune", "more"),
+    [("head", {}), ("norm", {"consistency": 0.1, "contrastive": 0.1}), ("lora", {"arms": ("random",)})],
+)
+def test_pairs_act_on_the_binary_logit_beside_the_classes(config, planted, tmp_path, tune, more) -> None:
+    names = ("manifest", "classes", "train_views", "test_views", "groups", "resamples", "num_workers")
+    shared = {name: getattr(config, name) for name in names} | {"epochs": 2, "seeds": (0,), "arms": ("matched",)}
+    os.environ["ADAPT_CACHE"] = str(tmp_path / "cache")
+    one = pair.Config(**shared | {"tune": tune, "output_dir": tmp_path / "run", "learning_rate": 2e-3} | more)
+    assert in_children(lambda: pair.main(one)) == [0]
+    assert classes_of(Scores.read(one.output_dir / "scores.parquet")) == TRAINED
+    assert load_detector(one.output_dir / "detector").head.classes == TRAINED
+    assert "## Attribution" in (one.output_dir / "table.md").read_text()
+    record = json.loads((one.output_dir / "provenance.json").read_text())
+    assert record["classes_are"] == "generator" and record["arm"] == one.arms[0]
+    if tune == "head":  # a logit for each class; and every pair of a group is undecided, which costs log 2 a group
+        assert record["trainable_parameters"] == 193 * len(TRAINED)
+        assert losses(one.output_dir)[0] == pytest.approx(first_loss(planted) + math.log(2), rel=1e-5)
