@@ -7,10 +7,11 @@ Fits one head on each of: colour statistics that survive JPEG (descriptors/color
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. The head of both, trained on all qualities mixed, is saved as a
-detector. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and
-tiny CLIP, about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra`
-is a baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum
-(descriptors/spectra.py; 64 px or more).
+detector. --classes family or generator gives every head one class each beside real, and the page how well it
+attributes. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and tiny CLIP,
+about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a
+baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py;
+64 px or more).
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from typing import Literal
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows
+from adapt.flags import Cached, Classes, Encoder, Folds, Intervals, LeftOut, Rows
 
 Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Folds, Encoder, Cached, Intervals):
+class Config(Rows, LeftOut, Folds, Encoder, Classes, Cached, Intervals):
     output_dir: Path = Path("results/runs/color_fusion")  # run directory
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
@@ -92,14 +93,15 @@ def main(cfg: Config) -> None:
 
     names = {"grey": "backbone, no chroma", "fragile": "1-2 px colour (ablation)"}
     held = {split: np.flatnonzero(rows["split"] == split) for split in ("val", "test")}
-    study = Study(("features", "trained on"), cfg.resamples, cfg.seed)
+    by_class = None if cfg.classes == "binary" else cfg.classes
+    study = Study(("features", "trained on"), cfg.resamples, cfg.seed, classes_are=by_class)
     facts: dict[tuple[str, str], dict[str, float]] = {}
     alone = [(view,) for view in dict.fromkeys(cfg.train_views)] if cfg.apart else []
     for source in cfg.features:
         (features, unit), name = sources[source], names.get(source, source)
         for trained_on in (*alone, cfg.train_views):
             label = trained_on[0] if len(trained_on) == 1 else "mixed"
-            head, picked = fit_on_features(features, cfg.head, "binary", trained_on, cfg.seed, unit=unit)
+            head, picked = fit_on_features(features, cfg.head, cfg.classes, trained_on, cfg.seed, unit=unit)
             run.say(f"{name}, trained on {label}: validation {picked['validation_score']:.4f}")
             run.trained()
             size = sum(value.numel() for value in head.net.parameters())
@@ -110,7 +112,8 @@ def main(cfg: Config) -> None:
             study.add((name, label), scores, head if (source, trained_on) == ("both", cfg.train_views) else None)
     fusion = Detector(backbone, study.best.head, descriptor=colour_statistics) if study.best else None
     of_one = facts[study.best.key] if study.best else facts[name, label]
-    finish(run, rows, study, study.grids(), None, fusion, cfg.train_views, head=cfg.head, **of_one)
+    sections = [*study.grids(), *study.attribution()]
+    finish(run, rows, study, sections, None, fusion, cfg.train_views, head=cfg.head, **of_one)
 
 
 if __name__ == "__main__":

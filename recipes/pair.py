@@ -60,7 +60,9 @@ def main(cfg: Config) -> None:
     cfg = with_sample_views(cfg)
     if len(cfg.arms) == len(cfg.seeds) == 1:
         return train(cfg)
-    run_variants(cfg, "pair", {arm: {"arms": (arm,)} for arm in cfg.arms}, {s: {"seeds": (s,)} for s in cfg.seeds})
+    by_class = None if cfg.classes == "binary" else cfg.classes
+    seeds = {seed: {"seeds": (seed,)} for seed in cfg.seeds}
+    run_variants(cfg, "pair", {arm: {"arms": (arm,)} for arm in cfg.arms}, seeds, by_class)
 
 
 def train(cfg: Config) -> None:

@@ -39,6 +39,23 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One number of all groups, then without some of them, (1 + b,); and the groups of the n rows behind it."""
+
+    view: str
+    label: str
+    metric: str
+    values: np.ndarray
+    n: int
+    groups: int
+
+    def rate(self) -> Rate:
+        low, high = share_interval(self.values, self.groups)
+        skipped = 0 if np.isnan(self.values[0]) else int(np.isnan(self.values).sum())
+        return Rate(self.view, self.label, self.metric, float(self.values[0]), low, high, self.n, skipped)
+
+
+@dataclass(frozen=True)
 class Count:
     """One cell of a confusion matrix."""
 
@@ -80,6 +97,17 @@ def attribute(
     `column` says what the classes are; without it the one of the two that has their names. Refuses classes without
     `real` or without a fake, names that could be either, a fake without a class, a readable row without its logits.
     """
+    return attribute_measured(scores, resamples, seed, column, decision)[0]
+
+
+def attribute_measured(
+    scores: Scores,
+    resamples: int = 1000,
+    seed: int = 0,
+    column: Column | None = None,
+    decision: Decision | None = None,
+) -> tuple[Attribution, list[Measured]]:
+    """`attribute`, and what its rates are made of: the same groups are left out of any other scores of these rows."""
     classes = classes_of(scores)
     if classes[:1] != ("real",) or len(classes) < 2:
         given = ", ".join(classes) or "no class"
@@ -99,23 +127,25 @@ def attribute(
     held_names, of_row = numbered(true)
     number = np.array([names.index(name) for name in held_names])[of_row]
     measure, cut = (decision.familiarity, decision.rules(0.0).cuts[EVERY].known) if decision else ("energy", -np.inf)
-    rates, cells = [], []
+    measured: list[Measured] = []
+    cells = []
     for view in distinct(test["view"]):
         rows = np.flatnonzero((test["view"] == view) & test.ok)
         edit, fake, truth = test["edit"][rows], test.fake[rows], number[rows]
         called = logits[rows].argmax(axis=1)
         cells += _confusion(view, names, classes, truth, called, edit)
         closed, edited = (edit == "") & (truth < len(classes)), edit != ""
-        rates += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed])
+        measured += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed])
         known = truth[fake] < len(classes)
-        rates += _open_set(view, logits[rows][fake], known, dealt, rows[fake])
+        measured += _open_set(view, logits[rows][fake], known, dealt, rows[fake])
         if cut > -np.inf:
             rejected = familiarity(logits[rows][fake])[measure] < cut
-            rates += _rejected(view, rejected, known, dealt, rows[fake])
-        rates += _processed(view, classes, called[edited], dealt, rows[edited])
+            measured += _rejected(view, rejected, known, dealt, rows[fake])
+        measured += _processed(view, classes, called[edited], dealt, rows[edited])
     held = set(true[test["edit"] == ""])
     untested = tuple(name for name in classes if name not in held)
-    return Attribution(column, classes, names[len(classes) :], untested, tuple(rates), tuple(cells))
+    rates = tuple(one.rate() for one in measured)
+    return Attribution(column, classes, names[len(classes) :], untested, rates, tuple(cells)), measured
 
 
 def _column(scores: Scores, classes: tuple[str, ...]) -> Column:
@@ -166,7 +196,7 @@ def _confusion(
 
 def _closed_set(
     view: str, classes: tuple[str, ...], truth: np.ndarray, called: np.ndarray, dealt: Dealt, rows: np.ndarray
-) -> list[Rate]:
+) -> list[Measured]:
     """Recall per class and the two means, from rows of trained classes."""
     right = truth == called
     hits = _counts(dealt, rows[right], truth[right], len(classes))
@@ -180,13 +210,15 @@ def _closed_set(
             for name, values in (("macro_recall", recall), ("macro_f1", f1))
         }
     rates = [
-        _rate(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]])
+        _measured(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]])
         for i, name in enumerate(classes)
     ]
-    return rates + [_rate(view, ALL, name, values, len(truth), dealt.group[rows]) for name, values in means.items()]
+    return rates + [
+        _measured(view, ALL, name, values, len(truth), dealt.group[rows]) for name, values in means.items()
+    ]
 
 
-def _open_set(view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
+def _open_set(view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Measured]:
     """AUROC of known (n,) bool against the other fakes by what the logits (n, c) say."""
     values = np.full((len(OPEN_SET), 1 + dealt.blocks), np.nan)
     if known.any() and not known.all():
@@ -194,21 +226,23 @@ def _open_set(view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, ro
             values[i] = auc_without(size, known, dealt.block[rows], dealt.blocks)
     group = dealt.group[rows]
     rarer = min(group[known], group[~known], key=lambda of_kind: len(np.unique(of_kind)))
-    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer) for i, name in enumerate(OPEN_SET)]
+    return [_measured(view, ALL, f"auroc_{name}", values[i], len(known), rarer) for i, name in enumerate(OPEN_SET)]
 
 
-def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
+def _rejected(view: str, rejected: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Measured]:
     """Shares of the fakes (n,) bool of absent and of trained classes that are rejected."""
     every, found = (_counts(dealt, rows[used], known[used].astype(int), 2) for used in (slice(None), rejected))
     with np.errstate(invalid="ignore"):
         shares = found / every
     return [
-        _rate(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]])
+        _measured(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]])
         for i, name in enumerate(("unknown_absent", "unknown_trained"))
     ]
 
 
-def _processed(view: str, classes: tuple[str, ...], called: np.ndarray, dealt: Dealt, rows: np.ndarray) -> list[Rate]:
+def _processed(
+    view: str, classes: tuple[str, ...], called: np.ndarray, dealt: Dealt, rows: np.ndarray
+) -> list[Measured]:
     """Share of the processed reals attributed to each class."""
     if not len(called):
         return []
@@ -216,7 +250,9 @@ def _processed(view: str, classes: tuple[str, ...], called: np.ndarray, dealt: D
     with np.errstate(invalid="ignore"):
         shares = found / found.sum(axis=1, keepdims=True)
     group = dealt.group[rows]
-    return [_rate(view, name, "processed_reals", shares[:, i], len(called), group) for i, name in enumerate(classes)]
+    return [
+        _measured(view, name, "processed_reals", shares[:, i], len(called), group) for i, name in enumerate(classes)
+    ]
 
 
 def _counts(dealt: Dealt, rows: np.ndarray, number: np.ndarray, width: int) -> np.ndarray:
@@ -224,8 +260,5 @@ def _counts(dealt: Dealt, rows: np.ndarray, number: np.ndarray, width: int) -> n
     return np.stack([dealt.sums(rows, number == i) for i in range(width)], axis=1)
 
 
-def _rate(view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray) -> Rate:
-    """From the statistic of all groups and without some of them, (1 + b,), and the groups of the n rows behind it."""
-    low, high = share_interval(values, len(np.unique(groups)))
-    skipped = 0 if np.isnan(values[0]) else int(np.isnan(values).sum())
-    return Rate(view, label, metric, float(values[0]), low, high, n, skipped)
+def _measured(view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray) -> Measured:
+    return Measured(view, label, metric, values, n, len(np.unique(groups)))

@@ -2,12 +2,16 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import math
 import os
 import signal
 from pathlib import Path
 
+import ablation
+import color_fusion
+import frontier
 import lora
 import numpy as np
 import open_clip  # noqa: F401 (loaded once here, inherited by every child)
@@ -19,6 +23,7 @@ import torch
 from processes import in_children
 
 import adapt.training.report  # noqa: F401
+from adapt.cli import parse
 from adapt.data.focus import Focus
 from adapt.data.groups import ClassLabels, Groups
 from adapt.data.manifest import Manifest
@@ -26,9 +31,11 @@ from adapt.detector.detector import Detector, load_detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.open_set import class_logits, classes_of
 from adapt.evaluation.scores import Scores
+from adapt.evaluation.side_by_side import MEAN, read_numbers
 from adapt.models.heads.linear import LinearHead, cross_entropy
 from adapt.models.heads.probes import Probe
 from adapt.models.towers.backbones import load_backbone
+from adapt.sweeps import planned_runs
 from adapt.training.classes import class_labels, classes_in_training, column_of, go_on_with_classes, selection_score
 from adapt.training.run import Run
 
@@ -354,3 +361,97 @@ def test_pairs_act_on_the_binary_logit_beside_the_classes(config, planted, tmp_p
     if tune == "head":  # a logit for each class; and every pair of a group is undecided, which costs log 2 a group
         assert record["trainable_parameters"] == 193 * len(TRAINED)
         assert losses(one.output_dir)[0] == pytest.approx(first_loss(planted) + math.log(2), rel=1e-5)
+
+
+def macro_recall(scores: Scores, column: str, view: str = "none") -> float:
+    """By hand, of the unedited test rows of trained classes."""
+    classes = classes_of(scores)
+    rows = (scores["split"] == "test") & (scores["edit"] == "") & (scores["view"] == view)
+    called = np.array(classes)[class_logits(scores).argmax(axis=1)]
+    true = np.where(scores.fake, scores[column], "real")
+    return float(np.mean([(called[rows & (true == name)] == name).mean() for name in classes]))
+
+
+def shown(page: str, name: str, place: int = 0) -> float:
+    """A value of the first row of a method in the section of attribution, behind the columns of words."""
+    section = page.partition("## Attribution")[2] or page.partition("## Macro recall")[2]
+    line = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
+    return [float(cell.split()[0]) for cell in line.split("|") if "[" in cell][place]
+
+
+def test_colour_and_features_attribute_side_by_side(config, tmp_path) -> None:
+    one = color_fusion.Config(
+        manifest=config.manifest, output_dir=tmp_path / "run", classes="generator", features=("colour", "both"),
+        train_views=("none",), test_views=("none",), cache=tmp_path / "cache", resamples=20, num_workers=0,
+    )  # fmt: skip
+    assert in_children(lambda: color_fusion.main(one)) == [0]
+    page, scores = (one.output_dir / "table.md").read_text(), Scores.read(one.output_dir / "scores.parquet")
+    assert classes_of(scores) == TRAINED and "## Macro recall, generator classes" in page
+    section = page.partition("## Macro recall")[2].partition("\n\n#")[0]
+    assert "| colour | none |" in section
+    line = next(line for line in section.splitlines() if line.startswith("| both |"))
+    assert float(line.split("|")[3].split()[0]) == pytest.approx(macro_recall(scores, "generator"), abs=6e-4)
+    assert "The sections below are about both, none." in page and "Absent in training: " in page
+    found = {(row["class"], row["metric"]): row["value"] for row in table(one.output_dir / "attribution.csv")}
+    assert float(found["all", "macro_recall"]) == pytest.approx(macro_recall(scores, "generator"), abs=1e-6)
+    assert (one.output_dir / "figures" / "confusion_none.png").is_file()
+    assert load_detector(one.output_dir / "detector").head.classes == TRAINED
+    with pytest.raises(Refusal, match="--folds does not go with --classes"):
+        dataclasses.replace(one, folds=3)
+
+
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """Planned runs in a child of this process: a real start would import everything again."""
+
+    def run(command, *_) -> int:
+        module = importlib.import_module(Path(next(word for word in command if word.endswith(".py"))).stem)
+        return in_children(lambda: module.main(parse(module.Config, command[2:])))[0]
+
+    monkeypatch.setattr(planned_runs, "_run", run)
+
+
+def test_the_frontier_and_the_arms_of_pairs_say_how_well_each_attributes(config, forked, tmp_path) -> None:
+    shared = {name: getattr(config, name) for name in ("manifest", "test_views", "resamples", "num_workers")}
+    shared |= {"classes": "family", "epochs": 1, "seeds": (0, 1), "train_views": ("none",)}
+    sweep = frontier.Config(
+        **shared, configurations=("norm-last1",), learning_rates=(4e-3,), output_dir=tmp_path / "frontier"
+    )
+    frontier.main(sweep)
+    arms = pair.Config(**shared, tune="norm", arms=("matched", "unpaired"), output_dir=tmp_path / "arms")
+    pair.main(arms)
+    for root, name, runs in (
+        (sweep.output_dir, "norm-last1", "norm-last1-lr0.004-seed{}"),
+        (arms.output_dir, "unpaired", "unpaired-seed{}"),
+    ):
+        tables = [Scores.read(root / runs.format(seed) / "scores.parquet") for seed in (0, 1)]
+        assert classes_of(tables[0]) == FAMILIES
+        page = (root / "table.md").read_text()
+        assert shown(page, name) == pytest.approx(np.mean([macro_recall(t, "family") for t in tables]), abs=6e-4)
+    assert "| matched | 2 | family |" in page
+
+
+def test_the_ablation_has_towers_beside_frozen_features(config, forked, monkeypatch, tmp_path) -> None:
+    methods = [line for line in ablation.METHODS if line[0] in ("probe-logistic-family", "norm-family", "norm")]
+    assert [line[0] for line in methods] == ["probe-logistic-family", "norm", "norm-family"]
+    monkeypatch.setattr(ablation, "METHODS", methods)
+    one = ablation.Config(
+        manifest=config.manifest, output_dir=tmp_path / "page", train_on=("none,qf65",), test_views=("none", "qf65"),
+        seeds=(0, 1), epochs=1, groups=4, cache=tmp_path / "cache", resamples=20, num_workers=0,
+    )  # fmt: skip
+    ablation.main(one)
+    root, views = one.output_dir, one.test_views
+    numbers = {
+        (n.method, n.view, n.metric): n for n in read_numbers(root / "ablation.csv") if "classes:" in n.generator
+    }
+    assert {method for method, *_ in numbers} == {"probe-logistic-family", "norm-family"}
+    page = (root / "table.md").read_text()
+    for method in ("probe-logistic-family", "norm-family"):
+        tables = [Scores.read(root / f"{method}-none_qf65-seed{seed}" / "scores.parquet") for seed in (0, 1)]
+        each = [[macro_recall(t, "family", view) for view in views] for t in tables]
+        for view, value in zip((*views, MEAN), [*np.mean(each, axis=0), np.mean(each)], strict=True):
+            found = numbers[method, view, "macro_recall"]
+            assert found.value == pytest.approx(value, abs=1e-9) and found.low < value < found.high
+        assert shown(page, method, len(views)) == pytest.approx(np.mean(each), abs=6e-4)
+    assert "| norm-family | 2 | family |" in page.partition("## Attribution")[2]
+    assert "Attribution" in (root / "report.html").read_text() and "Attribution" in (root / "ablation.tex").read_text()
