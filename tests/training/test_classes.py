@@ -14,6 +14,7 @@ import color_fusion
 import frontier
 import lora
 import numpy as np
+import onboard
 import open_clip  # noqa: F401 (loaded once here, inherited by every child)
 import pair
 import peft  # noqa: F401
@@ -455,3 +456,32 @@ def test_the_ablation_has_towers_beside_frozen_features(config, forked, monkeypa
         assert shown(page, method, len(views)) == pytest.approx(np.mean(each), abs=6e-4)
     assert "| norm-family | 2 | family |" in page.partition("## Attribution")[2]
     assert "Attribution" in (root / "report.html").read_text() and "Attribution" in (root / "ablation.tex").read_text()
+
+
+@pytest.mark.parametrize("of", ["classes", "binary"])
+def test_the_recovery_curve_says_how_the_new_generator_is_attributed(trained, config, forked, tmp_path, of) -> None:
+    """From a detector with classes without the flag, and from a binary one with it."""
+    detector = trained / "detector"
+    if of == "binary":
+        binary = dataclasses.replace(config, classes="binary", epochs=1, output_dir=tmp_path / "binary")
+        assert in_children(lambda: lora.main(binary)) == [0]
+        detector = binary.output_dir / "detector"
+    one = onboard.Config(
+        detector=detector, generator="style", manifest=config.manifest, output_dir=tmp_path / "curve", shots=(3,),
+        seeds=(0,), classes="binary" if of == "classes" else "generator", methods=("probe", "tip", "lora"),
+        train_views=("none",), test_views=("none",), epochs=1, groups=4, cache=tmp_path / "cache", resamples=10,
+        num_workers=0,
+    )  # fmt: skip
+    onboard.main(one)
+    section = (one.output_dir / "table.md").read_text().partition("## Attribution")[2]
+    new, others = section.partition("### Macro recall of the other images")[::2]
+    scores = Scores.read(one.output_dir / "lora-3-seed0" / "scores.parquet")
+    classes = np.array(classes_of(scores))
+    assert set(classes) == {*TRAINED, "style"}
+    called = classes[class_logits(scores).argmax(axis=1)]
+    rows = (scores["split"] == "test") & (scores["edit"] == "")
+    share = (called[rows & (scores["generator"] == "style")] == "style").mean()
+    recall = np.mean([(called[rows & (scores["generator"] == name)] == name).mean() for name in TRAINED])
+    assert f"| LoRA | 3 | {share:.3f} [{share:.3f}, {share:.3f}] |" in new and f"| LoRA | 3 | {recall:.3f} [" in others
+    assert "| probe | 3 | " in new and "| probe | 0 | n/a |" in new and "Tip-Adapter |" not in new
+    assert ("| the detector as it is | 0 | n/a |" in new) == (of == "classes")
