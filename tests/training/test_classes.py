@@ -118,6 +118,8 @@ def test_a_head_that_grows_keeps_its_classes_and_nearly_its_logit(classes) -> No
 def test_a_focused_group_gives_its_fakes_the_class_weight_that_they_stand_for(planted) -> None:
     rows = Manifest.read(planted)
     rows = rows.select(rows["split"] == "train")
+    rare = np.flatnonzero(rows["generator"] == "grid")[3:]  # three images, which are shown in nearly all groups
+    rows = rows.select(np.delete(np.arange(len(rows)), rare))
     labels = class_labels(rows, Detector(load_backbone("tiny"), LinearHead(192, TRAINED)), "generator")
     assert labels is not None
     preprocess = load_backbone("tiny").preprocess
