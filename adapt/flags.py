@@ -162,7 +162,14 @@ class Permutations(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Rows, Tower, Views, Intervals, Permutations):
+class Classes(Checked):
+    """What the head tells apart."""
+
+    classes: Literal["binary", "family", "generator"] = "binary"  # one logit, or one for each kind of fake beside real
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Rows, Tower, Classes, Views, Intervals, Permutations):
     """Everything that the loop of recipes/lora.py reads."""
 
 

@@ -16,6 +16,7 @@ output folder, and makes one page of all that are finished. Features are encoded
                              is called fake at the frozen threshold, confusion of families, the worst mistakes of the
                              best three methods as pictures with their scores; what failed or does not apply, and why;
                              command, date, revision and hardware of every run
+                             table.md has attribution to families, too: towers beside heads on frozen features
     ablation.csv             every number; all of the above is made from it
     generators.csv, figures/, tensorboard/
 
@@ -25,7 +26,7 @@ how well each method finds what it was not trained on (rotation.csv).
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
 The row `labels-permuted` is the logistic probe on 20 permutations of the labels; `--permutations N` trains every
 lora.py run on N as well. `--shard i --num_shards n` shares the runs with other machines. A further method is one line.
-Without flags: the embedded world and tiny CLIP, 3 seeds, about 55 minutes on 2 cores.
+Without flags: the embedded world and tiny CLIP, 3 seeds, about 75 minutes on 2 cores by the plan.
 """
 
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
     ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
+    ("fusion-family", "color_fusion", {"features": ("both",), "apart": False, "classes": "family"}, 0.5),
     ("tip-adapter", "tip_adapter", {**TIP, "methods": ("tip-adapter",)}, 0.5),
     ("tip-adapter-all", "tip_adapter", {**TIP, **ALL, "methods": ("tip-adapter",)}, 0.5),
     ("tip-adapter-f", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",)}, 0.5),
@@ -59,9 +61,12 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("tip-adapter-f-family", "tip_adapter", {**TIP, "methods": ("tip-adapter-f",), "classes": "family"}, 0.5),
     ("tip-adapter-f-probe", "tip_adapter", {**SHOTS, "methods": ("tip-adapter-f",), "prior": "probe"}, 0.5),
     ("pair-head", "pair", {"tune": "head", "arms": ("matched",)}, 0.5),
+    ("pair-head-family", "pair", {"tune": "head", "arms": ("matched",), "classes": "family"}, 0.5),
     ("lora", "lora", {}, 3.0),
+    ("lora-family", "lora", {"classes": "family"}, 3.0),
     ("lora-pair", "pair", {"tune": "lora", "arms": ("matched",)}, 3.0),
     ("norm", "lora", {"targets": "norm"}, 3.0),
+    ("norm-family", "lora", {"targets": "norm", "classes": "family"}, 3.0),
     ("labels-permuted", "linear_probe", {"head": "logistic", "permutations": 20}, 1.0),
 )
 NEED_TEXTS = (  # a backbone with a text tower

@@ -7,10 +7,11 @@ Fits one head on each of: colour statistics that survive JPEG (descriptors/color
 side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
 JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
 tells one photographer's pictures from another's. The head of both, trained on all qualities mixed, is saved as a
-detector. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and
-tiny CLIP, about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra`
-is a baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum
-(descriptors/spectra.py; 64 px or more).
+detector. --classes family or generator gives every head one class each beside real, and the page how well it
+attributes. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and tiny CLIP,
+about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a
+baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py;
+64 px or more).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Cached, Encoder, Folds, Intervals, LeftOut, Rows
+from adapt.flags import Cached, Classes, Encoder, Folds, Intervals, LeftOut, Rows
 
 if TYPE_CHECKING:  # --help needs none of them
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Folds, Encoder, Cached, Intervals):
+class Config(Rows, LeftOut, Folds, Encoder, Classes, Cached, Intervals):
     output_dir: Path = Path("results/runs/color_fusion")  # run directory
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
@@ -71,8 +72,8 @@ def main(cfg: Config) -> None:
     rows = leave_out(rows, cfg.leave_out)
 
     def page(tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
-        study = Study.of(tables, cfg.resamples, cfg.seed)
-        return study, study.grids(), {}
+        study = Study.of(tables, cfg.resamples, cfg.seed, None if cfg.classes == "binary" else cfg.classes)
+        return study, [*study.grids(), *study.attribution()], {}
 
     if finish_compared(run, rows, page):
         return
@@ -112,7 +113,7 @@ def main(cfg: Config) -> None:
         (features, unit), name = sources[source], names.get(source, source)
         for trained_on in (*alone, cfg.train_views):
             label = trained_on[0] if len(trained_on) == 1 else "mixed"
-            head, picked = fit_on_features(features, cfg.head, "binary", trained_on, cfg.seed, unit=unit)
+            head, picked = fit_on_features(features, cfg.head, cfg.classes, trained_on, cfg.seed, unit=unit)
             run.say(f"{name}, trained on {label}: validation {picked['validation_score']:.4f}")
             run.trained()
             size = sum(value.numel() for value in head.net.parameters())

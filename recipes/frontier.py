@@ -6,9 +6,11 @@
 
 A configuration is UPDATE-TARGETS-RANK[-lastK]: `lora` or `svd` (Effort's residual) of `qv`, `qkvo`, `mlp` or `all`,
 in the last K blocks or in all; or `norm[-lastK]`. A LoRA's alpha is its rank. Each is trained at every learning rate,
-and its mean validation score over the seeds chooses one. Started again it continues; a finished run is not run again,
-a failed one is named and the rest goes on. Without flags: 8 configurations at 2 rates on the embedded world with the
-embedded tiny CLIP, 16 runs of about 3 minutes on 2 cores. Results to expect: results/README.md.
+and its mean validation score over the seeds chooses one. With --classes family or generator that score is the mean
+recall of these classes, and the page says how well each configuration attributes. Started again it continues; a
+finished run is not run again, a failed one is named and the rest goes on. Without flags: 8 configurations at 2 rates
+on the embedded world with the embedded tiny CLIP, 16 runs of about 3 minutes on 2 cores. Results to expect:
+results/README.md.
 """
 
 import re
@@ -19,13 +21,13 @@ from typing import Literal
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Encoder, Rows, Sweep, Views
+from adapt.flags import Classes, Encoder, Rows, Sweep, Views
 
 WORD = re.compile(
     r"(?:(?P<update>lora|svd)-(?P<targets>qv|qkvo|mlp|all)-(?P<rank>[1-9]\d*)|norm)(?:-last(?P<last>[1-9]\d*))?"
 )
 PASSED_ON = (
-    *("manifest", "backbone", "layer", "geometry", "train_views", "test_views", "epochs", "groups"),
+    *("manifest", "backbone", "layer", "geometry", "classes", "train_views", "test_views", "epochs", "groups"),
     *("head_learning_rate", "precision", "resamples", "num_workers"),
 )
 ABOUT = """\
@@ -38,7 +40,7 @@ chosen on test data, and rows whose intervals overlap are not told apart."""
 
 
 @dataclass(frozen=True)
-class Config(Rows, Encoder, Views, Sweep):
+class Config(Rows, Encoder, Classes, Views, Sweep):
     output_dir: Path = Path("results/runs/frontier")  # folder of the page and of all runs
     configurations: tuple[str, ...] = (
         *("norm", "svd-qkvo-1", "svd-qkvo-8", "lora-all-1", "lora-qv-8", "lora-mlp-8", "lora-all-8"),
@@ -96,6 +98,7 @@ def write_frontier(cfg: Config, runs: dict) -> None:
     from adapt.pages.drawing import save_png
     from adapt.pages.markdown_page import picture
     from adapt.pages.tables import grid
+    from adapt.sweeps.attribution import attribution_sections
     from adapt.sweeps.frontier import figure, headline, measure, per_view, validation, write_csv
     from adapt.sweeps.planned_runs import uses_gpu, write_sweep
 
@@ -122,6 +125,9 @@ def write_frontier(cfg: Config, runs: dict) -> None:
         picture("frontier"),
     ]
     page += ["## AUC unseen, per view", grid(per_view(points)), "## Validation score per learning rate", grid(rates)]
+    if cfg.classes != "binary":
+        chosen = {point.name: runs[point.name, point.learning_rate] for point in points}
+        page += attribution_sections(chosen, root, cfg.classes, cfg.resamples)
     write_sweep(cfg, every, root, page, missing)
 
 

@@ -7,6 +7,9 @@ Trains low-rank adapters and a linear head on whole groups (a photograph and its
 validation data, freezes one threshold there, and scores the test rows under every view. Without flags it runs on
 the embedded world with the embedded tiny CLIP: no network, about 3 minutes on 2 cores. Results to expect:
 results/README.md. Started again with the same flags it continues where it stopped, bit for bit.
+--classes family or generator trains a head with one output for each beside real: class-balanced cross-entropy beside
+the binary loss, whose logit is the logsumexp of the fakes' logits minus that of real. The page then says which class a
+fake is attributed to, and validation picks the epoch by the mean recall of the classes.
 --permutations N trains N further towers, on permuted training and validation labels, as a control.
 --rotate generator (or family) is a run with all generators and one without each, in folders of their own, and a page
 that says how well each is found when training has not seen it. On several GPUs start those runs with --leave_out NAME
@@ -44,6 +47,7 @@ def main(cfg: Config) -> None:
     from adapt.detector.detector import score
     from adapt.sweeps.folds import run_folds
     from adapt.sweeps.rotation import run_rotation
+    from adapt.training.classes import column_of
     from adapt.training.report import finish_scored, open_run, report
 
     if cfg.folds and not cfg.fold:
@@ -57,16 +61,23 @@ def main(cfg: Config) -> None:
     if finish_scored(run, rows):
         return
     chance = on_permuted_labels(cfg, rows, run.folder, new_detector)
-    detector = new_detector(cfg, run)
+    detector = new_detector(cfg, run, rows)
     facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")
     scores = score(detector, rows, held, cfg.test_views, progress="scoring", **run.scoring(cfg.num_workers))
     detector.freeze(scores)
-    report(run, detector, rows, scores, cfg.resamples, train_views=cfg.train_views, permuted=chance, facts=facts)
+    report(
+        run, detector, rows, scores, cfg.resamples,
+        train_views=cfg.train_views, classes_are=column_of(detector, rows, cfg.classes), permuted=chance, facts=facts,
+    )  # fmt: skip
 
 
 def on_permuted_labels(
-    cfg: FineTuning, rows: "Manifest", folder: Path, new: "Callable[[FineTuning, Run], Detector]", **known: object
+    cfg: FineTuning,
+    rows: "Manifest",
+    folder: Path,
+    new: "Callable[[FineTuning, Run, Manifest], Detector]",
+    **known: object,
 ) -> "list[Reached]":
     """What the same training reaches on each permutation of the labels, in run directories of their own in `folder`.
 
@@ -92,7 +103,7 @@ def on_permuted_labels(
         kept = run.folder / PERMUTATIONS
         shuffled = permuted(rows, number)
         if not run.finished(data=shuffled.digest, **known):
-            detector = new(one, run)
+            detector = new(one, run, shuffled)
             facts = fine_tune(one, run, shuffled, detector, None, **known)
             scores = score(detector, shuffled, held, cfg.test_views, **run.scoring(cfg.num_workers))
             if run.main:
@@ -103,21 +114,23 @@ def on_permuted_labels(
     return found
 
 
-def new_detector(cfg: FineTuning, run: "Run") -> "Detector":
-    """The frozen tower with fresh adapters, and a linear head whose weights are zero."""
+def new_detector(cfg: FineTuning, run: "Run", rows: "Manifest") -> "Detector":
+    """The frozen tower with fresh adapters, and a linear head of the classes of the rows whose weights are zero."""
     from adapt.detector.detector import Detector
     from adapt.models.adapters.lora import add_adapter
     from adapt.models.heads.linear import LinearHead
     from adapt.models.towers.backbones import load_backbone
+    from adapt.training.classes import classes_in_training
 
+    classes = classes_in_training(rows, cfg.classes)
     backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
     add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
-    return Detector(backbone, LinearHead(backbone.dim))
+    return Detector(backbone, LinearHead(backbone.dim, classes))
 
 
 def fine_tune(
     cfg: FineTuning, run: "Run", rows: "Manifest", detector: "Detector", aim: "Aim | None" = None, **known: object
-) -> dict[str, float]:
+) -> "dict[str, object]":
     """Train adapters and head on whole groups and leave the best epoch in the detector; recipes/refine.py does so too.
 
     `aim` says what is shown more often, `known` are further facts that a continued run must share. Returns what was
@@ -126,16 +139,19 @@ def fine_tune(
     import torch
 
     from adapt.models.adapters.cut_tower import trained_part
-    from adapt.models.heads.linear import balanced_bce
+    from adapt.models.heads.linear import balanced_bce, binary_logit, cross_entropy
+    from adapt.training.classes import class_facts, class_labels, column_of, selection_score
     from adapt.training.micro_batches import accumulation_that_fits
-    from adapt.training.report import given, log_validation, trained_images, validation_score
+    from adapt.training.report import given, log_validation, trained_images
     from adapt.training.run import warmup_cosine
     from adapt.training.tokens import training_data
 
+    by_class = column_of(detector, rows, cfg.classes)  # family or generator; None: real and fake
+    labels = class_labels(rows.select(rows["split"] == "train"), detector, by_class)
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
     train, validate = training_data(
         run, part, detector, rows, cfg.train_views, cfg.seed,
-        focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers,
+        focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers, labels=labels,
     )  # fmt: skip
     trained = [
         {"params": [p for p in detector.backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
@@ -156,16 +172,20 @@ def fine_tune(
 
     workers = run.workers(cfg.num_workers)
     for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
-        logits = model(batch.inputs)
-        loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
+        found = model(batch.inputs)  # logits (n,), or (n, classes)
+        loss = balanced_bce(binary_logit(found) if by_class else found, batch.fake, batch.weight) / run.share
+        if by_class:
+            loss = loss + cross_entropy(found, batch.label, batch.class_weight) / run.share
         run.step(loss, cfg.max_grad_norm)
         if run.epoch_ended:
             scores = validate()
             log_validation(run, scores)
-            run.select(validation_score(scores), last=aim is not None and aim.new)  # validation lacks a new generator
+            chosen_by = selection_score(scores, detector, by_class)
+            run.select(chosen_by, last=aim is not None and aim.new)  # validation lacks a new generator
 
     picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs, cfg.epochs)
-    return {"trainable_parameters": sum(p.numel() for p in detector.parameters() if p.requires_grad), **picked}
+    count = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    return {"trainable_parameters": count, **class_facts(detector, by_class), **picked}
 
 
 if __name__ == "__main__":

@@ -9,31 +9,35 @@ that goes on from the detector, and on cached features of the detector's own tow
 form a pool that leaves the test split, the same for every K and draw, so that all numbers are of the same test rows;
 nothing is chosen on them. Each LoRA is a run of recipes/refine.py of its own under the output folder, continued if it
 was stopped; `--methods probe tip tip-f` needs seconds per fit, and encodes the images once.
+
+With a detector of classes, or with --classes family or generator, the LoRA and the probe get a class for the new
+generator, and the page says how well they attribute it and what that costs the other classes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Rows, Views
+from adapt.flags import Classes, Rows, Views
 
 if TYPE_CHECKING:  # --help needs none of them
     from matplotlib.figure import Figure
 
+    from adapt.evaluation.attribution import Column
     from adapt.training.comparison import Study
     from adapt.training.scored import Kept
 
 PASSED_ON = (
     *("manifest", "train_views", "test_views", "epochs", "groups", "learning_rate", "head_learning_rate"),
-    "resamples",
+    *("resamples", "classes"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Rows, Views):
+class Config(Rows, Classes, Views):
     detector: Path  # folder of a saved detector
     generator: str  # the new generator; it must have test rows only
     output_dir: Path = Path("results/runs/onboard")  # run directory, and the folder of the LoRA runs
@@ -64,14 +68,15 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.data.onboarding import onboard
-    from adapt.detector.detector import load_detector
+    from adapt.detector.detector import Head, load_detector
     from adapt.evaluation.scores import Scores
     from adapt.features.cache import extract
-    from adapt.models.heads.probes import Probe
+    from adapt.models.heads.linear import classes_of
     from adapt.models.heads.tip_head import PriorHead
     from adapt.sweeps.planned_runs import PlannedRun, run_all
+    from adapt.training.classes import column_of
     from adapt.training.comparison import finish, finish_compared
-    from adapt.training.few_shot import AS_IS, CLASSES, recast, recovery, refitted, tip_heads
+    from adapt.training.few_shot import AS_IS, CLASSES, attributed, recast, recovery, refitted, tip_heads
     from adapt.training.on_features import score_features
     from adapt.training.refine import origin
     from adapt.training.report import open_run
@@ -83,7 +88,12 @@ def main(cfg: Config) -> None:
     cfg, run, rows = opened
 
     def page(tables: "Kept") -> "tuple[Study, list[str], dict[str, Figure]]":
-        return recovery(rows, cfg.generator, tables, cfg.test_views, len(cfg.seeds), cfg.resamples, cfg.seed)
+        draws, column = len(cfg.seeds), cast("Column | None", tables.notes["classes are"])
+        study, sections, figures = recovery(
+            rows, cfg.generator, tables, cfg.test_views, draws, cfg.resamples, cfg.seed
+        )
+        sections += attributed(tables, cfg.generator, column, cfg.test_views) if column else []
+        return study, sections, figures
 
     if finish_compared(run, rows, page, **known):
         return
@@ -100,15 +110,16 @@ def main(cfg: Config) -> None:
     if not run.main:
         return run.end()
     head = detector.cpu().head
+    by_class = column_of(detector, rows, cfg.classes) or (None if cfg.classes == "binary" else cfg.classes)
+    tables.notes["classes are"] = by_class
 
     for shots, seed in runs:
         which, lent = onboard(rows, cfg.generator, shots, seed)
         few, held = features.select(which, lent), np.flatnonzero(lent["split"] != "train")
-        heads: dict[str, PriorHead | Probe] = (
-            {AS_IS: PriorHead(CLASSES, head=head)} if (shots, seed) == runs[0] else {}
-        )
+        as_is = head if classes_of(head) else PriorHead(CLASSES, head=head)
+        heads: dict[str, Head] = {AS_IS: as_is} if (shots, seed) == runs[0] else {}
         if "probe" in cfg.methods:
-            heads["probe"] = refitted(few, cfg.generator, cfg.train_views, seed)
+            heads["probe"] = refitted(few, cfg.generator, cfg.train_views, seed, by_class or "binary")
         if shots and {"tip", "tip-f"} & set(cfg.methods):
             tips = tip_heads(few, cfg.generator, cfg.train_views, seed, head, "tip-f" in cfg.methods)
             heads |= {name: tip for name, tip in tips.items() if name != "Tip-Adapter" or "tip" in cfg.methods}

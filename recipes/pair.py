@@ -9,6 +9,9 @@ one JPEG draw for all of them) under losses within the group; `random`, the same
 another scene's photograph; `unpaired`, single images, which such losses cannot see. One arm with one seed is one run,
 with the page of every run; several are run one after the other, compared, and continued where they stopped. Time on
 the embedded world, 2 cores: head 3 to 4 minutes for all nine runs, lora 3 minutes per run.
+
+With --classes family or generator, class-balanced cross-entropy over the classes joins the losses. Those within the
+group still act on the one logit of "AI-generated", and the contrastive one still tells real from fake.
 """
 
 from dataclasses import dataclass
@@ -18,11 +21,11 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Encoder, LeftOut, Rows, Steps, Views
+from adapt.flags import Classes, Encoder, LeftOut, Rows, Steps, Views
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Encoder, Views, Steps):
+class Config(Rows, LeftOut, Encoder, Classes, Views, Steps):
     output_dir: Path = Path("results/runs/pair")  # holds one folder per run, and continues those runs
     arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
     seeds: tuple[int, ...] = (0, 1, 2)  # seeds of adapters, draws and random partners; each arm runs with each
@@ -57,7 +60,9 @@ def main(cfg: Config) -> None:
     cfg = with_sample_views(cfg)
     if len(cfg.arms) == len(cfg.seeds) == 1:
         return train(cfg)
-    run_variants(cfg, "pair", {arm: {"arms": (arm,)} for arm in cfg.arms}, {s: {"seeds": (s,)} for s in cfg.seeds})
+    by_class = None if cfg.classes == "binary" else cfg.classes
+    seeds = {seed: {"seeds": (seed,)} for seed in cfg.seeds}
+    run_variants(cfg, "pair", {arm: {"arms": (arm,)} for arm in cfg.arms}, seeds, by_class)
 
 
 def train(cfg: Config) -> None:
@@ -69,18 +74,11 @@ def train(cfg: Config) -> None:
     from adapt.data.pairing import rematched, unpaired
     from adapt.features.cache import extract
     from adapt.models.adapters.lora import add_adapter
-    from adapt.models.heads.linear import balanced_bce
+    from adapt.models.heads.linear import balanced_bce, binary_logit, cross_entropy
     from adapt.models.heads.losses import consistency, ranking, softmax_over_group, supervised_contrastive
     from adapt.models.towers.backbones import load_backbone
-    from adapt.training.report import (
-        finish_scored,
-        given,
-        log_validation,
-        open_run,
-        report,
-        trained_images,
-        validation_score,
-    )
+    from adapt.training.classes import class_facts, class_labels, classes_in_training, column_of, selection_score
+    from adapt.training.report import finish_scored, given, log_validation, open_run, report, trained_images
     from adapt.training.run import warmup_cosine
     from adapt.training.trainable import Tuning
 
@@ -91,6 +89,7 @@ def train(cfg: Config) -> None:
     if finish_scored(run, rows):
         return
     val, held = np.flatnonzero(rows["split"] == "val"), np.flatnonzero(rows["split"] != "train")
+    classes = classes_in_training(rows, cfg.classes)
     matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
     images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched
 
@@ -101,8 +100,10 @@ def train(cfg: Config) -> None:
     else:
         features, targets = None, "norm" if cfg.tune == "norm" else cfg.targets
         add_adapter(backbone, targets, cfg.rank, cfg.rank, last_blocks=cfg.last_blocks, seed=cfg.seed)
-    tuning, twins = Tuning(run, rows, backbone, features), cfg.consistency > 0
-    data = tuning.data(images, cfg.train_views, cfg.seed, twins)
+    tuning, twins = Tuning(run, rows, backbone, features, classes), cfg.consistency > 0
+    by_class = column_of(tuning.detector, rows, cfg.classes)  # family or generator; None: real and fake
+    labels = class_labels(images, tuning.detector, by_class)
+    data = tuning.data(images, cfg.train_views, cfg.seed, twins, labels)
 
     steps = max(1, len(matched.groups()) // cfg.groups)  # of an epoch, in every arm
     total = cfg.epochs * steps
@@ -116,8 +117,11 @@ def train(cfg: Config) -> None:
     accumulation, workers = cfg.gradient_accumulation_steps, tuning.workers(cfg.num_workers)
     per_step = len(data) // steps
     for batch in run.steps(data, per_step, cfg.epochs, accumulation, workers, cfg.checkpointing_steps, steps):
-        found, logits = model(batch.inputs)
+        found, of_classes = model(batch.inputs)
+        logits = binary_logit(of_classes) if by_class else of_classes  # (n,)
         loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
+        if by_class:
+            loss = loss + cross_entropy(of_classes, batch.label, batch.class_weight) / run.share
         group = 2 * batch.group + batch.twin  # images under one view: only these are comparable within a group
         groups = run.share_of_groups * (1 + twins)
         members = groups * data.group_weight
@@ -132,14 +136,15 @@ def train(cfg: Config) -> None:
         if run.epoch_ended:
             scores = tuning.score(val, cfg.train_views, cfg.num_workers, "validation")
             log_validation(run, scores)
-            run.select(validation_score(scores))
+            run.select(selection_score(scores, tuning.detector, by_class))
 
     picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs * (1 + twins), cfg.epochs)
     scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
     tuning.detector.freeze(scores)
+    facts = {"arm": arm, "trainable_parameters": tuning.trainable, **class_facts(tuning.detector, by_class), **picked}
     report(
         run, tuning.detector, rows, scores, cfg.resamples,
-        train_views=cfg.train_views, facts={"arm": arm, "trainable_parameters": tuning.trainable, **picked},
+        train_views=cfg.train_views, classes_are=by_class, facts=facts,
     )  # fmt: skip
 
 

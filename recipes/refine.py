@@ -5,7 +5,9 @@
     accelerate launch recipes/refine.py --init results/lora/detector --onboard NAME --shots 8 --manifest data.csv
 
 The base, layer, precision, adapter and head are the detector's own; one without an adapter gets a fresh one. The page
-says of every (generator, view) cell whether it got better or worse beyond its interval.
+says of every (generator, view) cell whether it got better or worse beyond its interval. A head with classes (--classes
+of recipes/lora.py) goes on with them and gets a further one for each new family or generator that it is shown; with
+--classes one of real and fake is divided among the classes, which leaves its logit as it was.
 
 --focus holes shows more often the cells in which the detector is weakest on validation rows. A share of the groups of
 an epoch (--focus_share) shows the photographs and the fakes of such a cell's generator under its view, in as many
@@ -29,6 +31,7 @@ from adapt.errors import Refusal
 from adapt.flags import Aim, FineTuning
 
 if TYPE_CHECKING:  # --help needs none of them
+    from adapt.data.manifest import Manifest
     from adapt.detector.detector import Detector
     from adapt.evaluation.metrics import Difference
     from adapt.evaluation.scores import Scores
@@ -56,6 +59,7 @@ def main(cfg: Config) -> None:
 
     from adapt.data.onboarding import onboard
     from adapt.detector.detector import load_detector, score
+    from adapt.training.classes import column_of, go_on_with_classes
     from adapt.training.refine import Aim, aim_of, before_and_after, origin
     from adapt.training.report import finish_scored, keep_scores, open_run, report
     from adapt.training.scored import Kept
@@ -76,11 +80,15 @@ def main(cfg: Config) -> None:
     if finish_scored(run, rows, adds, **known):
         return
 
-    def start(cfg: FineTuning, run: "Run") -> "Detector":
-        return continued(init, cfg, cfg.seed, run.say).to(run.device) if init else new_detector(cfg, run)
+    def start(cfg: FineTuning, run: "Run", rows: "Manifest") -> "Detector":
+        if not init:
+            return new_detector(cfg, run, rows)
+        detector = continued(init, cfg, cfg.seed, run.say)
+        go_on_with_classes(detector, rows, cfg.classes, run.say)
+        return detector.to(run.device)
 
     chance = on_permuted_labels(cfg, rows, run.folder, start, **known)
-    detector = start(cfg, run)
+    detector = start(cfg, run, rows)
     aim = aim_of(cfg, cfg.train_views, detector, rows, cfg.resamples, cfg.seed, scoring, run.say)
     facts = fine_tune(cfg, run, rows, detector, aim, **known)
 
@@ -104,6 +112,7 @@ def main(cfg: Config) -> None:
         adds,
         kept,
         train_views=cfg.train_views,
+        classes_are=column_of(detector, rows, cfg.classes),
         permuted=chance,
         facts=facts,
     )

@@ -32,7 +32,9 @@ class Batch:
 
     inputs: Tensor  # of the model that is trained: pixels (n, 3, h, w) uint8, or cached features (n, d)
     fake: Tensor  # (n,) float32: 1 is AI-generated
-    weight: Tensor  # (n,) float32: balances the classes over the training set, mean 1
+    weight: Tensor  # (n,) float32: balances real and fake over the training set, mean 1
+    label: Tensor  # (n,) int64: number of the class, 0 is real; -1 is none of the head's classes
+    class_weight: Tensor  # (n,) float32: balances the classes of `label`, mean 1
     group: Tensor  # (n,) int64
     twin: Tensor  # (n,) bool: the same images once more, in the same order, under another view
     unreadable: list[tuple[str, str]]  # (path, reason) of the members that could not be read
@@ -52,6 +54,36 @@ class Batch:
         return copied
 
 
+@dataclass(frozen=True)
+class ClassLabels:
+    """The class of each training row, and what it weighs: n / (C n_c) in class c, for n rows and C classes with rows.
+
+    So every class has the same sum of weights, real too, and the mean is 1 (`class_weight="balanced"` of scikit-learn,
+    as of the heads on frozen features).
+    """
+
+    number: np.ndarray  # (n,) int64: 0 is real, -1 no class
+
+    @property
+    def weight(self) -> np.ndarray:
+        """(n,) float64, 0 for no class."""
+        known = self.number >= 0
+        counts = np.bincount(self.number[known])
+        each = len(self.number) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return np.where(known, each[self.number], 0.0)
+
+    def shown(self, group: np.ndarray, rows: np.ndarray, scale: np.ndarray, fake: np.ndarray) -> np.ndarray:
+        """Weights (n,) of `rows` that stand for a group: reals those of `scale`, fakes together what its fakes have.
+
+        Its fakes are of other classes than those that are shown. Were each image's own weight kept, a rare class that
+        is shown often would outweigh all others.
+        """
+        weight = self.weight
+        found, fakes = weight[rows] * scale, fake[rows]
+        found[fakes] = weight[group][fake[group]].sum() / max(1, fakes.sum())
+        return found
+
+
 class Groups(Dataset):
     """Training data: item (epoch, g) is group g under the view and the crop drawn for that epoch.
 
@@ -67,6 +99,7 @@ class Groups(Dataset):
         seed: int,
         twins: bool = False,
         focus: Focus | None = None,
+        labels: ClassLabels | None = None,
     ) -> None:
         if twins and focus:
             raise ValueError("a group that shows a cell stands under the view of that cell only")
@@ -78,6 +111,8 @@ class Groups(Dataset):
         self.fake = manifest.fake
         self.twins, self.focus = twins, focus
         self.weight = class_weights(self.fake)
+        self.labels = labels or ClassLabels(self.fake.astype(np.int64))
+        self.class_weight = self.labels.weight
         self.group_weight = len(self.fake) / len(self.groups)  # mean of the summed weights of a group
 
     def __len__(self) -> int:
@@ -105,9 +140,10 @@ class Groups(Dataset):
                 under_view.append(tensor)
         size = self.preprocess.size
         stacked = [torch.stack(p) if p else torch.empty(0, 3, size, size, dtype=torch.uint8) for p in pixels]
-        rows, scale = rows[read], scale[read]
-        weight = self.weight[rows] * scale
-        return make_batch(torch.cat(stacked), self.fake[rows], weight, g, len(views), unreadable)
+        of_class = self.labels.shown(self.groups[g], rows, scale, self.fake) if shown else self.class_weight[rows]
+        rows, scale, of_class = rows[read], scale[read], of_class[read]
+        weight, label = self.weight[rows] * scale, self.labels.number[rows]
+        return make_batch(torch.cat(stacked), self.fake[rows], weight, g, len(views), unreadable, label, of_class)
 
 
 def class_weights(fake: np.ndarray) -> np.ndarray:
@@ -129,13 +165,26 @@ def draw_views(views: Sequence, draw: random.Random, twins: bool) -> list[int]:
 
 
 def make_batch(
-    inputs: Tensor, fake: np.ndarray, weight: np.ndarray, g: int, copies: int, unreadable: list[tuple[str, str]]
+    inputs: Tensor,
+    fake: np.ndarray,
+    weight: np.ndarray,
+    g: int,
+    copies: int,
+    unreadable: list[tuple[str, str]],
+    label: np.ndarray | None = None,
+    class_weight: np.ndarray | None = None,
 ) -> Batch:
-    """A batch of one group whose rows stand `copies` times in `inputs`, the weights shared by the copies."""
+    """A batch of one group whose rows stand `copies` times in `inputs`, the weights shared by the copies.
+
+    Without a `label` the classes are real and fake, with `weight`.
+    """
+    label, of_class = fake if label is None else label, weight if class_weight is None else class_weight
     return Batch(
         inputs=inputs,
         fake=torch.tensor(fake, dtype=torch.float32).repeat(copies),
         weight=torch.tensor(weight / copies, dtype=torch.float32).repeat(copies),
+        label=torch.tensor(label, dtype=torch.int64).repeat(copies),
+        class_weight=torch.tensor(of_class / copies, dtype=torch.float32).repeat(copies),
         group=torch.full((copies * len(fake),), g),
         twin=torch.arange(copies * len(fake)) >= len(fake),
         unreadable=unreadable,

@@ -88,6 +88,8 @@ class MaskedGroups(Dataset):
             inputs=pixels,
             fake=fake.float(),
             weight=torch.ones(count),
+            label=fake.long(),
+            class_weight=torch.ones(count),
             group=torch.full((count,), g),
             twin=torch.zeros(count, dtype=torch.bool),
             unreadable=unreadable,

@@ -31,7 +31,7 @@ from adapt.hub import detector_folder
 from adapt.models.adapters.lora import load_adapter, save_adapter
 from adapt.models.descriptors.color import Colours
 from adapt.models.descriptors.descriptor import Descriptor
-from adapt.models.heads.linear import LinearHead
+from adapt.models.heads.linear import LinearHead, classes_of
 from adapt.models.heads.map_head import MapHead
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.tip_head import PriorHead
@@ -330,6 +330,8 @@ def score(
 ) -> Scores:
     """Score the given rows of the manifest under every view; an unreadable file is a row that says why.
 
+    A head of more than two classes gives a logit for each beside the binary one.
+
     An image is decoded once for all its views; `crops` says what is looked at of each (adapt/data/crops.py). `share`
     (rank, world) splits the rows over processes and `gather` joins their lists; results are placed by row number, so
     neither padding nor order can move a score. The whole manifest is asked where each generator was met in training.
@@ -339,7 +341,7 @@ def score(
         detector, manifest, rows, views,
         batch_size=batch_size, workers=workers, share=share, gather=gather, progress=progress, crops=crops,
     )  # fmt: skip
-    return as_scores(manifest, rows, views, logits[:, :, :1], reasons)
+    return as_scores(manifest, rows, views, logits, reasons, classes_of_head(detector))
 
 
 @torch.no_grad()
@@ -380,7 +382,7 @@ def logits_of(
         described = torch.cat([item.described for item in items]) if detector.descriptor else None
         features = detector.features(pixels, counts, max(batch_size, len(views)), described)
         logits = detector.head(features)[:, None]
-        if classes and isinstance(detector.head, Probe | PriorHead):
+        if classes and isinstance(detector.head, LinearHead | Probe | PriorHead):
             logits = torch.cat([logits, detector.head.class_logits(features).to(logits)], dim=1)
         lines = logits.view(len(items), len(views), 1 + len(classes)).tolist()
         found += [(item.row, line, item.reasons) for item, line in zip(items, lines, strict=True)]
@@ -401,8 +403,7 @@ def images_at_once(views: Sequence[str], batch_size: int = 64) -> int:
 
 def classes_of_head(detector: Detector) -> tuple[str, ...]:
     """The classes, real first, of a head that has more than two; else none."""
-    head = detector.head
-    return head.classes if isinstance(head, Probe | PriorHead) and len(head.classes) > 2 else ()
+    return classes_of(detector.head)
 
 
 def as_scores(

@@ -39,6 +39,24 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One number of all groups, then without some of them, (1 + b,); and the groups of the n rows behind it."""
+
+    view: str
+    label: str
+    metric: str
+    values: np.ndarray
+    n: int
+    groups: int
+    folds: bool = False  # the rows are scored by several detectors, whose training rows overlap
+
+    def rate(self) -> Rate:
+        low, high = share_interval(overlapping(self.values) if self.folds else self.values, self.groups)
+        skipped = 0 if np.isnan(self.values[0]) else int(np.isnan(self.values).sum())
+        return Rate(self.view, self.label, self.metric, float(self.values[0]), low, high, self.n, skipped)
+
+
+@dataclass(frozen=True)
 class Count:
     """One cell of a confusion matrix."""
 
@@ -82,6 +100,17 @@ def attribute(
     `column` says what the classes are; without it the one of the two that has their names. Refuses classes without
     `real` or without a fake, names that could be either, a fake without a class, a readable row without its logits.
     """
+    return attribute_measured(scores, resamples, seed, column, decision)[0]
+
+
+def attribute_measured(
+    scores: Scores,
+    resamples: int = 1000,
+    seed: int = 0,
+    column: Column | None = None,
+    decision: Decision | None = None,
+) -> tuple[Attribution, list[Measured]]:
+    """`attribute`, and what its rates are made of: the same groups are left out of any other scores of these rows."""
     classes = classes_of(scores)
     if classes[:1] != ("real",) or len(classes) < 2:
         given = ", ".join(classes) or "no class"
@@ -101,23 +130,25 @@ def attribute(
     held_names, of_row = numbered(true)
     number = np.array([names.index(name) for name in held_names])[of_row]
     measure, cut = (decision.familiarity, decision.rules(0.0).cuts[EVERY].known) if decision else ("energy", -np.inf)
-    rates, cells = [], []
+    measured: list[Measured] = []
+    cells = []
     for view in distinct(test["view"]):
         rows = np.flatnonzero((test["view"] == view) & test.ok)
         edit, fake, truth = test["edit"][rows], test.fake[rows], number[rows]
         called = logits[rows].argmax(axis=1)
         cells += _confusion(view, names, classes, truth, called, edit)
         closed, edited = (edit == "") & (truth < len(classes)), edit != ""
-        rates += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed], fold)
+        measured += _closed_set(view, classes, truth[closed], called[closed], dealt, rows[closed], fold)
         known = truth[fake] < len(classes)
-        rates += _open_set(view, logits[rows][fake], known, dealt, rows[fake], fold)
+        measured += _open_set(view, logits[rows][fake], known, dealt, rows[fake], fold)
         if cut > -np.inf:
             rejected = familiarity(logits[rows][fake])[measure] < cut
-            rates += _rejected(view, rejected, known, dealt, rows[fake], fold)
-        rates += _processed(view, classes, called[edited], dealt, rows[edited], fold)
+            measured += _rejected(view, rejected, known, dealt, rows[fake], fold)
+        measured += _processed(view, classes, called[edited], dealt, rows[edited], fold)
     held = set(true[test["edit"] == ""])
     untested = tuple(name for name in classes if name not in held)
-    return Attribution(column, classes, names[len(classes) :], untested, tuple(rates), tuple(cells))
+    rates = tuple(one.rate() for one in measured)
+    return Attribution(column, classes, names[len(classes) :], untested, rates, tuple(cells)), measured
 
 
 def _column(scores: Scores, classes: tuple[str, ...]) -> Column:
@@ -174,7 +205,7 @@ def _closed_set(
     dealt: Dealt,
     rows: np.ndarray,
     fold: np.ndarray | None,
-) -> list[Rate]:
+) -> list[Measured]:
     """Recall per class and the two means, from rows of trained classes."""
     right = truth == called
     hits = _counts(dealt, rows[right], truth[right], len(classes))
@@ -188,17 +219,17 @@ def _closed_set(
             for name, values in (("macro_recall", recall), ("macro_f1", f1))
         }
     rates = [
-        _rate(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]], fold)
+        _measured(view, name, "recall", recall[:, i], int(trues[0, i]), dealt.group[rows[truth == i]], fold)
         for i, name in enumerate(classes)
     ]
     return rates + [
-        _rate(view, ALL, name, values, len(truth), dealt.group[rows], fold) for name, values in means.items()
+        _measured(view, ALL, name, values, len(truth), dealt.group[rows], fold) for name, values in means.items()
     ]
 
 
 def _open_set(
     view: str, logits: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray, fold: np.ndarray | None
-) -> list[Rate]:
+) -> list[Measured]:
     """AUROC of known (n,) bool against the other fakes by what the logits (n, c) say."""
     values = np.full((len(OPEN_SET), 1 + dealt.blocks), np.nan)
     if known.any() and not known.all():
@@ -206,25 +237,27 @@ def _open_set(
             values[i] = auc_without(size, known, dealt.block[rows], dealt.blocks, None if fold is None else fold[rows])
     group = dealt.group[rows]
     rarer = min(group[known], group[~known], key=lambda of_kind: len(np.unique(of_kind)))
-    return [_rate(view, ALL, f"auroc_{name}", values[i], len(known), rarer, fold) for i, name in enumerate(OPEN_SET)]
+    return [
+        _measured(view, ALL, f"auroc_{name}", values[i], len(known), rarer, fold) for i, name in enumerate(OPEN_SET)
+    ]
 
 
 def _rejected(
     view: str, rejected: np.ndarray, known: np.ndarray, dealt: Dealt, rows: np.ndarray, fold: np.ndarray | None
-) -> list[Rate]:
+) -> list[Measured]:
     """Shares of the fakes (n,) bool of absent and of trained classes that are rejected."""
     every, found = (_counts(dealt, rows[used], known[used].astype(int), 2) for used in (slice(None), rejected))
     with np.errstate(invalid="ignore"):
         shares = found / every
     return [
-        _rate(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]], fold)
+        _measured(view, ALL, name, shares[:, i], int(every[0, i]), dealt.group[rows[known == i]], fold)
         for i, name in enumerate(("unknown_absent", "unknown_trained"))
     ]
 
 
 def _processed(
     view: str, classes: tuple[str, ...], called: np.ndarray, dealt: Dealt, rows: np.ndarray, fold: np.ndarray | None
-) -> list[Rate]:
+) -> list[Measured]:
     """Share of the processed reals attributed to each class."""
     if not len(called):
         return []
@@ -233,7 +266,8 @@ def _processed(
         shares = found / found.sum(axis=1, keepdims=True)
     group = dealt.group[rows]
     return [
-        _rate(view, name, "processed_reals", shares[:, i], len(called), group, fold) for i, name in enumerate(classes)
+        _measured(view, name, "processed_reals", shares[:, i], len(called), group, fold)
+        for i, name in enumerate(classes)
     ]
 
 
@@ -242,13 +276,8 @@ def _counts(dealt: Dealt, rows: np.ndarray, number: np.ndarray, width: int) -> n
     return np.stack([dealt.sums(rows, number == i) for i in range(width)], axis=1)
 
 
-def _rate(
+def _measured(
     view: str, label: str, metric: str, values: np.ndarray, n: int, groups: np.ndarray, fold: np.ndarray | None
-) -> Rate:
-    """From the statistic of all groups and without some of them, (1 + b,), and the groups of the n rows behind it.
-
-    With `fold`, of all test rows, the rows are scored by several detectors.
-    """
-    low, high = share_interval(values if fold is None else overlapping(values), len(np.unique(groups)))
-    skipped = 0 if np.isnan(values[0]) else int(np.isnan(values).sum())
-    return Rate(view, label, metric, float(values[0]), low, high, n, skipped)
+) -> Measured:
+    """With `fold`, of all test rows, the rows are scored by several detectors."""
+    return Measured(view, label, metric, values, n, len(np.unique(groups)), fold is not None)

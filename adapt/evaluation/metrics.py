@@ -250,7 +250,11 @@ def align(a: Scores, b: Scores) -> tuple[Scores, Scores]:
         {name: np.where(ok, table[name], np.nan) for name in ("logit", "p_fake")} | {"status": status}
         for table in (a, b)
     ]
-    return Scores(a.columns | blank[0]), Scores(a.columns | blank[1])
+    about = {name: values for name, values in a.columns.items() if not name.startswith("logit_")}
+    of_classes = [
+        {name: values for name, values in table.columns.items() if name.startswith("logit_")} for table in (a, b)
+    ]
+    return Scores(about | of_classes[0] | blank[0]), Scores(about | of_classes[1] | blank[1])
 
 
 def controls(

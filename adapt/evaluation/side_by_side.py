@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from adapt.errors import Refusal
+from adapt.evaluation.attribution import Column, attribute_measured
 from adapt.evaluation.calibration import Calibration, fit_temperature
 from adapt.evaluation.jackknife import (
     NONE,
@@ -57,6 +58,8 @@ GAPS = {  # metric: minuend and subtrahend, of mean:all
 TEMPERED = "ece_temperature"  # of mean:all: ECE after one temperature, fitted on the method's own validation rows
 EXCESS = "excess_false_alarm"  # of edit:all: processed reals minus unedited ones
 ABOVE_METADATA = "auc_above_metadata"  # of mean:seen, mean:unseen: AUC minus that of metadata, in their view
+CLASSES = "classes:"  # begins the generator of what is said of all classes: classes:family, classes:generator
+OF_CLASSES = ("macro_recall", "macro_f1", "auroc_energy")  # the metrics of it, as in attribution.py
 METADATA = ("metadata only", "")  # the row of the control that every run of a head leaves
 P, TRUE_LABELS = "permutation_p", "auc_true_labels"  # of a row of permutations
 Row = tuple[str, str]  # method, training views
@@ -133,9 +136,15 @@ class SideBySide:
         self.drawn: dict[Row, dict[Place, Drawn]] = {}
         self.true: dict[Row, dict[Place, float]] = {}  # of rows of permutations: what the true labels reach
 
-    def add(self, tables: Mapping[Row, Sequence[Scores]], controls: Mapping[Row, Sequence[Scores]]) -> None:
+    def add(
+        self,
+        tables: Mapping[Row, Sequence[Scores]],
+        controls: Mapping[Row, Sequence[Scores]],
+        columns: Mapping[Row, Column] | None = None,
+    ) -> None:
         """Measure the tables of each row, one a seed. A control need not have all views, and takes no row from others.
 
+        `columns` says of rows whose scores have class logits what the classes are; `OF_CLASSES` of these are measured.
         Refuses tables whose test rows differ.
         """
         first = next(iter((tables or controls).values()))[0]
@@ -154,7 +163,10 @@ class SideBySide:
             for table, cut, temperature in zip(of_row, cuts[row], maps[row], strict=True):
                 readable = _blank(table, ok) if row in tables else table
                 places = kept_places(replicate(readable, cut, self.resamples, 0, kinds=kinds))
-                found.append(places | _tempered(readable, temperature))
+                places |= _tempered(readable, temperature)
+                if column := (columns or {}).get(row):
+                    places |= _attributed(readable, self.resamples, column)
+                found.append(places)
             self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
             self.drawn[row] |= _over_views(self.drawn[row])
             self.drawn[row] |= _derived(self.drawn[row])
@@ -302,6 +314,15 @@ def _tempered(test: Scores, temperature: Calibration) -> dict[Place, Drawn]:
         (ALL, view, label, TEMPERED): Drawn(cell.values["ece"][None], cell.n_real, cell.n_fake, cell.groups)
         for (scope, view, label), cell in found.items()
         if (scope, label) == (ALL, "mean:all")
+    }
+
+
+def _attributed(test: Scores, resamples: int, column: Column) -> dict[Place, Drawn]:
+    """`OF_CLASSES` of each view, with the same groups left out as of all other numbers."""
+    return {
+        (ALL, one.view, CLASSES + column, one.metric): Drawn(one.values[None], 0, one.n, one.groups)
+        for one in attribute_measured(test, resamples, 0, column)[1]
+        if one.label == ALL and one.metric in OF_CLASSES
     }
 
 

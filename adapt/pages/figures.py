@@ -50,11 +50,7 @@ def write_figures(
             "reliability": reliability(scores),
         }
     if attribution:
-        for view in distinct(rate.view for rate in attribution.rates):
-            name = "confusion_" + re.sub(r"[^\w.+-]", "_", view, flags=re.ASCII)[:80]
-            while name in figures:
-                name += "_"
-            figures[name] = confusion(attribution, view)
+        figures |= confusions(attribution)
     paths = []
     for name, figure in figures.items():
         paths.append(Path(folder) / f"{name}.png")
@@ -240,6 +236,17 @@ def score_histograms(scores: Scores, cells: Sequence[Cell]) -> Figure:
         title=f"Scores per kind of image{more}",
     )
     return figure
+
+
+def confusions(attribution: Attribution) -> dict[str, Figure]:
+    """The confusion of each view, by a name for a file: what does not suit one becomes `_`."""
+    figures: dict[str, Figure] = {}
+    for view in distinct(rate.view for rate in attribution.rates):
+        name = "confusion_" + re.sub(r"[^\w.+-]", "_", view, flags=re.ASCII)[:80]
+        while name in figures:
+            name += "_"
+        figures[name] = confusion(attribution, view)
+    return figures
 
 
 def confusion(attribution: Attribution, view: str) -> Figure:

@@ -10,6 +10,7 @@ from adapt.evaluation.permutation import outcome_of_permutations
 from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.side_by_side import (
     ABOVE_METADATA,
+    CLASSES,
     EXCESS,
     GAPS,
     MEAN,
@@ -68,6 +69,12 @@ AUC, mean over views, on the generators that were never met. These generators: t
 training seeds could have given. Generators like these: the same mean; its interval also counts the generators as a
 sample, and says what other generators could have given (each an independent draw; fewer than {FEWEST_GENERATORS} have
 none). A family is seen if training or selection met one of its generators."""
+ABOUT_ATTRIBUTION = """\
+Which family, or generator, made an image: test images of the classes that training had, real among them, each image
+attributed to the class with the largest logit. Macro recall is the mean over classes of the share that is attributed
+rightly (balanced accuracy of several classes). Guessing reaches 1 / classes, so compare rows of the same classes only.
+Open set: the chance (AUROC) that a fake of a trained class looks more familiar, by the logsumexp of all class logits,
+than a fake of a class that training lacked. Nothing is marked."""
 ABOUT_CONTROLS = f"""\
 Labels permuted in training, and metadata of the files only: passed if the whole interval lies in 0.5 +- {CHANCE},
 FAILED if none of it does, else there are too few images to tell. Processed reals, mean over views: the same of at most
@@ -246,6 +253,21 @@ def unseen(numbers: Sequence[Number]) -> Table:
         if not is_control(found) and (ALL, MEAN, SAMPLE, "auc") in found
     ]
     return Table("Unseen generators", [*_row_header(numbers), *places], rows, ABOUT_UNSEEN)
+
+
+def attribution(numbers: Sequence[Number]) -> Table:
+    """A row for each method whose head tells classes apart; none where no method does."""
+    views = views_of(numbers)
+    columns = [(("macro recall", view), view, "macro_recall") for view in (*views, MEAN)]
+    columns += [(("", "macro F1, mean"), MEAN, "macro_f1"), (("", "open set, mean"), MEAN, "auroc_energy")]
+    rows = []
+    for row, found in by_row(numbers).items():
+        if label_of := next((n.generator for n in found.values() if n.generator.startswith(CLASSES)), None):
+            cells = [entry(found.get((ALL, view, label_of, metric))) for _, view, metric in columns]
+            kind = label_of.removeprefix(CLASSES)
+            rows.append([*_row_names(row, found, numbers), Entry(kind, kind), *cells])
+    header = [*_row_header(numbers), ("", "classes"), *(title for title, *_ in columns)]
+    return Table("Attribution", header, rows, ABOUT_ATTRIBUTION)
 
 
 def by_generator(numbers: Sequence[Number]) -> Table:

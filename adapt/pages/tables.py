@@ -151,11 +151,16 @@ def write_tables(
     if differences:
         write_rows(folder / "comparison.csv", COMPARISON, differences)
     if attribution is not None:
-        rates = ("view", "label", "metric", "value", "low", "high", "n")
-        write_rows(folder / "attribution.csv", rates, attribution.rates, {"label": "class"})
-        write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), attribution.counts)
+        write_attribution(folder, attribution)
     page = markdown(cells, provenance, controls, differences, sections, attribution, behind, prevalence, origin, basis)
     write_text(folder / "table.md", page)
+
+
+def write_attribution(folder: Path, found: Attribution) -> None:
+    """Write attribution.csv and confusion.csv into `folder`."""
+    rates = ("view", "label", "metric", "value", "low", "high", "n")
+    write_rows(folder / "attribution.csv", rates, found.rates, {"label": "class"})
+    write_rows(folder / "confusion.csv", ("view", "true", "predicted", "count", "share"), found.counts)
 
 
 class WithInterval(Protocol):
@@ -265,7 +270,7 @@ def markdown(
     parts += [*_metrics(cells, prevalence, origin, basis), *_generators(cells), *_weakest(cells), *_within(cells)]
     parts += _processed(cells)
     parts += [*_controls(cells, controls), *_differences(differences), *sections]
-    parts += (_attribution(attribution) if attribution else []) + _missing(cells)
+    parts += (attribution_sections(attribution) if attribution else []) + _missing(cells)
     return page("Results", parts, provenance or {"provenance": "none given"}, embedded=embedded)
 
 
@@ -477,7 +482,7 @@ def _differences(differences: Sequence[Difference]) -> list[str]:
     return ["## Comparison: a is this table of scores, b the other", grid(rows), ABOUT_P]
 
 
-def _attribution(found: Attribution) -> list[str]:
+def attribution_sections(found: Attribution) -> list[str]:
     """Means and open set, recall per class, what absent classes and processed reals are taken for."""
     at = {(rate.view, rate.label, rate.metric): rate for rate in found.rates}
     views = list(dict.fromkeys(rate.view for rate in found.rates))

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from adapt.cli import Flags
 from adapt.data.manifest import Manifest
 from adapt.embedded import read_manifests
 from adapt.errors import Refusal
+from adapt.evaluation.attribution import Column
+from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.permutation import Reached
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.side_by_side import (
@@ -134,7 +136,7 @@ def measure(
     if of_metadata := next((path for path in left if path.is_file()), None):
         others[METADATA] = [Scores.read(of_metadata)]
     beside = SideBySide(resamples)
-    beside.add(compared, others)
+    beside.add(compared, others, {row: found for row in compared if (found := _column(rows[row][0], compared[row]))})
     for row, of_row in rows.items():
         kept = [read_rows(root / run.name / PERMUTATIONS, Reached) for run in of_row]
         if all(kept):
@@ -145,6 +147,13 @@ def measure(
     marked = [column.place for column in leaderboard.columns(views) if column.marked]
     costs = [number for row, runs in rows.items() for number in _costs(row, runs, controls, root)]
     return beside, [*beside.numbers(compared, marked), *costs]
+
+
+def _column(run: PlannedRun, tables: Sequence[Scores]) -> Column | None:
+    """What the classes are of which these scores have logits; None where they have none."""
+    asked = run.flags.get("classes")
+    known = asked in ("family", "generator") and all(classes_of(scores) for scores in tables)
+    return cast("Column", asked) if known else None
 
 
 def _scores(run: PlannedRun, root: Path) -> Scores:

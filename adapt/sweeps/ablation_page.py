@@ -42,8 +42,9 @@ class Page:
     def tables(self) -> list[Table]:
         head = leaderboard.headline(self.numbers)
         head = replace(head, about=f"{head.about}\n\n{ABOUT_COSTS.format(memory=self.memory)}")
-        parts = (leaderboard.budgets, leaderboard.unseen, leaderboard.transfer, leaderboard.by_generator)
-        tables = [head, *(table for make in (*parts, leaderboard.controls) if (table := make(self.numbers)).rows)]
+        parts = [leaderboard.budgets, leaderboard.unseen, leaderboard.attribution, leaderboard.transfer]
+        parts += [leaderboard.by_generator, leaderboard.controls]
+        tables = [head, *(table for make in parts if (table := make(self.numbers)).rows)]
         return [*tables, rotation_table(self.rotation)] if self.rotation else tables
 
     def figures(self) -> dict[str, Figure]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from adapt.errors import Refusal
+from adapt.evaluation.attribution import Column
 from adapt.evaluation.scores import Scores
+from adapt.sweeps.attribution import attribution_sections
 from adapt.sweeps.planned_runs import PlannedRun, run_all, write_sweep
 from adapt.training.comparison import Study, contrast
 from adapt.training.run import RunConfig
@@ -30,10 +32,12 @@ def run_variants(
     recipe: str,
     variants: Mapping[str, Mapping[str, object]],
     seeds: Mapping[int, Mapping[str, object]],
+    classes_are: Column | None = None,
 ) -> None:
     """Run `recipe` once for each variant and seed, in folders VARIANT-seedN, and write the page that compares them.
 
-    `variants` and `seeds` say which fields of `config` each of them changes; all others are passed on.
+    `variants` and `seeds` say which fields of `config` each of them changes; all others are passed on. `classes_are`:
+    what the classes of the heads are, if they have some; the page then says how well they attribute.
     """
     root = Path(config.output_dir)
     changed = {name for change in (*variants.values(), *seeds.values()) for name in change} | {"output_dir"}
@@ -46,6 +50,9 @@ def run_variants(
     if failed := run_all(list(planned.values()), root):
         raise Refusal(f"{', '.join(failed)} failed, see the .log files in {root}: the same command tries again")
     sections, study = _compare(config, planned, list(variants), list(seeds), root)
+    if classes_are:
+        of_variants = {variant: [planned[variant, seed] for seed in seeds] for variant in variants}
+        sections += attribution_sections(of_variants, root, classes_are, config.resamples)
     study.write_csv(root / "metrics.csv")
     write_sweep(config, list(planned.values()), root, sections)
 

@@ -129,7 +129,8 @@ def study_of(folder: Path, table: str = "metrics.csv", shown: Mapping[str, tuple
 def _single(folder: Path, record: Mapping[str, Any], localizes: bool) -> str:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     parts = [PARTLY + name for name in record["trained_on"]] if localizes else []
-    found = read_run(folder, [*record["trained_on"], *parts], config.get("classes", "family"))
+    column = record.get("classes_are") or config.get("classes", "family")  # of a tower; of a head on features
+    found = read_run(folder, [*record["trained_on"], *parts], column)
     sections = []
     if has_table(folder / "layers.csv"):
         sections = ["## Layers", *study_of(folder, "layers.csv").grids(level="###")]

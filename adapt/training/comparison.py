@@ -12,13 +12,24 @@ from torch import nn
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector, Saved
 from adapt.detector.model_card import complete_card, licence
+from adapt.evaluation.attribution import Attribution, Column, attribute
 from adapt.evaluation.metrics import Cell, Difference, compare_means, evaluate, index
+from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.replicates import ALL
 from adapt.evaluation.scores import Scores
 from adapt.number_table import write_table
 from adapt.pages.drawing import save_png
+from adapt.pages.figures import confusions
 from adapt.pages.markdown_page import picture, write_page
-from adapt.pages.tables import COLUMNS, HOW_TO_READ, grid, show, views_of
+from adapt.pages.tables import (
+    COLUMNS,
+    HOW_TO_READ,
+    attribution_sections,
+    grid,
+    show,
+    views_of,
+    write_attribution,
+)
 from adapt.training.report import (
     GIVEN,
     describe,
@@ -86,18 +97,28 @@ class Heads(Kept):
 
 
 class Study:
-    """Named scores and what they say. `keys` names the parts of a name; rows keep the order in which they came."""
+    """Named scores and what they say. `keys` names the parts of a name; rows keep the order in which they came.
+
+    `classes_are` says what the class logits of scores are of, where they have some: these are attributed, too.
+    """
 
     def __init__(
-        self, keys: Sequence[str], resamples: int, seed: int, shown: Mapping[str, tuple[str, str]] = SHOWN
+        self,
+        keys: Sequence[str],
+        resamples: int,
+        seed: int,
+        shown: Mapping[str, tuple[str, str]] = SHOWN,
+        classes_are: Column | None = None,
     ) -> None:
         self.keys, self.resamples, self.seed, self.shown = tuple(keys), resamples, seed, shown
+        self.classes_are = classes_are
         self.cells: dict[Key, list[Cell]] = {}
+        self.attributed: dict[Key, Attribution] = {}
 
     @classmethod
-    def of(cls, tables: Kept, resamples: int, seed: int) -> "Study":
+    def of(cls, tables: Kept, resamples: int, seed: int, classes_are: Column | None = None) -> "Study":
         """Every table, in the order in which they came."""
-        study = cls(tables.names, resamples, seed)
+        study = cls(tables.names, resamples, seed, classes_are=classes_are)
         for key, scores in tables.items():
             study.add(key, scores)
         return study
@@ -105,6 +126,8 @@ class Study:
     def add(self, key: Key, scores: Scores) -> None:
         """Evaluate one table of scores; its threshold comes from its own validation rows."""
         self.cells[key] = evaluate(scores, self.resamples, self.seed)
+        if self.classes_are and classes_of(scores):
+            self.attributed[key] = attribute(scores, self.resamples, self.seed, self.classes_are)
 
     def under(self, first: Key) -> "Study":
         """The rows whose names begin so, without this beginning."""
@@ -128,6 +151,15 @@ class Study:
             if any(word != "n/a" for row in rows[1:] for word in row[len(self.keys) :]):
                 page += [f"{level} {title}", grid(rows)]
         return page
+
+    def attribution(self) -> list[str]:
+        """A table of macro recall, a row for each name whose head has classes; nothing where none has."""
+        views = list(dict.fromkeys(rate.view for found in self.attributed.values() for rate in found.rates))
+        rows = [[*self.keys, *views]]
+        for key, found in self.attributed.items():
+            at = {rate.view: rate for rate in found.rates if (rate.label, rate.metric) == (ALL, "macro_recall")}
+            rows.append([*key, *(show(at.get(view)) for view in views)])
+        return [f"## Macro recall, {self.classes_are} classes", grid(rows)] if self.attributed else []
 
     def over_last_key(self) -> "Study":
         """Means over the last key (draws, seeds); instead of intervals the smallest and the largest value."""
@@ -243,6 +275,11 @@ def _write_page(run: Run, rows: Manifest, page: Page) -> None:
     assert mark is not None
     study, sections, figures = page(kept_of(run.folder, mark))
     study.write_csv(run.folder / "metrics.csv")
+    about = mark.best or (mark.keys[0] if len(mark.keys) == 1 else ())
+    if found := study.attributed.get(tuple(about)):
+        write_attribution(run.folder, found)
+        sections = [*sections, f"The sections below are about {', '.join(about)}.", *attribution_sections(found)]
+        figures = {**figures, **confusions(found)}
     if mark.best is not None:
         name = Saved.read(run.folder / "detector").name
         complete_card(run.folder / "detector", study.cells[mark.best], (), licence(name))

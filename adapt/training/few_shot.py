@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 from adapt.data.manifest import Manifest
 from adapt.data.onboarding import pool
+from adapt.evaluation.attribution import Column
 from adapt.evaluation.metrics import Difference, compare_means
+from adapt.evaluation.open_set import class_logits, classes_of
 from adapt.evaluation.replicates import ALL, distinct
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features
@@ -24,8 +26,10 @@ from adapt.pages.drawing import curves
 from adapt.pages.tables import grid, show
 from adapt.training.comparison import Study
 from adapt.training.on_features import (
+    Classes,
     class_names,
     judge_of,
+    known_classes,
     numbers,
     readable_rows,
     under_every_view,
@@ -54,6 +58,10 @@ In metrics.csv `mean:selection` is the new generator, `mean:all` all others."""
 ABOUT_GAINS = """\
 Intervals (95 %): over the test groups and the draws, paired; about one in twenty would exclude 0
 by chance where nothing has changed. `All others` below 0 is what was forgotten."""
+ABOUT_ATTRIBUTED = """\
+Heads with classes: share of the unedited test images of {generator} that are attributed to its {column}
+(n/a: the head has no such class), and macro recall over the other classes of the head. Means over draws, in brackets
+the least and the greatest. Tip-Adapter and Tip-Adapter-F tell real from fake only."""
 AS_IS = "the detector as it is"
 HALVES, TRAINABLE = 2, 4  # shots from which some can be held back, and from which two are left to train keys with
 
@@ -76,7 +84,9 @@ def shot_rows(features: Features, generator: str, views: Sequence[str]) -> tuple
     return np.array([row for row, _ in pairs], dtype=int), np.array([view for _, view in pairs], dtype=object)
 
 
-def refitted(features: Features, generator: str, views: Sequence[str], seed: int) -> Probe:
+def refitted(
+    features: Features, generator: str, views: Sequence[str], seed: int, classes: Classes = "binary"
+) -> Probe:
     """Logistic regression on the training rows and the shots; its strength is picked on validation rows.
 
     The new generator's images, under every view, are repeated until they are as many as a trained generator has on
@@ -92,11 +102,10 @@ def refitted(features: Features, generator: str, views: Sequence[str], seed: int
         count = max(int(fakes.sum()), len(trained) // max(1, len(set(trained))))
         again = np.resize(np.flatnonzero(fakes), count)
         rows, drawn = np.concatenate([rows[old], shots[again]]), np.concatenate([drawn[old], under[again]])
-    names = class_names(manifest, "binary")
+    names = class_names(manifest, classes)
+    known = known_classes(names[rows])
     judge = validation_judge(features, views, names)
-    return fit_probe("logistic", features.take(rows, drawn), numbers(names[rows], CLASSES), CLASSES, judge, seed=seed)[
-        0
-    ]
+    return fit_probe("logistic", features.take(rows, drawn), numbers(names[rows], known), known, judge, seed=seed)[0]
 
 
 def tip_heads(
@@ -149,6 +158,42 @@ def tip_heads(
         fit(trained, half, judges, seed)
         heads["Tip-Adapter-F"] = prior.beside(trained)
     return heads
+
+
+def attributed(scores: Mapping[Key, Scores], generator: str, column: Column, views: Sequence[str]) -> list[str]:
+    """Sections of a page: how the heads with classes attribute the new generator and all other classes.
+
+    By (method, shots, seed); means over seeds, in brackets the smallest and the largest. Nothing without such heads.
+    """
+    found: dict[tuple[str, str], list[list[list[float]]]] = {}  # (draws, 2, views)
+    for (method, shots, _), of_draw in scores.items():
+        if classes_of(of_draw):
+            shares = [attributed_shares(of_draw, generator, column, view) for view in views]
+            found.setdefault((method, shots), []).append(list(map(list, zip(*shares, strict=True))))
+    if not found:
+        return []
+    page = ["## Attribution", ABOUT_ATTRIBUTED.format(column=column, generator=generator)]
+    for i, title in enumerate((f"{generator}, attributed to its {column}", "Macro recall of the other images")):
+        table = [["method", "shots", *views]]
+        for name, draws in found.items():
+            values = np.array([draw[i] for draw in draws])
+            ends = zip(values.mean(axis=0), values.min(axis=0), values.max(axis=0), strict=True)
+            table.append([*name, *("n/a" if a != a else f"{a:.3f} [{low:.3f}, {high:.3f}]" for a, low, high in ends)])
+        page += [f"### {title}", grid(table)]
+    return page
+
+
+def attributed_shares(scores: Scores, generator: str, column: Column, view: str) -> tuple[float, float]:
+    """Of the unedited test rows of a view: the share of the generator's that are attributed to its class, NaN where
+    the head has none for it; and the mean over classes of that share, of all others that the head has a class for."""
+    classes = np.array(classes_of(scores), dtype=object)
+    rows = scores.ok & (scores["split"] == "test") & (scores["edit"] == "") & (scores["view"] == view)
+    true = np.where(scores.fake, scores[column], "real")
+    right = classes[class_logits(scores).argmax(axis=1)] == true
+    new = scores["generator"] == generator
+    own = right[rows & new & np.isin(true, classes)]
+    others = [right[part].mean() for name in classes if (part := rows & ~new & (true == name)).any()]
+    return float(own.mean()) if len(own) else float("nan"), float(np.mean(others))
 
 
 def gains(scores: Mapping[Key, Scores], base: Scores, views: Sequence[str], resamples: int, seed: int) -> list[str]:

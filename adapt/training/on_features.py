@@ -8,11 +8,12 @@ import torch
 from torch.utils.data import Dataset
 
 from adapt.data.families import read_families
-from adapt.data.groups import Batch, class_weights, draw_views, make_batch
+from adapt.data.groups import Batch, ClassLabels, class_weights, draw_views, make_batch
 from adapt.data.manifest import Manifest
 from adapt.data.views import rng
 from adapt.detector.detector import as_scores
 from adapt.errors import Refusal
+from adapt.evaluation.replicates import distinct
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features, extract
 from adapt.features.remembered import Asked, Remembered, frozen_backbone
@@ -124,6 +125,7 @@ class FeatureGroups(Dataset):
         views: Sequence[str],
         seed: int,
         twins: bool = False,
+        labels: ClassLabels | None = None,
     ) -> None:
         self.features, self.manifest, self.views, self.seed, self.twins = features, manifest, views, seed, twins
         self.rows = np.flatnonzero(features.manifest["split"] == "train")
@@ -131,6 +133,8 @@ class FeatureGroups(Dataset):
             raise ValueError("the manifest is not the training rows of the features")
         self.groups, self.fake = manifest.groups(), manifest.fake
         self.weight = class_weights(self.fake)
+        self.labels = labels or ClassLabels(self.fake.astype(np.int64))
+        self.class_weight = self.labels.weight
         self.group_weight = len(self.fake) / len(self.groups)
         self.reasons = {view: features.reasons(view)[self.rows] for view in views}
         readable = np.flatnonzero(self.reasons[views[0]] == "")
@@ -149,7 +153,8 @@ class FeatureGroups(Dataset):
         found = [self.features.take(self.rows[read], view) for view in views] if len(read) else []
         inputs = np.concatenate([np.empty((0, self.dim), np.float32), *found])
         lost = [(self.manifest["path"][row], reason) for row, reason in zip(rows, why, strict=True) if reason]
-        return make_batch(torch.from_numpy(inputs), self.fake[read], self.weight[read], g, len(views), lost)
+        of_class = self.labels.number[read], self.class_weight[read]
+        return make_batch(torch.from_numpy(inputs), self.fake[read], self.weight[read], g, len(views), lost, *of_class)
 
 
 def score_features(
@@ -194,19 +199,23 @@ def validation_judge(
         scores = score_features(features, rows, views, head, layer)
         if len(head.classes) == 2:
             return validation_score(scores)
-        logits = np.stack([scores[f"logit_{name}"] for name in head.classes], axis=1)
-        true = np.repeat(numbers(names[rows], head.classes), len(views))
-        right, known = logits.argmax(axis=1) == true, scores.ok & (true >= 0)
-        of_sets = []
-        for name in dict.fromkeys(scores["set"][known]):
-            cells = [known & (scores["set"] == name) & (scores["view"] == view) for view in views]
-            parts = [cell & (true == number) for cell in cells for number in range(len(head.classes))]
-            of_sets.append(np.mean([right[part].mean() for part in parts if part.any()]))
-        if not of_sets:
-            raise Refusal("no readable validation images of the training classes: hyperparameters cannot be picked")
-        return float(np.mean(of_sets))
+        return class_recall(scores, head.classes, np.repeat(numbers(names[rows], head.classes), len(views)))
 
     return judge
+
+
+def class_recall(scores: Scores, classes: Sequence[str], true: np.ndarray) -> float:
+    """Mean recall of the classes over views and sets, each set with the same say; `true` (n,) is -1 for no class."""
+    logits = np.stack([scores[f"logit_{name}"] for name in classes], axis=1)
+    right, known = logits.argmax(axis=1) == true, scores.ok & (true >= 0)
+    views, of_sets = distinct(scores["view"]), []
+    for name in dict.fromkeys(scores["set"][known]):
+        cells = [known & (scores["set"] == name) & (scores["view"] == view) for view in views]
+        parts = [cell & (true == number) for cell in cells for number in range(len(classes))]
+        of_sets.append(np.mean([right[part].mean() for part in parts if part.any()]))
+    if not of_sets:
+        raise Refusal("no readable validation images of the training classes: hyperparameters cannot be picked")
+    return float(np.mean(of_sets))
 
 
 def under_every_view(features: Features, rows: np.ndarray, views: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

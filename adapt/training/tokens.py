@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from adapt.data.focus import Focus
-from adapt.data.groups import Groups
+from adapt.data.groups import ClassLabels, Groups
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import extract, feature_cache, space_folder
 from adapt.models.adapters.cut_tower import Prefix, TrainedPart
+from adapt.models.heads.linear import binary_logit, classes_of
 from adapt.processes import Processes
 from adapt.training.on_features import FeatureGroups, score_features
 
@@ -33,8 +34,9 @@ def training_data(
     focus: Focus | None,
     cached: bool,
     num_workers: int | None,
+    labels: ClassLabels | None = None,
 ) -> Data:
-    """Groups of the training rows, and what scores the validation rows under the same views.
+    """Groups of the training rows, with their `labels`, and what scores the validation rows under the same views.
 
     With `cached` both are tokens from the cache of features. An image has one entry a view there, so it stands under
     its central crop in every epoch, as in scoring, instead of under one that is drawn for each epoch.
@@ -45,9 +47,9 @@ def training_data(
             raise Refusal("--cache_prefix: cells cannot be shown more often from the cache; leave one of the two out")
         if not isinstance(part, TrainedPart):
             raise Refusal("--cache_prefix: this tower cannot be cut between blocks; leave the flag out")
-        return _from_cache(processes, part, rows, views, seed, num_workers)
+        return _from_cache(processes, part, rows, views, seed, num_workers, labels)
     val = np.flatnonzero(rows["split"] == "val")
-    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, focus=focus)
+    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, focus=focus, labels=labels)
     scoring = processes.scoring(num_workers)
     return groups, lambda: score(detector, rows, val, tuple(views), progress="validation", **scoring)
 
@@ -59,6 +61,7 @@ def _from_cache(
     views: Sequence[str],
     seed: int,
     num_workers: int | None,
+    labels: ClassLabels | None,
 ) -> Data:
     used = rows.select(rows["split"] != "test")
     names = tuple(dict.fromkeys(views))
@@ -69,16 +72,27 @@ def _from_cache(
     features = extract(prefix, used, names, cache=cache, **processes.encoding(num_workers))
     val = np.flatnonzero(used["split"] == "val")
 
-    @torch.no_grad()
-    def logits(tokens: Tensor) -> Tensor:
-        return part(tokens.to(part.backbone.device)).cpu()
-
     def validate() -> Scores:
         part.eval()
-        return score_features(features, val, names, logits, at_once=AT_ONCE)
+        return score_features(features, val, names, _OnTokens(part), at_once=AT_ONCE)
 
     train = used.select(used["split"] == "train")
-    return FeatureGroups(features, train, views, seed), validate
+    return FeatureGroups(features, train, views, seed, labels=labels), validate
+
+
+class _OnTokens:
+    """The trained part as a head: tokens (n, t * d) -> logits on the CPU."""
+
+    def __init__(self, part: TrainedPart) -> None:
+        self.part, self.classes = part, classes_of(part.head)
+
+    @torch.no_grad()
+    def class_logits(self, tokens: Tensor) -> Tensor:
+        return self.part(tokens.to(self.part.backbone.device)).cpu()
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        found = self.class_logits(tokens)
+        return binary_logit(found) if self.classes else found
 
 
 def check_room(cache: Path, folders: Sequence[Path], images: int, each: int, processes: Processes) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt.data.groups import Groups
+from adapt.data.groups import ClassLabels, Groups
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector, load_detector, score
 from adapt.errors import Refusal
@@ -16,7 +16,7 @@ from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features
 from adapt.flags import Tower
 from adapt.models.adapters.lora import add_adapter
-from adapt.models.heads.linear import LinearHead
+from adapt.models.heads.linear import BINARY, LinearHead, trained_logits
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import Backbone
 from adapt.processes import Processes
@@ -64,7 +64,7 @@ def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], objec
 
 
 class FeaturesAndLogits(nn.Module):
-    """Pixels (n, 3, h, w), or features (n, d) where there is no backbone -> features (n, d), logits (n,)."""
+    """Pixels (n, 3, h, w), or features (n, d) where there is no backbone -> features (n, d), `trained_logits`."""
 
     def __init__(self, backbone: Backbone | None, head: LinearHead) -> None:
         super().__init__()
@@ -72,15 +72,22 @@ class FeaturesAndLogits(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         features = inputs if self.backbone is None else self.backbone(inputs)
-        return features, self.head(features)
+        return features, trained_logits(self.head, features)
 
 
 class Tuning:
     """Model, training data and scores of a linear head: on `features` if they are given, else on the tower itself."""
 
-    def __init__(self, processes: Processes, rows: Manifest, backbone: Backbone, features: Features | None) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        rows: Manifest,
+        backbone: Backbone,
+        features: Features | None,
+        classes: Sequence[str] = BINARY,
+    ) -> None:
         self.processes, self.rows, self.features = processes, rows, features
-        self.head = LinearHead(backbone.dim)
+        self.head = LinearHead(backbone.dim, classes)
         self.detector = Detector(backbone, self.head)
         self.model = FeaturesAndLogits(backbone if features is None else None, self.head)
 
@@ -95,11 +102,13 @@ class Tuning:
         """How many numbers are trained."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def data(self, images: Manifest, views: Sequence[str], seed: int, twins: bool) -> Groups | FeatureGroups:
-        """Training data of the groups of `images`, the training rows in whatever company."""
+    def data(
+        self, images: Manifest, views: Sequence[str], seed: int, twins: bool, labels: ClassLabels | None = None
+    ) -> Groups | FeatureGroups:
+        """Training data of the groups of `images`, the training rows in whatever company, with their `labels`."""
         if self.features:
-            return FeatureGroups(self.features, images, views, seed, twins)
-        return Groups(images, self.detector.backbone.preprocess, tuple(views), seed, twins=twins)
+            return FeatureGroups(self.features, images, views, seed, twins, labels)
+        return Groups(images, self.detector.backbone.preprocess, tuple(views), seed, twins=twins, labels=labels)
 
     def workers(self, asked: int | None) -> int:
         """Data processes: none for features, which wait on a disk only."""

@@ -79,7 +79,7 @@ def correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray
 
 def head_direction(head: nn.Module) -> np.ndarray | None:
     """The direction (d,) in which a linear head's logit rises, in the space of its features; None of another head."""
-    if isinstance(head, LinearHead):
+    if isinstance(head, LinearHead) and len(head.classes) == 2:
         return head.linear.weight[0].detach().double().cpu().numpy()
     if not isinstance(head, Probe) or not isinstance(head.net, nn.Linear) or len(head.classes) != 2:
         return None

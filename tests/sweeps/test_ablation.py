@@ -359,7 +359,7 @@ def test_the_report_has_every_table_and_reason(config, numbers, parsed) -> None:
     for one, shown in zip(made, parsed.tables, strict=False):
         assert shown[0] == one.titles
         assert shown[1:] == [[entry.text for entry in row] for row in one.rows]
-    assert len(made) == 6 and "Embedded world" in parsed.text and "unknown layer 'block99'" in parsed.text
+    assert len(made) == 7 and "Embedded world" in parsed.text and "unknown layer 'block99'" in parsed.text
     assert "Not finished: broken-none_qf65-seed0, broken-none_qf65-seed1." in parsed.text
     record = json.loads((config.output_dir / "zero-shot-seed0" / "provenance.json").read_text())
     for word in (record["identity"]["data"], record["identity"]["base"]["weights"], record["versions"]["torch"]):

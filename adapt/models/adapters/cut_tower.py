@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.errors import Refusal
+from adapt.models.heads.linear import classes_of, trained_logits
 from adapt.models.towers.backbones import Backbone
 from adapt.models.towers.tokens import bare
 
@@ -20,7 +21,7 @@ W = TypeVar("W", bound="Whole")
 
 
 class TrainedPart(nn.Module):
-    """Pixels (n, 3, h, w), or tokens (n, t * d) as they leave the first `start` blocks -> logits (n,).
+    """Pixels (n, 3, h, w), or tokens (n, t * d) as they leave the first `start` blocks -> `trained_logits`.
 
     With `recompute` the adapted blocks keep their inputs only and are run once more in the backward pass. Parameters
     are those of `backbone` and `head`, under the same names as in a detector.
@@ -68,7 +69,7 @@ class TrainedPart(nn.Module):
             tokens = self.lower(inputs)
         else:
             tokens = inputs.unflatten(1, (self.tokens, self.width)).to(self.backbone.dtype)
-        return self.head(self.upper(tokens))
+        return trained_logits(self.head, self.upper(tokens))
 
 
 class _FirstToken:
@@ -83,6 +84,17 @@ class _FirstToken:
         return first + block.ls_2(block.mlp(block.ln_2(first)))
 
 
+class Uncut(nn.Module):
+    """Pixels (n, 3, h, w) -> class logits (n, classes), of a tower that cannot be cut; parameters as of a detector."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return trained_logits(self.head, self.backbone(pixels))
+
+
 class Whole(Protocol):
     """A backbone and a head, as a detector has them."""
 
@@ -93,8 +105,9 @@ class Whole(Protocol):
     def head(self) -> nn.Module: ...
 
 
-def trained_part(detector: W, cached: bool = False, recompute: bool = False) -> "TrainedPart | W":
-    """`TrainedPart` of a detector with adapters, or the detector itself where its tower cannot be cut.
+def trained_part(detector: W, cached: bool = False, recompute: bool = False) -> "TrainedPart | Uncut | W":
+    """`TrainedPart` of a detector with adapters; where its tower cannot be cut the detector itself, or, if its head
+    has more than two classes, `Uncut`.
 
     That is refused where tokens shall be `cached`, or activations recomputed; so is a cache of nothing.
     """
@@ -104,7 +117,7 @@ def trained_part(detector: W, cached: bool = False, recompute: bool = False) -> 
         flag = "--cache_prefix" if cached else "--checkpoint_activations"
         raise Refusal(f"{flag}: {backbone.name}, layer {backbone.layer}: {why}; leave the flag out")
     if why:
-        return detector
+        return Uncut(backbone, detector.head) if classes_of(detector.head) else detector
     part = TrainedPart(backbone, detector.head, recompute)
     if cached and not 0 < part.start < backbone.depth:
         raise Refusal(
