@@ -37,6 +37,7 @@ class Record(TypedDict):
     identity: dict[str, object]
     layers: list[str]
     dim: int
+    tokens: dict[str, list[int]]  # number and width of the patch tokens of each part
     files: dict[str, digests.Status]  # of the weights
 
 
@@ -68,7 +69,7 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
     path = cache / "encoders" / f"{_question(asked, device)}.json"
     layer = layer or asked.layer
     record = _read(path)
-    named = (re.sub("_(mean|both)$", "", part) for part in layer.split("+"))
+    named = (re.sub("_(mean|both|tokens)$", "", part) for part in layer.split("+"))
     if record is not None and set(named) <= set(record["layers"]):
         return Remembered(record, asked, layer, device)
     backbone = _load(asked, layer, device)  # refuses a layer that it does not have
@@ -81,6 +82,7 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
             "identity": backbone.identity(layer),
             "layers": list(backbone.layers()),
             "dim": backbone.dim,
+            "tokens": {name: list(shape) for name, shape in backbone.tokens().items()},
             "files": statuses,
         }
         write_text(path, json.dumps(record, indent=1) + "\n")
@@ -104,6 +106,9 @@ class Remembered:
 
     def layers(self) -> tuple[str, ...]:
         return tuple(self._record["layers"])
+
+    def tokens(self) -> dict[str, tuple[int, int]]:
+        return {name: (count, width) for name, (count, width) in self._record["tokens"].items()}
 
     def identity(self, layer: str) -> dict[str, object]:
         return self._record["identity"] | {"layer": layer}
