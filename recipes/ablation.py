@@ -49,6 +49,11 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("probe-svm-family", "linear_probe", {"head": "svm", "classes": "family"}, 0.5),
     ("probe-logistic-family", "linear_probe", {"head": "logistic", "classes": "family"}, 0.5),
     ("probe-mlp-family", "linear_probe", {"head": "mlp", "classes": "family"}, 0.5),
+    ("rine", "linear_probe", {"head": "rine", "layer": "last"}, 1.0),
+    ("attention-pooling", "linear_probe", {"head": "attention", "layer": "last"}, 1.5),
+    ("fisher-tokens", "linear_probe", {"head": "fisher", "layer": "last"}, 1.5),
+    ("prototypes", "linear_probe", {"head": "prototypes", "layer": "proj"}, 0.5),
+    ("patch-mean-squash", "linear_probe", {"head": "logistic", "layer": "last_mean", "geometry": "squash"}, 1.0),
     ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
     ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
@@ -65,7 +70,7 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("labels-permuted", "linear_probe", {"head": "logistic", "permutations": 20}, 1.0),
 )
 NEED_TEXTS = (  # a backbone with a text tower
-    *("zero-shot", "tip-adapter", "tip-adapter-all"),
+    *("zero-shot", "prototypes", "tip-adapter", "tip-adapter-all"),
     *("tip-adapter-f", "tip-adapter-f-all", "tip-adapter-f-family"),
 )
 ONCE = ("zero-shot",)  # neither the seed nor training images change it
