@@ -25,7 +25,7 @@ how well each method finds what it was not trained on (rotation.csv).
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
 The row `labels-permuted` is the logistic probe on 20 permutations of the labels; `--permutations N` trains every
 lora.py run on N as well. `--shard i --num_shards n` shares the runs with other machines. A further method is one line.
-Without flags: the embedded world and tiny CLIP, 3 seeds, about 55 minutes on 2 cores.
+Without flags: the embedded world and tiny CLIP, 3 seeds, about 70 minutes on 2 cores (as planned, not measured).
 """
 
 from dataclasses import dataclass

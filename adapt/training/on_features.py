@@ -14,8 +14,8 @@ from adapt.data.views import rng
 from adapt.detector.detector import as_scores
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.features.cache import Features, extract, feature_cache, space_folder, state_room
-from adapt.features.remembered import Asked, Remembered, frozen_backbone
+from adapt.features.cache import Features, extract
+from adapt.features.remembered import Asked, Remembered, frozen_backbone, state_tokens
 from adapt.models.heads import tip_adapter
 from adapt.models.heads.linear import binary_logit
 from adapt.models.heads.probes import Kind, Probe, fit_probe
@@ -117,13 +117,7 @@ def frozen_features(
     """
     backbone = frozen_backbone(asked, run.device)
     encoding = run.encoding(asked.num_workers)
-    for layer in layers:
-        if layer.endswith("_tokens"):  # long enough to fill a disk unseen
-            count, width = backbone.tokens()[layer.removesuffix("_tokens")]
-            cache = feature_cache() if asked.cache is None else asked.cache
-            folders = [space_folder(cache, backbone, layer, view) for view in dict.fromkeys(views)]
-            remedy = "take fewer views, or a head that reads pooled features"
-            state_room(cache, folders, len(rows), 4 * count * width, run.say, f"layer {layer}", remedy)
+    state_tokens(backbone, rows, views, layers or (backbone.layer,), asked.cache, run.say)
     features = extract(backbone, rows, views, layers, cache=asked.cache, cached_only=asked.cached_only, **encoding)
     run.begin(data=rows.digest, base=backbone.fingerprint)
     return backbone, features

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import linear_probe
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from adapt.commands import extract as extract_command
 from adapt.data.manifest import Manifest
 from adapt.detector.detector import load_detector, score
 from adapt.errors import Refusal
@@ -226,25 +228,24 @@ def test_heads_refuse_what_they_cannot_do(config, tmp_path, monkeypatch) -> None
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     with pytest.raises(Refusal, match=r"layer last_tokens: \d+ images x 2 views x 49.2 kB = .* take fewer views"):
         linear_probe.main(dataclasses.replace(out, head="fisher", cache=tmp_path / "cache"))
+    wide = extract_command.Config(manifest=config.manifest, layers=("block1+last_tokens",), cache=tmp_path / "cache")
+    with pytest.raises(Refusal, match=r"layer block1\+last_tokens: \d+ images x 4 views x 49.2 kB"):
+        extract_command.main(wide)
+    with pytest.raises(Refusal, match="unknown layer 'block99_tokens'"):
+        linear_probe.main(dataclasses.replace(out, layer="block99_tokens"))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [({"width": 0}, "parts of width 0"), ({"width": 7}, "parts of width 7"), ({"width": None}, "token-choice head")],
-)
-def test_a_description_that_does_not_fit_is_refused(fitted, change, words, tmp_path) -> None:
-    import shutil
-
+@pytest.mark.parametrize("value", [0, 7, None])
+def test_a_description_that_does_not_fit_is_refused(fitted, value, tmp_path) -> None:
     head, folder = fitted
-    if head != "fisher":
-        pytest.skip("one head stands for all")
     shutil.copytree(folder / "detector", tmp_path / "d")
     file = tmp_path / "d" / "detector.json"
     record = json.loads(file.read_text())
-    record["head"] |= change
+    record["head"]["classes" if head == "prototypes" else "width"] = value
     file.write_text(json.dumps(record))
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(Refusal, match=r"detector.json does not describe a [a-z-]+ head") as refused:
         load_detector(tmp_path / "d")
+    assert "\n" not in str(refused.value)
 
 
 def test_chosen_places_outside_of_the_grid_are_refused() -> None:
