@@ -77,7 +77,7 @@ class Encoder(Checked):
     """Which image encoder, and which of its features."""
 
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/README.md
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both; joined by +
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both, _tokens; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
 
 

@@ -26,7 +26,7 @@ how well each method finds what it was not trained on (rotation.csv).
 Started again it continues: finished runs stay and give the same bytes, a failed one is named and the rest goes on.
 The row `labels-permuted` is the logistic probe on 20 permutations of the labels; `--permutations N` trains every
 lora.py run on N as well. `--shard i --num_shards n` shares the runs with other machines. A further method is one line.
-Without flags: the embedded world and tiny CLIP, 3 seeds, about 75 minutes on 2 cores by the plan.
+Without flags: the embedded world and tiny CLIP, 3 seeds, about 90 minutes on 2 cores by the plan.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,11 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("probe-svm-family", "linear_probe", {"head": "svm", "classes": "family"}, 0.5),
     ("probe-logistic-family", "linear_probe", {"head": "logistic", "classes": "family"}, 0.5),
     ("probe-mlp-family", "linear_probe", {"head": "mlp", "classes": "family"}, 0.5),
+    ("rine", "linear_probe", {"head": "rine", "layer": "last"}, 1.0),
+    ("attention-pooling", "linear_probe", {"head": "attention", "layer": "last"}, 1.5),
+    ("fisher-tokens", "linear_probe", {"head": "fisher", "layer": "last"}, 1.5),
+    ("prototypes", "linear_probe", {"head": "prototypes", "layer": "proj"}, 0.5),
+    ("patch-mean-squash", "linear_probe", {"head": "logistic", "layer": "last_mean", "geometry": "squash"}, 1.0),
     ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
     ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
@@ -70,7 +75,7 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("labels-permuted", "linear_probe", {"head": "logistic", "permutations": 20}, 1.0),
 )
 NEED_TEXTS = (  # a backbone with a text tower
-    *("zero-shot", "tip-adapter", "tip-adapter-all"),
+    *("zero-shot", "prototypes", "tip-adapter", "tip-adapter-all"),
     *("tip-adapter-f", "tip-adapter-f-all", "tip-adapter-f-family"),
 )
 ONCE = ("zero-shot",)  # neither the seed nor training images change it

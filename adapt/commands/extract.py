@@ -21,7 +21,7 @@ from adapt.flags import Rows, Shards
 @dataclass(frozen=True)
 class Config(Rows, Shards):
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both; joined by +
+    layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both, _tokens; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # an image is decoded once for all of them
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder's weights
@@ -48,7 +48,7 @@ def main(cfg: Config) -> None:
     from adapt.data.manifest import require_files
     from adapt.embedded import read_manifests
     from adapt.features.cache import extract
-    from adapt.features.remembered import frozen_backbone
+    from adapt.features.remembered import frozen_backbone, state_tokens
     from adapt.processes import Processes
 
     processes = Processes()
@@ -58,6 +58,7 @@ def main(cfg: Config) -> None:
     backbone = frozen_backbone(cfg, processes.device)
     layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers
     encoding = processes.encoding(cfg.num_workers)
+    state_tokens(backbone, rows, cfg.views, layers, cfg.cache, processes.say)
     extract(backbone, rows, cfg.views, layers, cache=cfg.cache, batch_size=cfg.batch_size, **encoding)
     processes.leave()
 

@@ -31,10 +31,15 @@ from adapt.hub import detector_folder
 from adapt.models.adapters.lora import load_adapter, save_adapter
 from adapt.models.descriptors.color import Colours
 from adapt.models.descriptors.descriptor import Descriptor
+from adapt.models.heads.attention_pooling import AttentionPooling
+from adapt.models.heads.block_weighting import BlockWeighting
+from adapt.models.heads.classifier import Classifier
 from adapt.models.heads.linear import LinearHead, classes_of
 from adapt.models.heads.map_head import MapHead
 from adapt.models.heads.probes import Probe
+from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
+from adapt.models.heads.token_choice import TokenChoice
 from adapt.models.towers.backbones import Backbone, Precision, load_backbone
 from adapt.progress import bar
 
@@ -46,12 +51,16 @@ NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
 )
-Head = LinearHead | Probe | MapHead | PriorHead
+Head = LinearHead | Classifier | MapHead
 HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
     "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
     "probe": lambda dim, _, **settings: Probe(dim, **settings),
     "map": lambda dim, _, **settings: MapHead(dim, **settings),
     "tip-adapter": PriorHead.from_state,
+    "block-weighting": lambda dim, _, **settings: BlockWeighting(dim, **settings),
+    "attention-pooling": lambda dim, _, **settings: AttentionPooling(dim, **settings),
+    "prototypes": lambda dim, _, **settings: Prototypes(dim, **settings),
+    "token-choice": TokenChoice.from_state,
 }
 CARD = """---
 library_name: peft
@@ -382,7 +391,7 @@ def logits_of(
         described = torch.cat([item.described for item in items]) if detector.descriptor else None
         features = detector.features(pixels, counts, max(batch_size, len(views)), described)
         logits = detector.head(features)[:, None]
-        if classes and isinstance(detector.head, LinearHead | Probe | PriorHead):
+        if classes and isinstance(detector.head, LinearHead | Classifier):
             logits = torch.cat([logits, detector.head.class_logits(features).to(logits)], dim=1)
         lines = logits.view(len(items), len(views), 1 + len(classes)).tolist()
         found += [(item.row, line, item.reasons) for item, line in zip(items, lines, strict=True)]

@@ -31,9 +31,8 @@ from adapt.evaluation.thresholds import NOT_RECORDED
 from adapt.files import atomic
 from adapt.hub import detector_folder
 from adapt.models.descriptors.descriptor import Descriptor
+from adapt.models.heads.classifier import Classifier
 from adapt.models.heads.linear import LinearHead
-from adapt.models.heads.probes import Probe
-from adapt.models.heads.tip_head import PriorHead
 from adapt.pages.tables import show
 
 if TYPE_CHECKING:  # a detector itself calls `predict`
@@ -142,7 +141,7 @@ def predict(
             described = torch.stack([made[place[d]] for _, made, _ in items]) if d in place else None
             features = detector.features(torch.cat([made[d] for _, made, _ in items]), counts, BATCH, described)
             logits.append(detector.head(features).tolist())
-            if classes and isinstance(detector.head, LinearHead | Probe | PriorHead):
+            if classes and isinstance(detector.head, LinearHead | Classifier):
                 class_logits.append(detector.head.class_logits(features).double())
             passes += sum(counts)
         of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
@@ -250,7 +249,7 @@ def _mean_classes(class_logits: Sequence[torch.Tensor]) -> torch.Tensor:
 def _common_classes(detectors: Sequence["Detector"]) -> tuple[str, ...]:
     """The classes that all heads name, real first; none where they differ or are only real and fake."""
     first, *others = (
-        head.classes if isinstance(head, LinearHead | Probe | PriorHead) else ()
+        head.classes if isinstance(head, LinearHead | Classifier) else ()
         for head in (detector.head for detector in detectors)
     )
     return first if len(first) > 2 and all(classes == first for classes in others) else ()

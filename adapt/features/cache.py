@@ -11,6 +11,7 @@ cache serves every manifest that holds the image. Images of a shard that is dama
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,6 +168,24 @@ def fingerprint(encoder: Encoder, layer: str, view: str) -> dict[str, object]:
 def space_folder(cache: Path, encoder: Encoder, layer: str, view: str) -> Path:
     """Where the features of this encoder, layer and view lie."""
     return cache / _digest(fingerprint(encoder, layer, view))[:32]
+
+
+def state_room(
+    cache: Path, folders: Sequence[Path], images: int, each: int, say: Callable[[str], object], why: str, remedy: str
+) -> None:
+    """Say how much disk the features of `images` images take, `each` bytes in each of the spaces' folders; refuse if
+    the disk lacks it. `why`: what asks for it."""
+    total = images * len(folders) * each
+    there = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    above = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(above).free
+    size = f"{images} images x {len(folders)} views x {each / 1e3:.1f} kB = {total / 1e9:.2f} GB"
+    say(f"{why}: {size} in {cache}, {there / 1e9:.2f} GB of it there; {free / 1e9:.2f} GB free")
+    if total - there > free:
+        raise Refusal(
+            f"{why}: {size}, of which {there / 1e9:.2f} GB are there, and {free / 1e9:.2f} GB are free in "
+            f"{cache}: set ADAPT_CACHE to a larger disk, {remedy}"
+        )
 
 
 def extract(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from adapt import provenance
 from adapt.data import digests
+from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Geometry, Preprocess
-from adapt.features.cache import MAKERS, feature_cache
+from adapt.features.cache import MAKERS, feature_cache, space_folder, state_room
 from adapt.files import write_text
 from adapt.models.towers.backbones import TINY, Backbone, Fingerprint, Precision, Way, load_backbone
 from adapt.models.towers.transformers import snapshot
@@ -37,6 +38,7 @@ class Record(TypedDict):
     identity: dict[str, object]
     layers: list[str]
     dim: int
+    tokens: dict[str, list[int]]  # number and width of the patch tokens of each part
     files: dict[str, digests.Status]  # of the weights
 
 
@@ -68,7 +70,7 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
     path = cache / "encoders" / f"{_question(asked, device)}.json"
     layer = layer or asked.layer
     record = _read(path)
-    named = (re.sub("_(mean|both)$", "", part) for part in layer.split("+"))
+    named = (re.sub("_(mean|both|tokens)$", "", part) for part in layer.split("+"))
     if record is not None and set(named) <= set(record["layers"]):
         return Remembered(record, asked, layer, device)
     backbone = _load(asked, layer, device)  # refuses a layer that it does not have
@@ -81,6 +83,7 @@ def frozen_backbone(asked: Asked, device: torch.device, layer: str | None = None
             "identity": backbone.identity(layer),
             "layers": list(backbone.layers()),
             "dim": backbone.dim,
+            "tokens": {name: list(shape) for name, shape in backbone.tokens().items()},
             "files": statuses,
         }
         write_text(path, json.dumps(record, indent=1) + "\n")
@@ -105,6 +108,9 @@ class Remembered:
     def layers(self) -> tuple[str, ...]:
         return tuple(self._record["layers"])
 
+    def tokens(self) -> dict[str, tuple[int, int]]:
+        return {name: (count, width) for name, (count, width) in self._record["tokens"].items()}
+
     def identity(self, layer: str) -> dict[str, object]:
         return self._record["identity"] | {"layer": layer}
 
@@ -117,6 +123,25 @@ class Remembered:
 
     def encode(self, pixels: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         return self.network.encode(pixels, layers)
+
+
+def state_tokens(
+    backbone: "Backbone | Remembered",
+    rows: Manifest,
+    views: Sequence[str],
+    layers: Sequence[str],
+    cache: Path | None,
+    say: Callable[[str], object],
+) -> None:
+    """For layers of all patch tokens: say what the features of these rows take on disk, and refuse where it lacks."""
+    cache = feature_cache() if cache is None else Path(cache)
+    for layer in layers:
+        places = [part.removesuffix("_tokens") for part in layer.split("+") if part.endswith("_tokens")]
+        shapes = backbone.tokens() if places else {}
+        if each := sum(4 * shapes[place][0] * shapes[place][1] for place in places if place in shapes):
+            folders = [space_folder(cache, backbone, layer, view) for view in dict.fromkeys(views)]
+            remedy = "take fewer views, or a layer that pools its tokens"
+            state_room(cache, folders, len(rows), each, say, f"layer {layer}", remedy)
 
 
 def weight_files(name: str) -> list[Path] | None:

@@ -29,6 +29,7 @@ from adapt.evaluation.side_by_side import (
 )
 from adapt.files import write_bytes, write_text
 from adapt.models.prompts import without_texts
+from adapt.models.towers.backbones import load_backbone
 from adapt.number_table import read_rows
 from adapt.pages import leaderboard
 from adapt.pages.drawing import png
@@ -39,6 +40,7 @@ from adapt.sweeps.ablation_page import Page, write_tables
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
 from adapt.sweeps.rotation import Members, measure_rotation
 from adapt.text import escape_markdown, one_line
+from adapt.training.part_heads import layer_read_by
 from adapt.training.report import PERMUTATIONS, shown
 from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
@@ -119,7 +121,14 @@ class Method:
 def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
     """Why this backbone cannot do some of the methods, by their names."""
     why = without_texts(backbone) if any(method.texts for method in methods) else ""
-    return {method.name: why for method in methods if method.texts and why}
+    found = {method.name: why for method in methods if method.texts and why}
+    weighing = [method.name for method in methods if method.flags.get("head") == "rine"]
+    if weighing and backbone.startswith("timm:"):  # of files; the plan of a run must not ask the hub for weights
+        try:
+            layer_read_by("rine", "last", load_backbone(backbone))
+        except Refusal as refusal:
+            found |= dict.fromkeys(weighing, str(refusal))
+    return found
 
 
 def measure(

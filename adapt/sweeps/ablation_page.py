@@ -24,6 +24,14 @@ ABOUT_COSTS = """\
 Minutes: training with its validation and choices, mean over seeds; decoding and encoding, which methods on frozen
 features share through their cache, are left out. Memory: peak of the {memory}, the largest of the seeds."""
 
+SOURCES = {  # of methods of recipes/ablation.py that are others' heads: what each is, and where it comes from
+    "rine": "the class tokens of all blocks under a learnt importance (RINE, arXiv:2402.19091)",
+    "attention-pooling": "attention over patch tokens with a learnt query (after TAP, arXiv:2604.26772)",
+    "fisher-tokens": "the mean of the patch tokens with the highest Fisher scores (FGTS, arXiv:2511.22471)",
+    "prototypes": "a linear head that starts at the texts of the classes (PE-SPC, arXiv:2608.04935)",
+    "patch-mean-squash": "the mean of the patch tokens of whole, squashed images (NTIRE 2026, arXiv:2604.11487)",
+}
+
 
 @dataclass(frozen=True)
 class Page:
@@ -41,7 +49,10 @@ class Page:
 
     def tables(self) -> list[Table]:
         head = leaderboard.headline(self.numbers)
-        head = replace(head, about=f"{head.about}\n\n{ABOUT_COSTS.format(memory=self.memory)}")
+        shown = dict.fromkeys(name for name, _ in leaderboard.by_row(self.numbers))
+        sources = "; ".join(f"{name}: {SOURCES[name]}" for name in shown if name in SOURCES)
+        about = [head.about, ABOUT_COSTS.format(memory=self.memory), *([f"Sources. {sources}."] if sources else [])]
+        head = replace(head, about="\n\n".join(about))
         parts = [leaderboard.budgets, leaderboard.unseen, leaderboard.attribution, leaderboard.transfer]
         parts += [leaderboard.by_generator, leaderboard.controls]
         tables = [head, *(table for make in parts if (table := make(self.numbers)).rows)]

@@ -16,7 +16,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.replicates import distinct
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import Features, extract
-from adapt.features.remembered import Asked, Remembered, frozen_backbone
+from adapt.features.remembered import Asked, Remembered, frozen_backbone, state_tokens
 from adapt.models.heads import tip_adapter
 from adapt.models.heads.linear import binary_logit
 from adapt.models.heads.probes import Kind, Probe, fit_probe
@@ -35,8 +35,19 @@ class Encodes(Asked, Protocol):
     def num_workers(self) -> int | None: ...
 
 
+class Readable(Protocol):
+    """Features of the rows of a manifest, as far as heads are scored on them: on disk, or pooled from such."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def reasons(self, view: str) -> np.ndarray: ...
+
+    def take(self, rows: np.ndarray, views: str | np.ndarray, layer: str | None = None) -> np.ndarray: ...
+
+
 Classes = Literal["binary", "family", "generator"]
-CHUNK = 8192  # rows that are read and scored at once
+CHUNK, CHUNK_BYTES = 8192, 256 << 20  # most rows that are read and scored at once, and most bytes of them
 
 
 def class_names(manifest: Manifest, classes: Classes) -> np.ndarray:
@@ -107,6 +118,7 @@ def frozen_features(
     """
     backbone = frozen_backbone(asked, run.device)
     encoding = run.encoding(asked.num_workers)
+    state_tokens(backbone, rows, views, layers or (backbone.layer,), asked.cache, run.say)
     features = extract(backbone, rows, views, layers, cache=asked.cache, cached_only=asked.cached_only, **encoding)
     run.begin(data=rows.digest, base=backbone.fingerprint)
     return backbone, features
@@ -158,16 +170,16 @@ class FeatureGroups(Dataset):
 
 
 def score_features(
-    features: Features,
+    features: Readable,
     rows: np.ndarray,
     views: Sequence[str],
     head: Callable[[torch.Tensor], torch.Tensor] | ClassHead,
     layer: str | None = None,
-    at_once: int = CHUNK,
+    at_once: int | None = None,
 ) -> Scores:
     """Scores of the rows under every view, with one logit a class if the head has more than two classes.
 
-    `at_once`: how many rows are read and given to the head together.
+    `at_once`: how many rows are read and given to the head together; by default `CHUNK`, of long features fewer.
     """
     views = tuple(dict.fromkeys(views))
     of_classes = head if isinstance(head, ClassHead) and len(head.classes) > 2 else None
@@ -176,7 +188,10 @@ def score_features(
     reasons = np.stack([features.reasons(view)[rows] for view in views], axis=1)
     for v, view in enumerate(views):
         readable = np.flatnonzero(reasons[:, v] == "")
-        for chunk in np.array_split(readable, max(1, -(-len(readable) // at_once))):
+        if at_once is None and len(readable):
+            width = features.take(rows[readable[:1]], view, layer).shape[1]
+            at_once = max(1, min(CHUNK, CHUNK_BYTES // (4 * width)))
+        for chunk in np.array_split(readable, max(1, -(-len(readable) // (at_once or CHUNK)))):
             if len(chunk):
                 with torch.no_grad():
                     found = torch.from_numpy(features.take(rows[chunk], view, layer))
@@ -188,7 +203,7 @@ def score_features(
 
 
 def validation_judge(
-    features: Features, views: Sequence[str], names: np.ndarray, layer: str | None = None
+    features: Readable, views: Sequence[str], names: np.ndarray, layer: str | None = None
 ) -> Callable[[ClassHead], float]:
     """What picks hyperparameters, higher is better: for two classes the mean validation AUC that also picks the epoch
     of a fine-tuned tower; for more, the mean recall of the validation classes that training has, over views and sets,

@@ -1,6 +1,5 @@
 """Training data of a tower whose lower blocks are frozen: images, or the tokens behind those blocks from the cache."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from adapt.data.manifest import Manifest
 from adapt.detector.detector import Detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
-from adapt.features.cache import extract, feature_cache, space_folder
+from adapt.features.cache import extract, feature_cache, space_folder, state_room
 from adapt.models.adapters.cut_tower import Prefix, TrainedPart
 from adapt.models.heads.linear import binary_logit, classes_of
 from adapt.processes import Processes
@@ -97,14 +96,5 @@ class _OnTokens:
 
 def check_room(cache: Path, folders: Sequence[Path], images: int, each: int, processes: Processes) -> None:
     """Say how much the tokens of `images` images take, `each` bytes in each folder; refuse if the disk lacks room."""
-    total = images * len(folders) * each
-    there = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    above = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-    free = shutil.disk_usage(above).free
-    size = f"{images} images x {len(folders)} views x {each / 1e3:.1f} kB = {total / 1e9:.2f} GB"
-    processes.say(f"prefix: {size} in {cache}, {there / 1e9:.2f} GB of it there; {free / 1e9:.2f} GB free")
-    if total - there > free:
-        raise Refusal(
-            f"--cache_prefix: {size}, of which {there / 1e9:.2f} GB are there, and {free / 1e9:.2f} GB are free in "
-            f"{cache}: set ADAPT_CACHE to a larger disk, take fewer --train_views, or leave the flag out"
-        )
+    remedy = "take fewer --train_views, or leave the flag out"
+    state_room(cache, folders, images, each, processes.say, "--cache_prefix", remedy)

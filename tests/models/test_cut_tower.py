@@ -115,7 +115,7 @@ def test_what_cannot_be_cut_trains_whole_or_is_refused() -> None:
 
 def test_a_disk_without_room_is_refused_before_any_work(tmp_path, monkeypatch) -> None:
     said = []
-    monkeypatch.setattr(prefix.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.safetensors").write_bytes(bytes(10**6))
     folders, processes = [tmp_path / "a", tmp_path / "b"], SimpleNamespace(say=said.append)

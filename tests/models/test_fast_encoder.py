@@ -74,7 +74,7 @@ def test_packed_equals_transformers(kind, dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", "timm:test_vit@random", "timm:vit_tiny_patch16_224@random"])
-@pytest.mark.parametrize("layer", ["last", "last_both", "block1+block2_mean"])
+@pytest.mark.parametrize("layer", ["last", "last_both", "last_tokens", "block1+block2_mean"])
 def test_packed_features_are_the_plain_ones(name, layer) -> None:
     plain, exact, fast = (load_backbone(name, layer) for _ in range(3))
     for backbone in (plain, exact, fast):

@@ -218,6 +218,8 @@ def test_every_layer_is_the_librarys_own_from_one_pass(small) -> None:
             patches = tokens[:, has_class + registers :]
             assert patches.shape[1] == (SIDE // 8) ** 2
             expected[f"block{k}_mean"] = patches.mean(1)
+            expected[f"block{k}_tokens"] = patches.flatten(1)
+            assert backbone.tokens()[f"block{k}"] == patches.shape[1:]
             expected[f"block{k}"] = tokens[:, 0] if has_class else patches.mean(1)
             if has_class:
                 expected[f"block{k}_both"] = torch.cat([tokens[:, 0], patches.mean(1)], dim=1)

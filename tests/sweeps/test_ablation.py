@@ -56,7 +56,7 @@ from adapt.pages.thumbnails import placeholder
 from adapt.sweeps import ablation_html
 from adapt.sweeps import planned_runs as cells_module
 from adapt.sweeps.ablation import Method, not_applicable
-from adapt.sweeps.ablation_page import Page, write_tables
+from adapt.sweeps.ablation_page import SOURCES, Page, write_tables
 
 VIEWS = ("none", "qf65")
 DEFAULT = {name: getattr(recipe, name) for name in ("METHODS", "ONCE")}
@@ -815,6 +815,8 @@ def test_what_a_backbone_cannot_do_is_no_failure(default, tmp_path, capsys) -> N
     recipe.main(cfg)
     said = capsys.readouterr().out
     assert said.startswith("zero-shot: not applicable: backbone timm:resnet10t@random has no text tower")
+    assert "\nrine: not applicable: --head rine: blocks of timm:resnet10t@random have 4 widths" in said
+    assert "\nrine-" not in said and "\nattention-pooling-none_qf90_qf65_qf40-seed2" in said
     assert "\nzero-shot-seed0" not in said and "lora-none_qf90_qf65_qf40-seed2" in said
     assert not (tmp_path / "x").exists()
 
@@ -824,7 +826,17 @@ def test_the_default_plan(default, tmp_path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines[:-1]]
     assert len(names) == len(set(names)) and names.count("zero-shot-seed0") == 1
-    for method in ("probe-svm-family", "colour", "fusion", "tip-adapter-f", "pair-head", "lora", "lora-pair", "norm"):
+    for method in (
+        "probe-svm-family",
+        "colour",
+        "fusion",
+        "tip-adapter-f",
+        "pair-head",
+        "lora",
+        "lora-pair",
+        "norm",
+        *SOURCES,
+    ):
         assert {f"{method}-{views}-seed{s}" for views in ("none", "none_qf40") for s in range(3)} <= set(names), method
     assert "about" in lines[-1] and "unknown" not in lines[-1]
     lora = next(line for line in lines if line.startswith("lora-pair-none-seed1"))
@@ -836,3 +848,11 @@ def test_the_default_plan(default, tmp_path, capsys) -> None:
             recipe.Config(**wrong)
     with pytest.raises(Refusal, match="--only zero: no such run"):
         recipe.main(recipe.Config(output_dir=tmp_path / "x", dry_run=True, only=("zero",)))
+
+
+def test_a_page_says_where_the_heads_of_others_come_from(numbers) -> None:
+    """Under the first table, and only of methods that are in it."""
+    renamed = [dataclasses.replace(n, method="rine") if n.method == "logistic" else n for n in numbers]
+    assert "Sources. rine: the class tokens of all blocks" in (about := Page(renamed, "").tables()[0].about)
+    assert about.count("arXiv:") == 1 and "Sources" not in Page(numbers, "").tables()[0].about
+    assert set(SOURCES) <= {name for name, *_ in DEFAULT["METHODS"]}

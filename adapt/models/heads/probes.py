@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.errors import Refusal
-from adapt.models.heads.linear import binary_logit
+from adapt.models.heads.classifier import Classifier, train_by_steps
 
 Kind = Literal["svm", "logistic", "mlp"]
 GRID = {  # inverse strength of the L2 penalty; the perceptron's is its weight decay
@@ -27,7 +27,7 @@ GRID = {  # inverse strength of the L2 penalty; the perceptron's is its weight d
 HIDDEN = 256  # of the perceptron
 
 
-class Probe(nn.Module):
+class Probe(Classifier):
     """Features (n, d) -> logit of "AI-generated" (n,).
 
     `classes` is ("real", "fake") or "real" followed by families or generators; `class_logits` gives one logit for
@@ -42,8 +42,8 @@ class Probe(nn.Module):
     shift: Tensor
 
     def __init__(self, dim: int, classes: Sequence[str], kind: Kind, unit: bool = True) -> None:
-        super().__init__()
-        self.classes, self.kind, self.unit = tuple(classes), kind, unit
+        super().__init__(classes)
+        self.kind, self.unit = kind, unit
         count = len(classes)
         self.pairs = [(a, b) for a in range(count) for b in range(a + 1, count)] if kind == "svm" and count > 2 else []
         out = len(self.pairs) or (1 if count == 2 else count)
@@ -84,13 +84,15 @@ class Probe(nn.Module):
         scores = self.scores(features) * self.scale + self.shift
         return torch.stack([torch.zeros_like(scores), scores], dim=1) if len(self.classes) == 2 else scores
 
-    def forward(self, features: Tensor) -> Tensor:
-        """log p(not real) - log p(real): with many classes, 1 - p(real) as a logit."""
-        return binary_logit(self.class_logits(features))
-
-    def describe(self) -> dict[str, Any]:
-        """The head's type and what its constructor needs beside the dimension, for detector.json."""
+    def describe(self) -> dict[str, object]:
         return {"type": "probe", "classes": list(self.classes), "kind": self.kind, "unit": self.unit}
+
+
+def refuse_small_classes(labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuse a class, by the place of its name, with fewer than two of the labels (n,)."""
+    for number, name in enumerate(classes):
+        if (count := int((labels == number).sum())) < 2:
+            raise Refusal(f"class {name!r} has {count} training images: each needs two or more, or leave it out")
 
 
 def fit_probe(
@@ -113,9 +115,7 @@ def fit_probe(
     or logistic models that were picked (one a pair of classes) stopped at their last iteration, if any did.
     Refuses a class without rows or with one row, and features that are not finite.
     """
-    for number, name in enumerate(classes):
-        if (count := int((labels == number).sum())) < 2:
-            raise Refusal(f"class {name!r} has {count} training images: each needs two or more, or leave it out")
+    refuse_small_classes(labels, classes)
     if not np.isfinite(features).all():
         raise Refusal(f"{(~np.isfinite(features).all(axis=1)).sum()} rows have features that are not finite")
     probe = Probe(features.shape[1], classes, kind, unit)
@@ -193,25 +193,20 @@ def _fit_mlp(probe: Probe, features: Tensor, labels: np.ndarray, strength: float
             nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=generator)
             nn.init.zeros_(module.bias)
     targets, count = torch.from_numpy(labels), len(probe.classes)
-    weight = len(labels) / (count * torch.bincount(targets, minlength=count).float())
-    optimizer = torch.optim.AdamW(probe.net.parameters(), lr=1e-3, weight_decay=strength)
-    steps = epochs * max(1, len(labels) // 256)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)  # of dropout
-        for epoch in range(epochs):
-            probe.train()
-            order = torch.randperm(len(labels), generator=generator)
-            for rows in order.tensor_split(max(1, len(labels) // 256)):
-                raw = probe.net(features[rows])
-                raw = torch.cat([torch.zeros_like(raw), raw], dim=1) if count == 2 else raw
-                loss = F.cross_entropy(raw, targets[rows], weight)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            state = {f"net.{name}": value.detach().clone() for name, value in probe.net.state_dict().items()}
-            yield state, {"epoch": epoch + 1}
+
+    def logits(rows: Tensor) -> Tensor:
+        raw = probe.net(features[rows])
+        return torch.cat([torch.zeros_like(raw), raw], dim=1) if count == 2 else raw
+
+    steps = train_by_steps(
+        probe.net, logits, targets, count,
+        epochs=epochs, batch=256, rate=1e-3, decay=strength, generator=generator, seed=seed,
+    )  # fmt: skip
+    for epoch in steps:
+        yield (
+            {f"net.{name}": value.detach().clone() for name, value in probe.net.state_dict().items()},
+            {"epoch": epoch},
+        )
 
 
 @torch.no_grad()

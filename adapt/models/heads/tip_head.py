@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adapt.models.heads.linear import binary_logit
+from adapt.models.heads.classifier import Classifier
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.tip_adapter import TipAdapter, probe_prior, text_prior
 
 
-class PriorHead(nn.Module):
+class PriorHead(Classifier):
     """Features (n, d) -> logit of "AI-generated" (n,), and one logit for each of `classes`.
 
     The prior is the cosine to `texts` (classes, d), or the class logits of a `probe`, or the logit of any other `head`
@@ -25,8 +25,8 @@ class PriorHead(nn.Module):
         cache: TipAdapter | None = None,
         head: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.classes, self.probe, self.cache, self.head = tuple(classes), probe, cache, head
+        super().__init__(classes)
+        self.probe, self.cache, self.head = probe, cache, head
         self.register_buffer("texts", texts)
 
     @classmethod
@@ -74,6 +74,3 @@ class PriorHead(nn.Module):
         """(n, classes); softmax gives probabilities."""
         prior = self.prior(features)
         return prior if self.cache is None else self.cache.beside(prior, features.float())
-
-    def forward(self, features: Tensor) -> Tensor:
-        return binary_logit(self.class_logits(features))

@@ -19,6 +19,7 @@ A layer is one string, of parts joined by `+` whose features are concatenated (2
     block4                  class token after 4 blocks; mean over the positions where there is no class token
     last_mean, block4_mean  mean of the patch tokens (of the last ones after the final norm); registers are left out
     last_both, block4_both  class token (for `last`: the pooled feature) and patch mean, concatenated
+    last_tokens, block4_tokens  all patch tokens, concatenated: long, see `Backbone.tokens`
 """
 
 import hashlib
@@ -43,7 +44,7 @@ from adapt.models.towers.transformers import load_transformers
 
 TINY = Path(__file__).parents[2] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both))?)")
+PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens))?)")
 Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
 
@@ -131,7 +132,7 @@ class Backbone(nn.Module):
         Refuses a layer of several parts and `proj`, and a tower whose feature has another width than its patches.
         """
         part = self._part(self.layer, self.layer) if "+" not in self.layer else None
-        if part is None or part["proj"] or part["how"] == "both":
+        if part is None or part["proj"] or part["how"] in ("both", "tokens"):
             raise Refusal(f"layer {self.layer!r} has no patch tokens of its own: only last, blockK and their _mean do")
         states, end = self._tokens(pixels, [part])
         tokens = (states[int(part["block"])].patches if part["block"] else end.patches).float()
@@ -148,6 +149,15 @@ class Backbone(nn.Module):
         normalised = (pixels - self.mean).div_(self.std)  # in place: fresh memory costs more than the arithmetic
         return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
 
+    def tokens(self) -> dict[str, tuple[int, int]]:
+        """Number and width of the patch tokens of every block and of `last`; convolutional stages differ in both."""
+        names = [name for name in self.layers() if name != "proj"]
+        with torch.no_grad():
+            states, end = self._tokens(self._blank(), [self._part(name, name) for name in names])
+        ends = [end] if end is not None else []
+        found = [tokens.patches for tokens in (*(states[k] for k in range(1, self.depth + 1)), *ends)]
+        return {name: (patches.shape[1], patches.shape[2]) for name, patches in zip(names, found, strict=True)}
+
     @property
     def has_class_token(self) -> bool:
         """Whether a block has a class token beside its patches."""
@@ -162,7 +172,7 @@ class Backbone(nn.Module):
             proj = "proj, " if self._has_proj else ""
             raise Refusal(
                 f"unknown layer {layer!r} of {self.name}: expected {proj}last or block1 to block{self.depth}, the "
-                "last two also with _mean or _both; several are joined by +"
+                "last two also with _mean, _both or _tokens; several are joined by +"
             )
         return match
 
@@ -174,6 +184,8 @@ class Backbone(nn.Module):
             raise Refusal(f"layer {part[0]!r}: {self.name} has no class token; use block{part['block']}_mean")
         if part["how"] is None and tokens.cls is not None:
             return tokens.cls
+        if part["how"] == "tokens":
+            return tokens.patches.flatten(1)
         mean = tokens.patches.mean(dim=1)
         return torch.cat([tokens.cls, mean], dim=-1) if part["how"] == "both" else mean
 
