@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Cached, Encoder, Folds, Intervals, Permutations, Rotation, Rows, Views
+from adapt.flags import Cached, Classes, Encoder, Folds, Intervals, Permutations, Rotation, Rows, Views
 
 if TYPE_CHECKING:  # --help needs none of them
     from collections.abc import Mapping, Sequence
@@ -43,11 +43,10 @@ PROTOTYPES = {"real": ("a real photo",), "fake": ("AI art",)}  # where --head pr
 
 
 @dataclass(frozen=True)
-class Config(Rows, Rotation, Folds, Encoder, Views, Cached, Permutations, Intervals):
+class Config(Rows, Rotation, Folds, Encoder, Classes, Views, Cached, Permutations, Intervals):
     output_dir: Path = Path("results/runs/linear_probe")  # run directory
     layers: tuple[str, ...] = ()  # a sweep instead: all, or these; validation picks the one that is reported
     head: Literal["svm", "logistic", "mlp", "rine", "attention", "prototypes", "fisher"] = "logistic"
-    classes: Literal["binary", "family", "generator"] = "binary"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +63,7 @@ def main(cfg: Config) -> None:
     from adapt.features.remembered import frozen_backbone
     from adapt.models.heads.classifier import Classifier
     from adapt.sweeps.folds import run_folds
-    from adapt.training.on_features import Classes, frozen_features, score_features
+    from adapt.training.on_features import frozen_features, score_features
     from adapt.training.part_heads import fit_head, layer_read_by, width_of
     from adapt.training.report import finish_scored, keep_scores, open_run, report
     from adapt.training.scored import Kept
@@ -90,7 +89,10 @@ def main(cfg: Config) -> None:
     texts = partial(class_texts, cfg.backbone)
 
     def fit(
-        classes: Classes, layer: str, features: "Features" = features, scored: np.ndarray = held
+        classes: Literal["binary", "family", "generator"],
+        layer: str,
+        features: "Features" = features,
+        scored: np.ndarray = held,
     ) -> tuple[Classifier, dict[str, float], Scores]:
         width = width_of(layer, encoder)
         head, picked = fit_head(features, cfg.head, classes, cfg.train_views, cfg.seed, layer, width, texts)

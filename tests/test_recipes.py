@@ -18,7 +18,7 @@ from adapt.evaluation.decision import fit_decision
 from adapt.evaluation.permutation import Reached
 from adapt.evaluation.scores import Scores
 from adapt.number_table import read_rows
-from adapt.training import report
+from adapt.training import classes, report
 from adapt.training.report import GIVEN
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,8 @@ def test_lora_with_permuted_labels_finds_nothing(config, subtle, tmp_path, monke
     manifest = (str(subtle),)
     judged: list[np.ndarray] = []
     score_of = report.validation_score
-    monkeypatch.setattr(report, "validation_score", lambda scores: judged.append(scores.fake) or score_of(scores))
+    for module in (report, classes):
+        monkeypatch.setattr(module, "validation_score", lambda scores: judged.append(scores.fake) or score_of(scores))
     changed = dataclasses.replace(config, manifest=manifest, output_dir=tmp_path / "p", permutations=1, epochs=2)
     lora.main(changed)
     found = read_rows(tmp_path / "p" / "permutations.csv", Reached)
