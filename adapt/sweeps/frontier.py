@@ -84,9 +84,8 @@ def over_views(tables: Sequence[Scores], resamples: int) -> dict[tuple[str, str]
         values[MEAN, label] = np.mean([values[view, label] for view in views], axis=0)
         for view in (MEAN, *views):
             drawn, seeds = values[view, label].mean(axis=0), values[view, label][:, 0]
-            ends = (
-                NONE if label == "worst:all" else share_interval(drawn, groups[label], seeds=seeds)
-            )  # mean of minima
+            # a mean of minima has no interval
+            ends = NONE if label == "worst:all" else share_interval(drawn, groups[label], seeds=seeds)
             numbers = (float(drawn[0]), *ends, *counts[label])
             out[view, kind] = metrics.Cell(ALL, view, label, "auc", *numbers)
     return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -47,10 +48,10 @@ from adapt.training.scored import (
     Key,
     Scored,
     clear_scored,
+    finish_behind,
     finishing,
     kept_of,
     read_scored,
-    scored_before,
     write_scored,
 )
 
@@ -259,14 +260,7 @@ def finish_compared(run: Run, rows: Manifest, page: Page, **identity: object) ->
 
     `page` is that of `finish`. Refuses a directory that holds the scores of other settings or rows.
     """
-    if scored_before(run, rows, **identity) is None:
-        return False
-    run.say("scored before: the page, figures and card follow")
-    if run.main:
-        with finishing(run):
-            _write_page(run, rows, page)
-    run.end()
-    return True
+    return finish_behind(run, rows, partial(_write_page, run, rows, page), **identity)
 
 
 def _write_page(run: Run, rows: Manifest, page: Page) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -40,10 +41,10 @@ from adapt.training.scored import (
     Kept,
     Scored,
     clear_scored,
+    finish_behind,
     finishing,
     kept_of,
     read_scored,
-    scored_before,
     write_scored,
 )
 
@@ -262,14 +263,7 @@ def finish_scored(run: Run, rows: Manifest, adds: Adds = _nothing, **identity: o
 
     `adds` is that of `report`. Refuses a directory that holds the scores of other settings or rows.
     """
-    if scored_before(run, rows, **identity) is None:
-        return False
-    run.say("scored before: the page, figures and card follow")
-    if run.main:
-        with finishing(run):
-            _write_page(run, rows, adds)
-    run.end()
-    return True
+    return finish_behind(run, rows, partial(_write_page, run, rows, adds), **identity)
 
 
 def _write_page(run: Run, rows: Manifest, adds: Adds) -> None:

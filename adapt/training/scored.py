@@ -11,7 +11,7 @@ by the same command in seconds, without training, encoding or scoring.
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -120,6 +120,21 @@ def scored_before(run: Run, rows: Manifest, **identity: object) -> Scored | None
         return None
     run.take_up(found.record["identity"], found.step, data=rows.digest, **identity)
     return found
+
+
+def finish_behind(run: Run, rows: Manifest, write_page: Callable[[], None], **identity: object) -> bool:
+    """Finish a run of these rows that has scored already: True if there is nothing else to do.
+
+    Refuses a directory that holds the scores of other settings, rows or other facts of `identity`.
+    """
+    if scored_before(run, rows, **identity) is None:
+        return False
+    run.say("scored before: the page, figures and card follow")
+    if run.main:
+        with finishing(run):
+            write_page()
+    run.end()
+    return True
 
 
 @contextlib.contextmanager
