@@ -56,6 +56,7 @@ METHODS: tuple[Line, ...] = (  # name, recipe, its flags, minutes of one run on 
     ("prototypes", "linear_probe", {"head": "prototypes", "layer": "proj"}, 0.5),
     ("patch-mean-squash", "linear_probe", {"head": "logistic", "layer": "last_mean", "geometry": "squash"}, 1.0),
     ("colour", "color_fusion", {"features": ("colour",), "apart": False}, 0.5),
+    ("chroma", "color_fusion", {"features": ("chroma",), "apart": False}, 0.5),
     ("spectra", "color_fusion", {"features": ("spectra",), "apart": False}, 0.5),
     ("fusion", "color_fusion", {"features": ("both",), "apart": False}, 0.5),
     ("fusion-family", "color_fusion", {"features": ("both",), "apart": False, "classes": "family"}, 0.5),

@@ -3,15 +3,15 @@
     accelerate launch recipes/color_fusion.py --manifest data.csv \\
         --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k --output_dir results/colour-l14
 
-Fits one head on each of: colour statistics that survive JPEG (descriptors/color.py), the backbone's features, both
-side by side, the backbone's features of images without chroma (control), and colour statistics of single pixels, which
-JPEG destroys (ablation). Each is trained at one quality and tested at others. Judge by unseen generators: colour also
-tells one photographer's pictures from another's. The head of both, trained on all qualities mixed, is saved as a
-detector. --classes family or generator gives every head one class each beside real, and the page how well it
-attributes. --folds 5 cross-validates this detector on a small set. Without flags: the embedded world and tiny CLIP,
-about 4 minutes on 2 cores, most of it features. Results to expect: results/README.md. `--features spectra` is a
-baseline of low-level traces alone: radial profile and peaks of the noise residual's spectrum (descriptors/spectra.py;
-64 px or more).
+Fits one head on each of: colour statistics that survive JPEG (descriptors/color.py), those of them that luma has no
+part in (chroma), the backbone's features, colour and features side by side, the backbone's features of images without
+chroma (control), and colour statistics of single pixels, which JPEG destroys (ablation). Each is trained at one
+quality and tested at others. Judge by unseen generators: colour also tells one photographer's pictures from another's.
+The head of colour and features, trained on all qualities mixed, is saved as a detector. --classes family or generator
+gives every head one class each beside real, and the page how well it attributes. --folds 5 cross-validates this
+detector on a small set. Without flags: the embedded world and tiny CLIP, about 4 minutes on 2 cores, most of it
+features. Results to expect: results/README.md. `--features spectra` is a baseline of low-level traces alone: radial
+profile and peaks of the noise residual's spectrum (descriptors/spectra.py; 64 px or more).
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # --help needs none of them
     from adapt.training.comparison import Study
     from adapt.training.scored import Kept
 
-Source = Literal["colour", "backbone", "both", "grey", "fragile", "spectra"]
+Source = Literal["colour", "chroma", "backbone", "both", "grey", "fragile", "spectra"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Config(Rows, LeftOut, Folds, Encoder, Classes, Cached, Intervals):
     head: Literal["svm", "logistic", "mlp"] = "logistic"
     train_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")  # one row each, and one for all of them mixed
     test_views: tuple[str, ...] = ("qf40", "qf65", "qf90", "none")
-    features: tuple[Source, ...] = ("colour", "backbone", "both", "grey", "fragile")  # in the order named above
+    features: tuple[Source, ...] = ("colour", "chroma", "backbone", "both", "grey", "fragile")  # in the order above
     apart: bool = True  # no: only one head for all qualities mixed, its threshold frozen under the test views
     cached_only: bool = False  # refuse to encode what `adapt extract` has not; colour is computed either way
 
@@ -98,8 +98,9 @@ def main(cfg: Config) -> None:
         sources["grey"] = dataclasses.replace(clip, spaces=without), True
     if "spectra" in asked:
         sources["spectra"] = extract(Spectra(), rows, views, **encoding), False
-    if "fragile" in asked:
-        sources["fragile"] = extract(Colours("fragile"), rows, views, **encoding), False
+    for part in ("chroma", "fragile"):
+        if part in asked:
+            sources[part] = extract(Colours(part), rows, views, **encoding), False
     run.begin(data=rows.digest, base=backbone.fingerprint)
     if not run.main:
         return run.end()

@@ -99,7 +99,7 @@ QUICK = {
         Quick("adapt quality --input photos/", r"--train_views qf90", ("results/runs/quality/qualities.csv",)),
     ),
     "adapt/sweeps/README.md": (
-        Quick("python recipes/ablation.py --dry_run", r"lora\S*-seed2 +to do .*\n(.*\n)*91 runs, 91 to run"),
+        Quick("python recipes/ablation.py --dry_run", r"lora\S*-seed2 +to do .*\n(.*\n)*94 runs, 94 to run"),
     ),
     "recipes/README.md": (
         Quick(

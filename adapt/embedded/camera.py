@@ -1,11 +1,11 @@
 """A simulated camera: optics, Bayer mosaic, sensor noise, demosaicing, white balance, tone, sharpening."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import convolve
 
-from adapt.embedded.filters import blur
+from adapt.embedded.filters import blur, luma
 
 # Malvar, He and Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color images"
 # (ICASSP 2004), figure 2: the four 5 x 5 filters, each divided by 8.
@@ -23,7 +23,10 @@ DIAGONAL = (
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera; `gain`: shot-noise variance for a unit of light, `read`: deviation of the read noise."""
+    """A camera; `gain`: shot-noise variance for a unit of light, `read`: deviation of the read noise.
+
+    `optics` and `chroma` are Gaussians in pixels: of the lens, and of what takes noise out of Cb and Cr (0: nothing).
+    """
 
     optics: float
     gain: float
@@ -32,10 +35,11 @@ class Camera:
     gamma: float
     contrast: float
     sharpen: float
+    chroma: float = 0.0
 
 
 def draw_camera(rng: np.random.Generator) -> Camera:
-    """A random camera."""
+    """A random camera of the captioned images that taught `tiny`."""
     return Camera(
         optics=rng.uniform(0.5, 0.8),
         gain=float(np.exp(rng.uniform(np.log(0.0006), np.log(0.003)))),
@@ -44,6 +48,20 @@ def draw_camera(rng: np.random.Generator) -> Camera:
         gamma=rng.uniform(2.0, 2.4),
         contrast=rng.uniform(0.0, 0.5),
         sharpen=rng.uniform(0.2, 0.7),
+    )
+
+
+def draw_varied_camera(rng: np.random.Generator) -> Camera:
+    """A random camera of the world: so varied that the slope of a spectrum hardly tells who made an image.
+
+    It takes noise out of its chroma, as cameras do, so that a decoder that smooths chroma too leaves no trace there.
+    """
+    return replace(
+        draw_camera(rng),
+        optics=rng.uniform(0.35, 1.0),
+        gain=float(np.exp(rng.uniform(np.log(0.001), np.log(0.004)))),
+        sharpen=rng.uniform(0.0, 1.1),
+        chroma=rng.uniform(0.7, 1.5),
     )
 
 
@@ -72,7 +90,11 @@ def photograph(light: np.ndarray, camera: Camera, rng: np.random.Generator) -> n
     deviation = np.sqrt(camera.gain * np.clip(mosaic, 0, None) + camera.read**2)
     mosaic = np.clip(mosaic + deviation * rng.standard_normal(mosaic.shape), 0, 1)
     image = tone(demosaic(mosaic) / balance, camera.gamma, camera.contrast)
-    return np.clip(image + camera.sharpen * (image - blur(image, 1.0)), 0, 1)
+    image = np.clip(image + camera.sharpen * (image - blur(image, 1.0)), 0, 1)
+    if camera.chroma:
+        grey = luma(image)
+        image = np.clip(grey + blur(image - grey, camera.chroma), 0, 1)  # R - Y and B - Y are Cr and Cb, scaled
+    return image
 
 
 def tone(linear: np.ndarray, gamma: float = 2.2, contrast: float = 0.0) -> np.ndarray:

@@ -39,13 +39,24 @@ FRAGILE_NAMES: tuple[str, ...] = (
     *(f"gradient{scale}_{plane}" for scale in (1, 2) for plane in PLANES[:3]),
     *(f"highpass{scale}_{pair}" for scale in (1, 2) for pair in PAIRS),
 )
+CHROMA_NAMES: tuple[str, ...] = (  # what a change of luma alone leaves as it is; a saturation is a share of brightness
+    *(name for name in NAMES if name.partition("_")[2] in ("cb", "cr", "chroma", "cbcr")),
+    *(name for name in NAMES if name.startswith("hue_")),
+)
 
 
 class Colours(Descriptor):
-    """The statistics as an encoder: `layer` is "sound" (`describe`) or "fragile" (`describe_fragile`)."""
+    """The statistics as an encoder: `layer` says which.
 
-    def __init__(self, layer: Literal["sound", "fragile"] = "sound") -> None:
-        names, made_by = (NAMES, describe) if layer == "sound" else (FRAGILE_NAMES, describe_fragile)
+    "sound" is `describe`, "chroma" its part without luma (`describe_chroma`), "fragile" `describe_fragile`.
+    """
+
+    def __init__(self, layer: Literal["sound", "chroma", "fragile"] = "sound") -> None:
+        names, made_by = {
+            "sound": (NAMES, describe),
+            "chroma": (CHROMA_NAMES, describe_chroma),
+            "fragile": (FRAGILE_NAMES, describe_fragile),
+        }[layer]
         super().__init__("colour", layer, names, made_by, version=1)
 
 
@@ -64,6 +75,11 @@ def describe(image: Image.Image) -> np.ndarray:
     parts = [_moments(*sums).ravel(), _correlations(*products), *map(_gradients, steps)]
     parts += [*map(_highpass, steps[:2]), _shares(hues)]
     return np.concatenate(parts).astype(np.float32)
+
+
+def describe_chroma(image: Image.Image) -> np.ndarray:
+    """The statistics of `describe` that luma has no part in (`CHROMA_NAMES`), float32: half of the others are luma."""
+    return describe(image)[[NAMES.index(name) for name in CHROMA_NAMES]]
 
 
 def describe_fragile(image: Image.Image) -> np.ndarray:
