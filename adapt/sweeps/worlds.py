@@ -122,7 +122,8 @@ class Worlds:
         every, *each = (found[ALL, view, generators] for found in self.found(method))
         metric = "false_alarm" if generators in RATES else "auc"
         worlds = np.array([found.values[metric][0] for found in each])
-        return Quantity(every.values[metric], worlds, every.groups, worst_of=every if every.worst_of else None)
+        groups = len(each) * every.groups  # which are those of one world, on average
+        return Quantity(every.values[metric], worlds, groups, worst_of=every if every.worst_of else None)
 
 
 def write_worlds(
@@ -138,7 +139,9 @@ def write_worlds(
     # Worlds differ in their data by design: the record is that of the first one's runs, with the seconds of all.
     records = [run.record(root) for run in runs.values()]
     first = list(runs.values())[: len({method for method, _ in runs})]
-    record = sweep_record(config, first, root) | {"seconds": round(sum(one["seconds"] for one in records), 1)}
+    record = sweep_record(config, first, root)
+    record["seconds"] = round(sum(one["seconds"] for one in records), 1)
+    record["identity"]["manifest"] = [f"embedded@{world}" for world in dict.fromkeys(world for _, world in runs)]
     write_text(root / "config.yaml", dump(config))
     write_page(root / "table.md", "Bounds of the embedded world", [about, grid(rows)], shown(record), embedded=True)
     write_record(root, record)
