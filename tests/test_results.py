@@ -44,6 +44,7 @@ FILES = {  # of recipes whose page compares many scores, or none
         "runs.csv",
         "mistakes.csv",
     ),
+    "recipes/check_world.py": ("bounds.csv", "config.yaml"),
     "recipes/color_stability.py": ("stability.csv", "config.yaml"),
     "recipes/frontier.py": ("frontier.csv", "config.yaml", "figures/frontier.png"),
     "recipes/localize.py": (*OF_A_RUN, "localization.csv", "confusion-extents.csv", "confusion-tools.csv"),

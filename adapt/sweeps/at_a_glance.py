@@ -126,4 +126,14 @@ def _of_scaling(rows: Sequence[Sequence[str]], record: Mapping[str, Any]) -> Gla
     return Glance(others=lines)
 
 
-OF_PAGES = {"understand": _of_understanding, "color_stability": _of_stability, "head_scaling": _of_scaling}
+def _of_worlds(rows: Sequence[Sequence[str]], record: Mapping[str, Any]) -> Glance:
+    """How each bound stands; the first number of a line is what was measured."""
+    return Glance(others=[f"{name}: {value} ({bound}: {outcome})" for name, bound, value, _, outcome in rows])
+
+
+OF_PAGES = {
+    "check_world": _of_worlds,
+    "understand": _of_understanding,
+    "color_stability": _of_stability,
+    "head_scaling": _of_scaling,
+}

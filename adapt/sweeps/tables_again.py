@@ -18,7 +18,7 @@ from adapt.pages.map_tables import map_sections
 from adapt.pages.read_back import read_run
 from adapt.pages.rotation import read_rotation, rotation_sections
 from adapt.pages.tables import grid, markdown
-from adapt.sweeps import frontier
+from adapt.sweeps import frontier, worlds
 from adapt.sweeps.ablation_page import Page, sections_of
 from adapt.sweeps.planned_runs import read_metrics
 from adapt.training import few_shot
@@ -29,7 +29,7 @@ from adapt.training.run import RunRecord
 Place = tuple[str, str]  # headings of the second and the third level above a table; "" where there is none
 SINGLE = ("lora", "refine", "linear_probe", "localize")  # recipes of one detector
 SEVERAL = ("pair", "tip_adapter", "onboard", "color_fusion")  # recipes whose page compares scores
-KNOWN = (*SINGLE, *SEVERAL, "jpeg_matrix", "frontier", "ablation")
+KNOWN = (*SINGLE, *SEVERAL, "jpeg_matrix", "frontier", "ablation", "check_world")
 PART = re.compile(r"^(?P<level>##|###) (?P<title>.*)\n|^(?P<table>(?:\|.*\n)+)", re.MULTILINE)
 NUMBER = re.compile(r"-?\d+\.\d+")
 LAST_DIGIT = 0.0011  # numbers on pages have three digits
@@ -92,7 +92,9 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
     """
     record = record_of(folder)
     recipe = recipe_of(record["command"])
-    needed = {"frontier": "frontier.csv", "ablation": "ablation.csv"}.get(recipe, "metrics.csv")
+    needed = {"frontier": "frontier.csv", "ablation": "ablation.csv", "check_world": "bounds.csv"}.get(
+        recipe, "metrics.csv"
+    )
     turned = read_rotation(folder)
     if turned and recipe == "lora":  # a page of several runs
         return tables_of(_page(rotation_sections(turned)[1]))
@@ -111,6 +113,8 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
         return tables_of(
             _page(grid(frontier.headline(points)), "## AUC unseen, per view", grid(frontier.per_view(points)))
         )
+    if recipe == "check_world":
+        return tables_of(_page(grid(worlds.lines(read_rows(folder / "bounds.csv", worlds.Measured)))))
     if recipe == "ablation":
         return tables_of(_page(*sections_of(Page(read_numbers(folder / "ablation.csv"), "", rotation=turned))))
     return {}

@@ -6,7 +6,7 @@ against each other. The scenes of all worlds are left out in turn, and the sprea
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +87,20 @@ class Bound:
         return "NOT MET" if self.high < self.least or self.low > self.most else "not told"
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A line of bounds.csv; `kind`: share or difference; `worlds`: the values of the worlds, with blanks between."""
+
+    name: str
+    range: str
+    value: float
+    low: float
+    high: float
+    worlds: str
+    outcome: str
+    kind: str
+
+
 class Worlds:
     """The scores of finished runs, by (method, world)."""
 
@@ -130,12 +144,14 @@ def write_worlds(
     config: Flags, runs: Mapping[tuple[str, int], PlannedRun], found: Sequence[Bound], about: str, root: Path
 ) -> None:
     """table.md with a row for each bound, bounds.csv, config.yaml and provenance.json."""
-    rows = [["bound", "must be", "measured", "in each world", "outcome"]]
+    rows = []
     for bound in found:
-        sign = "+" if bound.quantity.difference else ""
+        sign, kind = ("+", "difference") if bound.quantity.difference else ("", "share")
         worlds = " ".join(f"{value:{sign}.3f}" for value in bound.quantity.worlds)
-        rows.append([bound.name, bound.range, show(bound, sign), worlds, bound.outcome])
-    write_rows(root / "bounds.csv", ("name", "least", "most", "value", "low", "high", "outcome"), found)
+        ends = bound.value, bound.low, bound.high
+        rows.append(Measured(bound.name, bound.range, *ends, worlds, bound.outcome, kind))
+    write_rows(root / "bounds.csv", [field.name for field in fields(Measured)], rows)
+    table = grid(lines(rows))
     # Worlds differ in their data by design: the record is that of the first one's runs, with the seconds of all.
     records = [run.record(root) for run in runs.values()]
     first = list(runs.values())[: len({method for method, _ in runs})]
@@ -143,6 +159,15 @@ def write_worlds(
     record["seconds"] = round(sum(one["seconds"] for one in records), 1)
     record["identity"]["manifest"] = [f"embedded@{world}" for world in dict.fromkeys(world for _, world in runs)]
     write_text(root / "config.yaml", dump(config))
-    write_page(root / "table.md", "Bounds of the embedded world", [about, grid(rows)], shown(record), embedded=True)
+    write_page(root / "table.md", "Bounds of the embedded world", [about, table], shown(record), embedded=True)
     write_record(root, record)
-    print(f"\n{grid(rows)}\n\ntable        {root / 'table.md'}")
+    print(f"\n{table}\n\ntable        {root / 'table.md'}")
+
+
+def lines(rows: Sequence[Measured]) -> list[list[str]]:
+    """The table of the page."""
+    header = ["bound", "must be", "measured", "in each world", "outcome"]
+    return [
+        header,
+        *([row.name, row.range, show(row, "+" * (row.kind == "difference")), row.worlds, row.outcome] for row in rows),
+    ]

@@ -10,10 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 from adapt.embedded.generators import FAMILIES, HELD_OUT, SEEN
 from adapt.evaluation.scores import Scores
-from adapt.number_table import read_table
+from adapt.number_table import read_rows, read_table
+from adapt.pages.tables import grid
 from adapt.sweeps import planned_runs
 from adapt.sweeps.planned_runs import PlannedRun
-from adapt.sweeps.worlds import Bound, Quantity, Worlds
+from adapt.sweeps.tables_again import tables_of
+from adapt.sweeps.worlds import Bound, Measured, Quantity, Worlds, lines
 
 WORLDS = (7, 8, 9)
 SCENES = 60
@@ -131,6 +133,7 @@ def test_the_recipe_says_what_is_not_met_and_leaves_with_status_1(monkeypatch, t
         check_world.main(config)
     rows = read_table(tmp_path / "bounds.csv")
     page = (tmp_path / "table.md").read_text()
+    assert tables_of(page)["", ""] == [grid(lines(read_rows(tmp_path / "bounds.csv", Measured)))]
     assert "**Embedded world**" in page and all(row["name"] in page for row in rows)
     assert {row["outcome"] for row in rows if row["name"] == "chroma alone, seen"} == {"NOT MET" if chroma else "met"}
     assert json.loads((tmp_path / "provenance.json").read_text())["seconds"] == 60.0 * len(WORLDS) * len(GOOD)
