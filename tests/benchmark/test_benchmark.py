@@ -66,7 +66,7 @@ def test_a_change_of_accuracy_is_found_where_it_is_greatest(tmp_path, one_thread
     world = make_world(tmp_path / "world", seed=5, scenes=(8, 3, 3), processes=1)
     settings = Settings(folder=tmp_path, manifest=(str(world),))
     own, fp32 = accuracy.measure(settings)
-    assert "32 views x generators" in own.case  # 4 views of the 8 test generators
+    assert "44 views x generators" in own.case  # 4 views of the 11 test generators
     for ratio in (own, fp32):
         change, cells = ratio.facts["largest change of AUC"], ratio.facts["cells above the limit"]
         assert ratio.value == pytest.approx(0.001 / max(change, 1e-9), rel=1e-3) and (cells > 0) == (change > 0.001)
