@@ -20,7 +20,7 @@ from adapt import __main__ as program
 from adapt.embedded.world import make_world
 
 SCENES = (4, 2, 11)  # train, val, test: an interval takes ten
-IMAGES = 4 * 6 + 2 * 7 + 11 * 15
+IMAGES = 4 * 6 + 2 * 7 + 11 * 18
 
 
 class Quick(NamedTuple):
@@ -212,7 +212,7 @@ def test_the_python_block_of_the_readme_runs(place) -> None:
 
 def test_the_python_blocks_of_the_rooms_run(place, capsys) -> None:
     run_block("adapt/data/README.md")
-    fakes = 4 * 4 + 2 * 5 + 11 * 8
+    fakes = 4 * 4 + 2 * 5 + 11 * 11
     assert capsys.readouterr().out == f"{IMAGES} images, {fakes} of them fake\n"
     run_block("adapt/models/README.md")
     assert capsys.readouterr().out == "576 ('block1', 'block2', 'block3', 'block4', 'last', 'proj')\n"

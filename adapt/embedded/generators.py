@@ -256,6 +256,12 @@ def resynthesise(generator: str, photo: np.ndarray, rng: np.random.Generator, ex
     return photo + _matched(plane + change, energy * rng.uniform(*SHARE)) - plane
 
 
+def blotches(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Coloured blotches of 5 px, (3, size, size) of unit variance: no generator leaves them."""
+    texture = resample(rng.standard_normal((3, size // 5, size // 5)), size, "cubic")
+    return texture / texture.std()
+
+
 def _matched(fake: np.ndarray, wanted: float) -> np.ndarray:
     """`fake + g * detail` with the g, -0.8 to 2, that brings the detail energy to `wanted`: a quadratic equation."""
     detail = fake - blur(fake, FINE)

@@ -28,6 +28,7 @@ from adapt.embedded.generators import (
     SELECTION,
     TEST_EDITS,
     TRAIN_EDITS,
+    blotches,
     resynthesise,
 )
 from adapt.embedded.scenes import draw_scene
@@ -37,7 +38,8 @@ VERSION = 5  # raise it when the same seed gives other bytes
 SIZE = 96  # pixels a side
 SCENES = (480, 48, 120)  # train, val, test
 SPLITS = ("train", "val", "test")
-TRACES = {"subtle": 1.0, "planted": 6.0}  # excess of the generators; planted: for quick checks of the machinery
+TRACES = {"subtle": 1.0, "planted": 6.0}  # excess of the generators
+PLANTED = 0.3  # deviation of the blotches that planted fakes have as well: for quick checks of the machinery
 COLUMNS = ("path", "group", "generator", "split", "set", "edit", "family", "source")
 
 
@@ -60,6 +62,7 @@ def make_group(seed: int, split: str, index: int, trace: str = "subtle") -> dict
             image = photo
         else:
             image = resynthesise(generator, photo, rng, TRACES[trace])
+            image = image + PLANTED * blotches(rng, SIZE) if trace == "planted" else image
         images[generator, edit] = to_bytes(image)
     return images
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from adapt.embedded import generators, world
-from adapt.embedded.filters import blur, from_bytes, luma, resample, to_bytes
+from adapt.embedded.filters import blur, from_bytes, luma, to_bytes
 from adapt.embedded.generators import FAMILIES, HELD_OUT, SEEN
 from adapt.models.descriptors.color import CHROMA_NAMES, NAMES, describe
 
@@ -62,10 +62,8 @@ def test_colour_is_no_way_to_tell_fakes(scenes) -> None:
 
 
 def blotched(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Coloured blotches of 5 px, as the world's decoders left them until its version 4."""
-    image = from_bytes(pixels)
-    texture = resample(rng.standard_normal((3, 20, 20)), image.shape[-1], "cubic")
-    return to_bytes(image + 0.03 * texture / texture.std())
+    """As the world's decoders left images until its version 4, but four times as weak."""
+    return to_bytes(from_bytes(pixels) + 0.03 * generators.blotches(rng, pixels.shape[0]))
 
 
 def test_a_shortcut_through_colour_would_be_seen(scenes) -> None:

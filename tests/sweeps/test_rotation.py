@@ -227,9 +227,10 @@ def test_leave_out_is_the_run_on_fewer_rows(probe, subtle, tmp_path) -> None:
     np.testing.assert_array_equal(one["logit"], other["logit"])
     families = read_families(manifest=Manifest.read(subtle))
     unseen = {c.generator: c for c in evaluate(one, resamples=20) if c.view == "none" and c.metric == "auc"}
-    gans = [name for name in unseen if families.of(name) == "gan"]
-    assert set(GANS) < set(gans)  # the held-out gans are of an unseen family now, too
-    assert unseen["mean:unseen-family"].value == pytest.approx(np.mean([unseen[name].value for name in gans]))
+    gans, flows = ([name for name in unseen if families.of(name) == family] for family in ("gan", "flow"))
+    assert set(GANS) < set(gans) and flows  # the held-out gans are of an unseen family now, too
+    expected = np.mean([unseen[name].value for name in (*gans, *flows)])
+    assert unseen["mean:unseen-family"].value == pytest.approx(expected)
     with pytest.raises(Refusal, match="leave_out"):
         linear_probe.main(dataclasses.replace(gone, leave_out=("diffusion",)))
 
