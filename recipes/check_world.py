@@ -8,7 +8,7 @@ a shortcut; one in which training gains nothing teaches nothing. Every bound has
 over scenes and worlds. `met` and `NOT MET`: the whole interval lies on that side; else `not told`. The status is 1
 where a bound is NOT MET.
 
-Run it again after every change of adapt/embedded: 15 runs, about 20 minutes on 2 cores. Started again it continues.
+Run it again after every change of adapt/embedded: 15 runs, about 30 minutes on 2 cores. Started again it continues.
 Results to expect: results/embedded/world.
 """
 
