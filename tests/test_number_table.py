@@ -35,8 +35,8 @@ INTS = {
     *("trainable_parameters", "peak_memory_mib"),
 }
 SIX_DIGITS = (  # recipes that wrote six digits when these were run, and items, which do today
-    *("embedded/colour", "embedded/jpeg", "embedded/onboard-heads", "embedded/onboard-lora", "embedded/pair-head"),
-    *("embedded/pair-lora", "embedded/tip", "embedded/tip-family", "embedded/understand", "embedded/understand-jpeg"),
+    *("embedded/onboard-heads", "embedded/onboard-lora", "embedded/pair-head"),
+    *("embedded/pair-lora", "embedded/understand", "embedded/understand-jpeg"),
     *("photographs/colour", "photographs/jpeg"),
     *("photographs/tip", "photographs/understand"),
 )

@@ -65,6 +65,7 @@ def test_a_result_says_how_it_was_made(folder: Path) -> None:
     assert record["hardware"]["processor"] and record["versions"]["torch"] and record["seconds"] > 0
     page = (folder / "table.md").read_text(encoding="utf-8")
     assert record["command"] in page.replace("\\", "")
+    assert not re.search(r"^\{\w+\}$", page, flags=re.MULTILINE)  # a word that was to be filled in
     assert ("**Embedded world**" in page) == ("embedded" in record["identity"].get("manifest", [""])[0])
     for name in FILES.get(record["command"].split()[1], OF_A_RUN):
         assert has_table(folder / name), name
@@ -105,6 +106,8 @@ def test_benchmarks_are_their_json() -> None:
 NOT_IN_THE_FILES = {
     ("lora", "Controls"): "controls.csv is written since, these runs are older",
     ("linear_probe", "Controls"): "controls.csv is written since, these runs are older",
+    ("lora", "Images and groups|Promises"): "errors by group and by image, and bands of thresholds, need the scores",
+    ("linear_probe", "Images and groups|Promises"): "as of lora",
     ("lora", "Comparison.*"): "comparison.csv of these runs was not kept: paired differences need both scores",
     ("lora", "Holes.*|Elsewhere.*|Before and after.*|New generator.*"): "paired differences need both scores",
     ("pair", ".* minus .*"): "paired differences need both scores",
@@ -115,11 +118,7 @@ NOT_IN_THE_FILES = {
 }
 # Written with six digits: a number on the edge between two thousandths may fall to the other side.
 SIX_DIGITS = {
-    ("embedded/colour", "AUC, seen generators", ""),
     *(("embedded/onboard-heads", title, "") for title in ("AUC, new generator", "AUC, seen before")),
-    ("embedded/tip", "Balanced accuracy, all generators", ""),
-    ("embedded/jpeg", "svm, family", "AUC, unseen generators"),
-    ("embedded/jpeg", "mlp, binary", "Balanced accuracy, all generators"),
     ("photographs/jpeg", "svm, family", "Balanced accuracy, all generators"),
     ("photographs/jpeg", "mlp, family", "AUC, seen generators"),
 }
@@ -299,7 +298,7 @@ def test_pages_are_made_again_and_none_changes(committed, capsys) -> None:
     pages = {path: path.read_bytes() for path in committed.glob("*/*/table.md")}
     lora, understood = committed / "embedded/lora/table.md", committed / "embedded/understand/table.md"
     for path, right, wrong in (
-        (lora, "| none | 0.988 [", "| none | 0.998 ["),
+        (lora, "| none | 0.811 [", "| none | 0.998 ["),
         (understood, "| none | 0.989 [", "| none | 0.999 ["),
         (committed / "ablation/embedded/table.md", "| lora | 3 | 0.986", "| lora | 3 | 0.996"),
         (

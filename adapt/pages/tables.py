@@ -28,12 +28,13 @@ above a real image; 0.5 is guessing. Each generator is compared with the unedite
 same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
 {threshold}
 False alarms: share of real images called fake. Worst: its interval knows that it is the lowest of several."""
-Origin = Literal["picked", "given", "none", "frozen", "folds"]
+Origin = Literal["picked", "given", "none", "frozen", "folds", "each"]
 THRESHOLDS: dict[Origin, str] = {  # where the threshold is from
     "picked": "One threshold, frozen on validation images, serves all views.",
     "given": "One threshold, given and not picked on validation images of these scores, serves all views.",
     "none": "Without validation images of both classes there is no threshold.",
     "frozen": "One threshold, frozen when the detector was trained, serves all views.",
+    "each": "Each row has one threshold of its own, frozen on validation images, which serves all views.",
     "folds": "Each fold has its own threshold, frozen on its own validation images; one serves all views.",
 }
 ABOUT_METRICS = """\

@@ -25,6 +25,7 @@ from adapt.pages.markdown_page import picture, write_page
 from adapt.pages.tables import (
     COLUMNS,
     HOW_TO_READ,
+    THRESHOLDS,
     attribution_sections,
     grid,
     show,
@@ -284,7 +285,7 @@ def _write_page(run: Run, rows: Manifest, page: Page) -> None:
         record = mark.record
         kept = f"In detector/: {record['detector']}. Its threshold: logit {record['threshold']:.4g}, "
         sections = [*sections, "## Detector", f"{kept}{record['threshold_from']}."]
-    parts = [HOW_TO_READ, *sections, *map(picture, figures)]
+    parts = [HOW_TO_READ.format(threshold=THRESHOLDS["each"]), *sections, *map(picture, figures)]
     write_page(run.folder / "table.md", "Results", parts, shown(mark.record), embedded="embedded" in rows["set"])
     run.write_record(mark.record)
     clear_scored(run.folder)

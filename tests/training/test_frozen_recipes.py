@@ -344,6 +344,8 @@ def test_colour_alone_the_backbone_alone_and_both(planted, cache, tmp_path) -> N
     }
     assert min(seen[name, "qf65"] for name in ("both", "colour", "chroma")) > 0.9
     assert len({name for name, _ in seen}) == 6
+    page = (tmp_path / "colour" / "table.md").read_text(encoding="utf-8")
+    assert "Each row has one threshold of its own" in page and "{" not in page
     fused = tmp_path / "fused"
     views = {"train_views": ("none",), "test_views": ("none",)}
     color_fusion.main(dataclasses.replace(config, output_dir=fused, features=("colour", "both"), **views))

@@ -107,19 +107,19 @@ def aucs(folder: Path) -> dict[tuple[str, ...], str]:
         return {tuple(row[n] for n in names): row["value"] for row in csv.DictReader(file) if row["metric"] == "auc"}
 
 
-def test_validation_images_change_no_few_shot_curve(planted, tmp_path) -> None:
+def test_validation_images_change_no_few_shot_curve(subtle, tmp_path) -> None:
     """Half of them are taken away: chosen on the shots every AUC stays, chosen on validation images some do not."""
-    rows = Manifest.read(planted)
+    rows = Manifest.read(subtle)
     groups = sorted(set(rows["group"][rows["split"] == "val"]))
-    with planted.open(newline="") as file:
+    with subtle.open(newline="") as file:
         header, *lines = csv.reader(file)
     kept = [line for line in lines if line[header.index("group")] not in groups[::2]]
-    half = planted.with_name("half.csv")
+    half = subtle.with_name("half.csv")
     with half.open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
     found = {}
     for how in ("shots", "validation"):
-        for manifest in (planted, half):
+        for manifest in (subtle, half):
             config = tip_adapter.Config(
                 manifest=(str(manifest),),
                 output_dir=tmp_path / f"{how}-{manifest.stem}",
@@ -137,8 +137,8 @@ def test_validation_images_change_no_few_shot_curve(planted, tmp_path) -> None:
             tip_adapter.main(config)
             found[how, manifest] = aucs(config.output_dir)
     half.unlink()
-    assert found["shots", planted] == found["shots", half] and len(found["shots", half]) > 30
-    assert found["validation", planted] != found["validation", half]
+    assert found["shots", subtle] == found["shots", half] and len(found["shots", half]) > 30
+    assert found["validation", subtle] != found["validation", half]
     page = (tmp_path / "shots-half" / "table.md").read_text()
     assert f"{sum(line[header.index('split')] == 'val' for line in kept)} validation images" in " ".join(page.split())
 
