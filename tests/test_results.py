@@ -315,7 +315,7 @@ def test_pages_are_made_again_and_none_changes(committed, capsys) -> None:
     assert {path: path.read_bytes() for path in pages} == pages
     said = capsys.readouterr().out
     assert f"{lora}: changed" in said and said.count(": changed") == 5
-    assert f"{committed / 'embedded/jpeg/table.md'}: the same, 20 tables\n" in said
+    assert f"{committed / 'embedded/jpeg/table.md'}: the same, 24 tables\n" in said
 
 
 def test_a_page_follows_its_numbers(committed) -> None:
