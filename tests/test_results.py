@@ -326,12 +326,16 @@ def test_a_page_follows_its_numbers(committed) -> None:
         text = file.read()
     line = next(line for line in text.splitlines() if line.startswith("all,qf40,mean:seen,auc,"))
     (folder / "metrics.csv").write_text(
-        text.replace(line, "all,qf40,mean:seen,auc,0.123,0.1,0.2,1,1"), encoding="utf-8"
+        text.replace(line, "all,qf40,mean:seen,auc,0.123,0.1,0.2,1,1,1"), encoding="utf-8"
     )
     again, stay = with_tables(page, tables_again(folder))
     (folder / "metrics.csv").unlink()
     changed = [(a, b) for a, b in zip(page.splitlines(), again.splitlines(), strict=True) if a != b]
-    assert len(changed) == 1 and changed[0][1].startswith("| qf40 | 0.123 [0.100, 0.200] |") and stay == ["Controls"]
+    assert (
+        len(changed) == 1
+        and changed[0][1].startswith("| qf40 | 0.123 [0.100, 0.200] |")
+        and stay == ["Images and groups", "Promises"]
+    )
 
 
 def test_a_folder_without_title_or_record_is_refused(committed, tmp_path) -> None:
