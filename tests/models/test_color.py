@@ -19,7 +19,15 @@ from adapt.data.manifest import Manifest
 from adapt.data.views import parse_view
 from adapt.embedded.world import make_group
 from adapt.errors import Refusal
-from adapt.models.descriptors.color import FRAGILE_NAMES, NAMES, describe, describe_fragile, ycc
+from adapt.models.descriptors.color import (
+    CHROMA_NAMES,
+    FRAGILE_NAMES,
+    NAMES,
+    describe,
+    describe_chroma,
+    describe_fragile,
+    ycc,
+)
 
 FLOOR = math.log(1e-4)
 
@@ -50,6 +58,18 @@ def planes(image: Image.Image) -> dict[str, np.ndarray]:
         "g": green,
         "b": blue,
     }
+
+
+def test_chroma_statistics_are_those_that_a_step_of_luma_leaves_alone():
+    """The same whole number added to R, G and B of a pixel leaves Cb and Cr exactly; every other statistic moves."""
+    rng = np.random.default_rng(1)
+    pixels = np.asarray(photo()).astype(int).clip(60, 190)
+    step = rng.integers(-50, 51, pixels.shape[:2])[..., None] + np.arange(-7, 8).repeat(10)[None, :, None]
+    one, other = (Image.fromarray(of.astype(np.uint8)) for of in (pixels, pixels + step))
+    np.testing.assert_allclose(describe_chroma(one), describe_chroma(other), rtol=1e-5, atol=1e-6)
+    moved = np.abs(describe(one) - describe(other)) > 1e-4
+    assert {name for name, of in zip(NAMES, moved, strict=True) if of} == set(NAMES) - set(CHROMA_NAMES)
+    assert describe_chroma(one).tolist() == [dict(zip(NAMES, describe(one), strict=True))[n] for n in CHROMA_NAMES]
 
 
 def test_names_are_distinct_and_in_step():
