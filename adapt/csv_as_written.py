@@ -1,4 +1,4 @@
-"""CSV tables as people and spreadsheets write them: byte-order marks, semicolons or tabs, column names in capitals.
+"""CSV tables as people and spreadsheets write them: byte-order marks, other delimiters, column names in capitals.
 
 Bytes that are no UTF-8 survive as surrogates in names of files, which may hold any bytes. In every other column they
 are refused: nothing that is written later (a page, a detector's record) could hold them.
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from adapt.errors import Refusal
 
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte-order marks
 
 
@@ -28,7 +28,7 @@ class Rows(Protocol):
 def open_rows(path: Path) -> Iterator[Rows]:
     """The rows of a CSV file, the header first.
 
-    The delimiter is a comma, or the semicolon or tab that cuts the header into more cells. Raises `csv.Error` for
+    The delimiter is a comma, or the semicolon, tab or bar that cuts the header into more cells. Raises `csv.Error` for
     quotes that do not match, and refuses damaged UTF-16.
     """
     with path.open("rb") as raw:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from adapt.data.manifest import Manifest
 
 SOURCES = (
-    *("community_forensics", "elsa_d3", "folders", "genimage", "masks", "openfake", "real_fake"),
-    *("synthbuster", "synthwildx", "table", "webdataset"),
+    *("community_forensics", "elsa_d3", "folders", "genimage", "hub", "masks", "openfake"),
+    *("real_fake", "synthbuster", "synthwildx", "table", "tree", "webdataset"),
 )
 
 
@@ -73,6 +73,8 @@ def main(source: Source) -> None:
         raise Refusal(f"{empty}; no manifest is left")
     if offer := offer_folds(rows):
         print(f"\n{offer}")
+    if names := unlike_names(rows):
+        print(f"\n{names}")
     record: dict[str, object] = {"command": provenance.command(), "revision": revision}
     record |= {"versions": provenance.versions()}
     record |= {"digest": rows.digest, "images": len(rows), "lost": lost[1:], "options": as_dict(source)}
@@ -145,6 +147,18 @@ def offer_folds(rows: "Manifest") -> str:
         f"{groups} groups are few (below {SMALL}): intervals of a single test split will be wide. --folds 5 of "
         "linear_probe.py, tip_adapter.py, color_fusion.py or lora.py tests every image once"
         + ("" if (rows["split"] == "train").all() else "; add --split train here, so that all may be trained on")
+    )
+
+
+def unlike_names(rows: "Manifest") -> str:
+    """What to check where training and test have generators of their own: one generator may have two names."""
+    train, test = (set(rows["generator"][(rows["split"] == name) & rows.fake]) for name in ("train", "test"))
+    if train <= test or test <= train:
+        return ""
+    seen, unseen = ", ".join(sorted(train - test)), ", ".join(sorted(test - train))
+    return (
+        f"generators that only training has: {seen}; that only the test has, and that count as unseen: {unseen}. "
+        "Where two of these are one generator, give it one name: --rename OLD=NEW"
     )
 
 

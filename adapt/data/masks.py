@@ -46,7 +46,16 @@ def read_mask(file: str | os.PathLike, size: tuple[int, int] | None = None, chan
     white, or by the colour that exceeds both others.
     """
     try:
-        image = decode(read_bytes(file))
+        data = read_bytes(file)
+    except Unreadable as problem:
+        raise Unreadable(f"mask-{problem.reason}") from problem
+    return decode_mask(data, size, changed)
+
+
+def decode_mask(data: bytes, size: tuple[int, int] | None = None, changed: White = "white") -> Image.Image:
+    """`read_mask` of a file's bytes."""
+    try:
+        image = decode(data)
     except Unreadable as problem:
         raise Unreadable(f"mask-{problem.reason}") from problem
     if changed in ("white", "black"):

@@ -626,7 +626,7 @@ def test_spai_table(tmp_path) -> None:
         ("d/3.png", "0", " valid "),
     ]
     write(tmp_path / "spai.csv", ("image", "class", "split"), *lines, ("d/4.png", "0", "testing"))
-    path = table.Source(table=tmp_path / "spai.csv", path="image", label="class", split_column="split").prepare()
+    path = table.Source(table=(tmp_path / "spai.csv",), path="image", label="class", split_column="split").prepare()
     assert rows(path) == [
         ("d/0.png", "spai/d/0.png", "real", "train", "spai"),
         ("d/1.png", "spai/d/1.png", "spai-fake", "train", "spai"),
@@ -640,7 +640,7 @@ def test_commercial_tools_are_quintuples(tmp_path) -> None:
     names = ["synthbuster/dalle2/r1t.png", "synthbuster/firefly/r1t.png", "synthbuster/real_RAISE_1k/r1t.png"]
     make(tmp_path, *names)
     write(tmp_path / "c.csv", ("filename", "typ"), *zip(names, ("dalle2", "firefly", "real"), strict=True))
-    source = table.Source(table=tmp_path / "c.csv", path="filename", generator="typ", matched=True, split="test")
+    source = table.Source(table=(tmp_path / "c.csv",), path="filename", generator="typ", matched=True, split="test")
     assert rows(source.prepare(), "path", "group", "generator") == [
         (names[2], "c/r1t", "real"),
         (names[0], "c/r1t", "dalle2"),
@@ -658,7 +658,7 @@ def test_all_columns_of_a_parquet_table(tmp_path) -> None:
     pq.write_table(pa.table(cells), tmp_path / "list.parquet")
     columns = {"path": "f", "label": "y", "generator": "m", "group": "g", "set_column": "b", "family": "fam"}
     source = table.Source(
-        table=tmp_path / "list.parquet", folder=tmp_path / "data", caption="t", set="s", split="val", **columns
+        table=(tmp_path / "list.parquet",), folder=tmp_path / "data", caption="t", set="s", split="val", **columns
     )
     assert rows(source.prepare(), "path", "generator", "group", "set", "family", "caption") == [
         ("2.png", "s-fake", "s/7", "s", "ldm", ""),
@@ -683,7 +683,7 @@ def test_rows_of_a_table_that_give_no_image_are_lost(tmp_path) -> None:
     ]
     lines += [("twice.png", "sd"), ("./twice.png", "sd"), ("torn.png", "sd"), ("torn.png", "real")]
     write(tmp_path / "t.csv", ("f", "g"), *lines, *((name, "sd") for name in outside))
-    path = table.Source(table=tmp_path / "t.csv", folder=tmp_path / "in", path="f", generator="g").prepare()
+    path = table.Source(table=(tmp_path / "t.csv",), folder=tmp_path / "in", path="f", generator="g").prepare()
     assert sorted(name for (name,) in rows(path, "path")) == ["good.png", "sub/x.png", "twice.png"]
     found = sorted(lost(path))
     expected = [("gone.png", "missing"), ("", "no-path"), ("unsaid.png", "no-label"), ("s.tar::x", "missing")]
@@ -718,7 +718,8 @@ def test_tables_refuse(tmp_path, options, message) -> None:
     header = ("f", "g", "y", "s")
     write(tmp_path / "t.csv", header, ("1.png", "sd", "yes", "train"), ("2.png", "real", "no", "holdout"))
     options = {"table": "t.csv"} | options
-    options |= {name: tmp_path / options[name] for name in ("table", "output") if name in options}
+    options |= {"table": (tmp_path / options["table"],)}
+    options |= {"output": tmp_path / options["output"]} if "output" in options else {}
     with pytest.raises(Refusal, match=message):
         table.Source(**options).prepare()
 
@@ -726,7 +727,7 @@ def test_tables_refuse(tmp_path, options, message) -> None:
 def test_a_group_in_two_splits_is_refused_before_the_work(tmp_path) -> None:
     make(tmp_path, "1.png", "2.png", "3.png")
     lines = [("1.png", "real", "a", "train"), ("2.png", "sd", "a", ""), ("3.png", "sd", "b", "test")]
-    options = {"path": "f", "generator": "g", "group": "s", "split_column": "p", "table": tmp_path / "t.csv"}
+    options = {"path": "f", "generator": "g", "group": "s", "split_column": "p", "table": (tmp_path / "t.csv",)}
     write(tmp_path / "t.csv", ("f", "g", "s", "p"), *lines)
     for val, split in ((0.0, "train"), (0.999, "val")):  # the group's, where a cell is empty
         found = rows(table.Source(**options, val=val, test=0).prepare(), "path", "split")
@@ -763,7 +764,7 @@ def test_missing_images_are_fetched_and_dead_links_never_asked_again(tmp_path, s
     paths |= {"firefly/6.jpg": "/down"}
     lines = [(server.url(url), name, name.split("/")[0]) for name, url in paths.items()]
     write(tmp_path / "list.csv", ("url", "filename", "typ"), *lines)
-    source = synthwildx.Source(table=tmp_path / "list.csv")
+    source = synthwildx.Source(table=(tmp_path / "list.csv",))
     path = source.prepare(download)
     assert server.count("/a") == 0  # it is there
     digest = hashlib.sha256(PNG + b"b").hexdigest()
@@ -782,7 +783,7 @@ def test_missing_images_are_fetched_and_dead_links_never_asked_again(tmp_path, s
     assert source.prepare(download).read_bytes() == before
     assert len(server.visits) == asked
 
-    again = synthwildx.Source(table=tmp_path / "list.csv", again=True).prepare(download)
+    again = synthwildx.Source(table=(tmp_path / "list.csv",), again=True).prepare(download)
     assert server.count("/down") == 4 and server.count("/gone") == 1  # only what may have passed
     assert "firefly" in Manifest.read(again)["generator"] and lost(again) == dead
 
@@ -792,7 +793,7 @@ def test_urls_alone_in_shards(tmp_path, server) -> None:
     server.pages["/twin"] = status(200, PNG + b"a")
     lines += [(server.url("/twin"), "sd"), (server.url("/a"), "sd"), ("file:///etc/passwd", "sd"), ("", "sd")]
     write(tmp_path / "urls.csv", ("u", "g"), *lines)
-    options = {"table": tmp_path / "urls.csv", "url": "u", "generator": "g", "split": "test"}
+    options = {"table": (tmp_path / "urls.csv",), "url": "u", "generator": "g", "split": "test"}
     one = table.Source(**options, output=tmp_path / "one/m.csv").prepare(download)
     assert sorted(url for (url,) in rows(one, "url")) == [server.url(f"/{name}") for name in "abcd"]
     reasons = sorted(reason for _, reason in lost(one))
@@ -806,7 +807,7 @@ def test_urls_alone_in_shards(tmp_path, server) -> None:
 def test_a_private_address_is_not_asked(tmp_path, server) -> None:
     make(tmp_path, "1.png")
     write(tmp_path / "t.csv", ("f", "u", "g"), ("1.png", "", "real"), ("2.png", server.url("/a"), "sd"))
-    path = table.Source(table=tmp_path / "t.csv", path="f", url="u", generator="g").prepare()
+    path = table.Source(table=(tmp_path / "t.csv",), path="f", url="u", generator="g").prepare()
     assert lost(path) == [("2.png", "private-address")] and not server.visits
 
 

@@ -29,7 +29,7 @@ from adapt.collect import download as downloads
 from adapt.collect import download_state
 from adapt.collect.builder import Part
 from adapt.collect.sources import community_forensics, elsa_d3, openfake
-from adapt.collect.sources import hub as room
+from adapt.collect.sources import hub_tables as room
 from adapt.data.images import read_bytes
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal

@@ -4,15 +4,17 @@
     adapt prepare community_forensics --repo OwensLab/CommunityForensics-Eval --hub_split CompEval \\
         --output data/cf-eval/manifest.csv
 
-The Small set is 278 GB; labels are read first and images only where they are wanted. `PublicEval` and `CompEval`
-become the test split. The licence is CC-BY-4.0.
+The default is the Small set, 278 GB: labels are read first and images only where they are wanted. `PublicEval` and
+`CompEval` become the test split. Small is CC BY-NC-SA 4.0, as five of its users record, and has no commercial
+generators; the full set (--repo OwensLab/CommunityForensics) is CC BY 4.0. Formats alone tell 71 % of its classes, and
+every fake is 256, 512 or 1,024 pixels square: align before anything is learned.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.cli import at_least
-from adapt.collect.sources.hub import Table, need, pin, split_named, write_images
+from adapt.collect.sources.hub_tables import Reading, Table, need, pin, split_named, write_images
 from adapt.collect.sources.output import Output
 from adapt.errors import Refusal
 
@@ -33,16 +35,16 @@ class Source(Output):
 
     def prepare(self) -> Path | None:
         names = ("repo", "hub_split", "per_class", "real", "seed", "split", "val", "test")
-        what = {name: getattr(self, name) for name in names}
+        what = self.identity(*names)
         what["commit"] = pin(self.repo, self.revision, self.output)
 
-        def table() -> Table:
+        def reading() -> Reading:
             jobs = {"shard": self.shard, "num_shards": self.num_shards}
             found = Table.open(self.repo, what["commit"], self.hub_split, **jobs)
             need(["image_data", "label", "model_name", "real_source", "subset", "prompt"], found.columns(), self.repo)
-            return found
+            return Reading(found, "image_data", self._tell)
 
-        return write_images(self, what, table, "image_data", self._tell)
+        return write_images(self, what, reading)
 
     def _tell(self, row: dict) -> dict[str, str]:
         fake = row["label"] != 0

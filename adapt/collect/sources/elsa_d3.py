@@ -24,7 +24,7 @@ from adapt.cli import at_least
 from adapt.collect.builder import Part, header_facts, join, parts_folder
 from adapt.collect.download import download
 from adapt.collect.download_state import Outcome, is_transient, read_outcomes
-from adapt.collect.sources.hub import Place, Table, cell_bytes, need, pin, share
+from adapt.collect.sources.hub_tables import Place, Table, cell_bytes, need, pin, share
 from adapt.collect.sources.output import Output
 from adapt.data.images import Unreadable, decode, read_bytes
 from adapt.errors import Refusal
@@ -53,7 +53,7 @@ class Source(Output):
         at_least(1, self, "concurrency", *(["limit"] if self.limit is not None else []))
 
     def prepare(self) -> Path | None:
-        what = {name: getattr(self, name) for name in ("repo", "hub_split", "members", "seed", "split", "val", "test")}
+        what = self.identity("repo", "hub_split", "members", "seed", "split", "val", "test")
         what["commit"] = pin(self.repo, self.revision, self.output)
         with Part(self.output, what, shard=self.shard, num_shards=self.num_shards) as part:
             work = _Groups(self, what["commit"], part)
@@ -206,7 +206,7 @@ class _Groups:
 
     def _row(self, place: Place, generator: str) -> dict[str, str]:
         group = self._group(place)
-        row = {"group": group, "generator": generator, "split": self.source.split_of(group)}
+        row = {"group": group, "generator": self.source.named(generator), "split": self.source.split_of(group)}
         return row | {"set": "elsa_d3", "source": REPO}
 
     def _clear(self) -> None:

@@ -1,253 +1,149 @@
-"""Tables of the Hugging Face hub, read from afar: any row, only the columns asked for, never a whole file.
+"""Any data set at the Hugging Face hub whose Parquet files hold the images: say which column holds what.
 
-`datasets` finds the Parquet files of a split, `pyarrow` reads them: a place is (file, row), so a continued job begins
-at the exact row, and row groups in which no row is wanted are not fetched. (A stream of `datasets` continues exactly
-too, but fetches the file it was in from its start: hundreds of megabytes.) Images are cells of bytes and stay as they
-are; no feature is decoded. A folder with the files of such a repository works in place of its name.
+    adapt prepare hub --repo nebula/OpenSDI_test --hub_split sd3 --fakes sd3 --output data/opensdi/sd3.csv
+    adapt prepare hub --repo saberzl/So-Fake-OOD --hub_split test_image --label label --generator generator \\
+        --mask mask --split test --per_class 2000 --real 5000 --output data/so_fake/manifest.csv
+    adapt prepare hub --repo data/downloaded --image picture --label is_fake --output data/set.csv
+
+Only the rows that are needed are fetched, and a killed run continues at its row. A folder that holds the Parquet files
+works in place of a name at the hub. Columns that are not named are found: the one of images by its type, others by the
+names that are usual (label, is_fake; generator, model; mask); a printed line says which, and `-` leaves one out. Where
+none fits, the columns are listed with their types. The label decides what is real: a value, or the published name of
+its number, that is one of --real_label. --generator names the generators of fakes; without it they are --fakes, or
+`SET-fake`. Without label and generator all rows are by --fakes or, with --reals, camera images.
+
+A fake with a mask was changed in part, one whose mask marks every pixel is generated as a whole. Splits of the hub
+that are called test or eval become ours, others are drawn by group.
 """
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from adapt.collect.builder import Part, header_facts, join, parts_folder
+from adapt.cli import at_least
+from adapt.collect.sources.hub_tables import Mask, Reading, Table, pin, split_named, write_images
 from adapt.collect.sources.output import Output
-from adapt.data.images import Unreadable, decode
+from adapt.data.masks import White
 from adapt.errors import Refusal
-from adapt.hub import cause_of
-from adapt.progress import bar
 
-BLOCK = 1024  # rows whose labels are read before their images
-BATCH = 16  # rows with images at a time, beside the row group they lie in (270 MB of one took 650 MB of memory)
-VALIDATION = ("validation", "val", "valid", "dev")  # one split under four names
-
-Place = tuple[int, int]  # file, row in it
-
-
-@dataclass(frozen=True)
-class Table:
-    """The Parquet files of one split in their order; a job reads those whose number is in `mine`."""
-
-    files: tuple[str, ...]
-    mine: tuple[int, ...]
-
-    @classmethod
-    def open(
-        cls, repo: str, commit: str, split: str, *, config: str = "", shard: int = 0, num_shards: int = 1
-    ) -> "Table":
-        """Find a split's files and take every `num_shards`-th, beginning with `shard`."""
-        builder = _builder(repo, commit, config)
-        splits = builder.config.data_files or {}
-        same = [name for name in splits if name == split or (split in VALIDATION and name in VALIDATION)]
-        if not split and len(splits) == 1:
-            same = list(splits)
-        if len(same) != 1:
-            raise Refusal(f"--hub_split {split or '(none)'}: {repo} has the splits {', '.join(splits) or '(none)'}")
-        files = tuple(str(file) for file in splits[same[0]])
-        if other := [file for file in files if not file.endswith(".parquet")]:
-            raise Refusal(f"{repo} holds {Path(other[0]).name}: only Parquet files can be read row by row")
-        if num_shards > len(files):
-            raise Refusal(f"--num_shards {num_shards}: {same[0]} of {repo} has {len(files)} files, one job reads one")
-        return cls(files, tuple(range(len(files)))[shard::num_shards])
-
-    def columns(self) -> list[str]:
-        """Names of the columns, as the first file has them."""
-        with _parquet(self.files[self.mine[0]]) as file:
-            return file.schema_arrow.names
-
-    def scan(self, columns: list[str], start: Place = (0, 0)) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """Every row of this job from `start` on."""
-        for number in self.mine:
-            if number >= start[0]:
-                yield from self._rows(number, columns, lambda row, n=number: (n, row) >= start)
-
-    def pick(self, places: Iterable[Place], columns: list[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """These rows, in the order of the table."""
-        chosen: dict[int, set[int]] = {}
-        for file, row in places:
-            chosen.setdefault(file, set()).add(row)
-        for number in sorted(chosen):
-            yield from self._rows(number, columns, chosen[number].__contains__)
-
-    def _rows(
-        self, number: int, columns: list[str], wanted: Callable[[int], bool]
-    ) -> Iterator[tuple[Place, dict[str, Any]]]:
-        with _parquet(self.files[number], columns) as file:
-            first = 0
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                if any(wanted(row) for row in range(first, first + count)):
-                    start = first
-                    for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns):
-                        rows = [i for i in range(batch.num_rows) if wanted(start + i)]
-                        for i, row in zip(rows, batch.take(rows).to_pylist() if rows else (), strict=True):
-                            yield (number, start + i), row
-                        start += batch.num_rows
-                first += count
+USUAL = {  # option -> names of columns that mean it, in lower case
+    "image": ("image", "img", "image_data"),
+    "label": ("label", "labels", "class", "target", "is_fake", "fake"),
+    "generator": ("generator", "model", "model_name"),
+    "mask": ("mask",),
+}
 
 
-def pin(repo: str, revision: str, output: Path) -> str:
-    """The commit that `revision` of a repository names now, or named when a job for `output` began.
+@dataclass(frozen=True, kw_only=True)
+class Source(Output):
+    repo: str  # name at the hub, or a folder that holds its Parquet files
+    revision: str = "main"  # branch, tag or commit; a continued run stays at the commit it began with
+    subset: str = ""  # configuration at the hub; may be left out where there is only one or a default
+    hub_split: str = ""  # the hub's split; may be left out where there is only one
+    image: str = ""  # column of images; empty: found by its type
+    label: str = ""  # column that tells camera images from fakes; empty: found by its name; -: none
+    real_label: tuple[str, ...] = ("real", "0")  # values of the label, else of the generator, that mean a camera image
+    generator: str = ""  # column of generators' names; empty: found by its name; -: none
+    fakes: str = ""  # name of all fakes, where no column tells it
+    reals: bool = False  # all rows are camera images
+    group: str = ""  # column of scenes; empty: each image is its own group
+    mask: str = ""  # column of masks of what was changed; empty: found by its name; -: none
+    changed: White = "white"  # how masks mark what was changed
+    empty: Literal["lost", "generated"] = "lost"  # what a fake with an empty mask becomes
+    caption: str = ""  # column of captions
+    set: str = ""  # name of the benchmark; empty: that of the repository
+    per_class: int | None = None  # images of each generator at most, shared evenly by the jobs; default: all
+    real: int | None = None  # real images at most, shared evenly by the jobs; default: all
 
-    Of a folder: a digest over the names and sizes of its files.
-    """
-    if Path(repo).is_dir():
-        files = sorted(path for path in Path(repo).rglob("*.parquet") if path.is_file())
-        known = [(path.relative_to(repo).as_posix(), path.stat().st_size) for path in files]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
-    if revision == "main":  # moves on; a data set under construction stays where it was
-        for journal in sorted(parts_folder(output).glob("*.jsonl")):
-            with journal.open(encoding="utf-8") as file, contextlib.suppress(ValueError, KeyError, TypeError):
-                what = json.loads(file.readline())["what"]
-                if what["repo"] == repo:
-                    return what["commit"]
-    with _reaching(repo, revision):
-        from huggingface_hub import HfApi
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is None:
+            raise Refusal("--output: name the manifest to write, such as data/set/manifest.csv")
+        if self.reals and (self.fakes or self.label not in ("", "-") or self.generator not in ("", "-")):
+            raise Refusal("--reals: all rows are camera images, so leave out --fakes, --label and --generator")
+        if self.fakes == "real":
+            raise Refusal("--fakes real: name what made the fakes, or say --reals if all rows are camera images")
+        at_least(0, self, *(name for name in ("per_class", "real") if getattr(self, name) is not None))
 
-        commit = HfApi().dataset_info(repo, revision=revision).sha
-    print(f"{repo}: {revision} is commit {commit}; --revision {commit} pins it for later runs")
-    return commit
+    @property
+    def name(self) -> str:
+        return self.set or Path(self.repo).name
 
+    def prepare(self) -> Path | None:
+        names = ("repo", "subset", "hub_split", "image", "label", "generator", "fakes", "reals", "group", "mask")
+        names += ("changed", "empty", "caption", "set", "per_class", "real", "seed", "split", "val", "test")
+        what = self.identity(*names) | {"real_label": list(self.real_label)}
+        what["commit"] = pin(self.repo, self.revision, self.output)
 
-def need(columns: Iterable[str], found: list[str], file: str) -> None:
-    """Refuse a table that lacks columns."""
-    missing = [name for name in columns if name not in found]
-    if missing:
-        raise Refusal(
-            f"{file} has no column {', '.join(missing)}; it has {', '.join(found)}: "
-            "its layout has changed, name an older commit with --revision"
-        )
+        def reading() -> Reading:
+            jobs = {"shard": self.shard, "num_shards": self.num_shards}
+            table = Table.open(self.repo, what["commit"], self.hub_split, config=self.subset, **jobs)
+            classes = table.classes()
+            found = self._find_columns(table.types(), classes)
+            names = classes.get(found.get("label", ""), ())
+            mask = Mask(found["mask"], self.changed, self.empty) if "mask" in found else None
+            told = tuple(found[option] for option in ("label", "generator", "group", "caption") if option in found)
+            return Reading(table, found["image"], lambda row: self._tell(row, found, names), mask, told)
 
+        return write_images(self, what, reading)
 
-def cell_bytes(cell: Any) -> bytes:
-    """The bytes of an image file in a cell, which holds bytes, or bytes beside a path; none where it is empty."""
-    return (cell.get("bytes") if isinstance(cell, dict) else cell) or b""
+    def _find_columns(self, types: Mapping[str, str], classes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+        """Option -> column: those named, and those found; refuses with the table's columns where one is not there."""
+        images = [column for column, kind in types.items() if kind == "image"]
+        found = {}
+        for option in ("image", "label", "generator", "group", "mask", "caption"):
+            named = getattr(self, option)
+            if named and named != "-":
+                if named not in types or (option in ("image", "mask")) != (named in images):
+                    raise Refusal(f"--{option} {named}: {self._schema(types, classes)}; name one that fits")
+                found[option] = named
+            elif not named and option in USUAL and not (self.reals and option in ("label", "generator")):
+                among = [column for column in types if (column in images) == (option in ("image", "mask"))]
+                fitting = [column for column in among if column.lower() in USUAL[option]]
+                if option == "image" and len(among) == 1:
+                    fitting = among
+                if len(fitting) > 1 or (option == "image" and not fitting):
+                    raise Refusal(f"--{option}: {self._schema(types, classes)}; name the one that holds it")
+                if fitting:
+                    found[option] = fitting[0]
+        if not (self.reals or self.fakes or found.keys() & {"label", "generator"}):
+            raise Refusal(
+                f"--label: {self._schema(types, classes)}; name the one that tells real from fake, or say what all "
+                "rows are with --fakes NAME or --reals"
+            )
+        names = classes.get(found.get("label", ""), ())
+        if names and not self._reals_among(names):
+            raise Refusal(
+                f"--real_label {' '.join(self.real_label)}: {self.repo} names the values of {found['label']} "
+                f"{', '.join(names[:8])}; name those of camera images, or leave the column out with --label -"
+            )
+        print(f"{self.repo}: {', '.join(f'--{option} {column}' for option, column in found.items())}")
+        return found
 
+    def _schema(self, types: Mapping[str, str], classes: Mapping[str, tuple[str, ...]]) -> str:
+        about = [f"{column} ({', '.join([kind, *classes.get(column, ())[:4]])})" for column, kind in types.items()]
+        return f"{self.repo} has the columns {', '.join(about)}"
 
-def share(total: int | None, shard: int, num_shards: int) -> float:
-    """How many of `total` fall to a job; all, where there is no limit."""
-    return float("inf") if total is None else total * (shard + 1) // num_shards - total * shard // num_shards
+    def _reals_among(self, names: tuple[str, ...]) -> list[str]:
+        wanted = {value.casefold() for value in self.real_label}
+        return [name for name in names if name.casefold() in wanted]
 
+    def _tell(self, row: dict, found: Mapping[str, str], classes: tuple[str, ...]) -> dict[str, str]:
+        def cell(option: str) -> str:
+            value = row.get(found.get(option, ""))
+            return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value).strip()
 
-def split_named(hub_split: str) -> str:
-    """Our split, where the hub's name for a split says it; empty for others, whose groups are drawn."""
-    name = hub_split.lower()
-    return "test" if "test" in name or "eval" in name else "val" if name in VALIDATION else ""
-
-
-def write_images(
-    source: Output,
-    what: dict[str, Any],
-    table: Callable[[], Table],
-    image: str,
-    tell: Callable[[dict], dict[str, str]],
-) -> Path | None:
-    """Every image of a table as a group of its own; the manifest, or None if other jobs have work left.
-
-    `tell` makes the manifest's columns of a row without its `image`, with a `reason` where the row cannot be used;
-    `table` is opened only if there is work.
-    `source` has `per_class` and `real`, the most images of each generator and of camera images.
-    """
-    jobs = {"shard": source.shard, "num_shards": source.num_shards}
-    most = {name: share(getattr(source, name), **jobs) for name in ("per_class", "real")}
-
-    def full(generator: str) -> bool:
-        return part.generators[generator] >= most["real" if generator == "real" else "per_class"]
-
-    with Part(source.output, what, **jobs) as part:
-        if not part.done:
-            rows, progress = table(), bar(unit="img", desc="images", initial=sum(part.generators.values()))
-            names = [name for name in rows.columns() if name != image]
-            while block := list(islice(rows.scan(names, tuple(part.at or (0, 0))), BLOCK)):
-                about = {place: tell(row) for place, row in block}
-                wanted = [place for place in about if not full(about[place]["generator"])]
-                for place, cells in rows.pick(wanted, [image]):
-                    row = about[place] | {"group": f"{about[place]['set']}-{place[0]:05d}-{place[1]:06d}"}
-                    row["split"] = source.split_of(row["group"], row.get("split", ""))
-                    if not full(row["generator"]):
-                        _commit(part, row, cells[image], place)
-                        progress.update()
-                part.commit([], (block[-1][0][0], block[-1][0][1] + 1))
-            progress.close()
-            part.finish()
-    return join(source.output, source.num_shards, whole=True, once=True)
-
-
-def _commit(part: Part, row: dict[str, str], cell: Any, place: Place) -> None:
-    at = (place[0], place[1] + 1)
-    try:
-        data = cell_bytes(cell)
-        if row.get("reason") or not data:
-            raise Unreadable(row.get("reason") or "member-missing")
-        decode(data)
-        if part.met(header_facts(data)["sha256"]):
-            raise Unreadable("same-bytes-two-groups")
-    except Unreadable as problem:
-        part.commit([], at, lost=[row | {"reason": problem.reason}])
-    else:
-        part.commit([row], at, [data])
-
-
-def _builder(repo: str, commit: str, config: str) -> Any:
-    with _reaching(repo, commit):
-        from datasets import get_dataset_config_names, load_dataset_builder
-
-        revision = None if Path(repo).is_dir() else commit
-        try:
-            return load_dataset_builder(repo, config or None, revision=revision)
-        except ValueError as error:
-            names = get_dataset_config_names(repo, revision=revision)
-            if config not in names:
-                raise Refusal(f"--subset {config or '(none)'}: {repo} has {', '.join(names)}") from error
-            raise
-
-
-@contextlib.contextmanager
-def _parquet(name: str, columns: Iterable[str] = ()) -> Iterator[Any]:
-    """An open Parquet file that has these columns; each column of a row group is fetched by one request."""
-    import pyarrow.parquet
-
-    with _reaching(name), contextlib.ExitStack() as stack:
-        source: Any = name
-        if "://" in name:
-            from huggingface_hub import HfFileSystem
-
-            source = stack.enter_context(HfFileSystem().open(name, cache_type="none"))
-        file = stack.enter_context(pyarrow.parquet.ParquetFile(source))
-        need(columns, file.schema_arrow.names, name)
-        yield file
-
-
-@contextlib.contextmanager
-def _reaching(repo: str, revision: str = "") -> Iterator[None]:
-    """What fails between here and the hub becomes one line."""
-    try:
-        yield
-    except ImportError as error:
-        raise Refusal(f"the hub's tables need {error.name}: run `pip install 'adapt-aigi[data]'`") from error
-    except Exception as error:
-        from huggingface_hub import errors
-
-        if isinstance(error, Refusal) or not isinstance(error, OSError | ValueError | errors.HTTPError):
-            raise
-        raise Refusal(_explain(error, repo, revision)) from error
-
-
-def _explain(error: Exception, repo: str, revision: str) -> str:
-    words, cause = str(error).strip().splitlines() or [""], cause_of(error)
-    if cause == "offline":
-        return f"{repo}: the hub is switched off by HF_HUB_OFFLINE: unset it, or give --repo a folder with its files"
-    if cause == "gated" or "is a gated dataset" in words[0]:
-        return f"{repo} is gated: accept its terms on its page at the hub, then run `hf auth login`"
-    if cause == "revision":
-        return f"{repo} has no revision {revision}: name a branch, a tag or a commit with --revision"
-    if cause == "missing":
-        return f"no data set {repo} at the hub, and no such folder: check --repo; if it is private, `hf auth login`"
-    return (
-        f"cannot read {repo} ({type(error).__name__}: {words[0]}): check file and network; the same command continues"
-    )
+        about = {"set": self.name, "split": split_named(self.hub_split), "caption": cell("caption")}
+        label = cell("label" if "label" in found else "generator")
+        if classes and label.isdecimal() and int(label) < len(classes):
+            label = classes[int(label)]
+        if self.reals or (label and self._reals_among((label,))):
+            about["generator"] = "real"
+        else:
+            about["generator"] = cell("generator") or self.fakes or f"{self.name}-fake"
+        if found.keys() & {"label", "generator"} and not label:
+            about |= {"generator": "unknown", "reason": "no-label"}
+        elif not about["generator"].isprintable():
+            about |= {"generator": "unknown", "reason": "bad-label"}
+        return about | ({"group": f"{self.name}/{cell('group')}"} if cell("group") else {})

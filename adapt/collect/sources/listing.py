@@ -53,7 +53,7 @@ class Listing(Output):
         self, rows: Iterable[dict[str, str]], fetch: Callable[[list[dict[str, str]]], object] | None = None
     ) -> Path | None:
         """`write_listing` of the chosen rows, whose `file` is still relative to `folder`."""
-        rows = limit(list(rows), self.per_class, self.real, self.seed)
+        rows = limit(self.renamed(rows), self.per_class, self.real, self.seed)
         if self.split == "auto":
             draw_val(rows, self.seed, self.val)
         if self.families is not None:

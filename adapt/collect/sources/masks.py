@@ -18,7 +18,6 @@ with their reasons. An all-white mask of an image by a generator makes it a full
 images with empty masks for photographs. Masks that are not white on black are written anew beside the manifest.
 """
 
-import hashlib
 import os
 import posixpath
 import re
@@ -27,15 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from adapt.collect.sources.listing import SPLITS, Listing
-from adapt.data.images import Unreadable
-from adapt.data.masks import CHANGED, White, read_mask, size_of
+from adapt.collect.sources.partial import settle
+from adapt.collect.sources.patterns import compiled
+from adapt.data.masks import White
 from adapt.errors import Refusal
-from adapt.files import writing
 
-FIELDS = {"{id}": "(?P<id>.+)", "{tool}": "(?P<tool>[^/]+)", "{group}": "(?P<group>[^/]+)", "*": "[^/]*"}
 LAYOUTS = {
     "casia1": {
         "part": ("Tp/{tool}/{id}",),
@@ -104,9 +100,9 @@ class Source(Listing):
                 f"no image under {self.folder} fits --part {' '.join(parts)} with a mask {' '.join(masks)}: patterns "
                 "are paths below the folder without suffix"
             )
-        home, output = self.home([self.folder]), self.output
-        folder = (output or home / "manifest.csv").with_suffix(".masks")
-        return self.write(rows, lambda rows: [_settle(row, given, self.empty, home, folder) for row in rows])
+        output = self.home([self.folder]) / (self.output.name if self.output else "manifest.csv")
+        changed = given["changed"] or "white"
+        return self.write(rows, lambda rows: [settle(row, changed, self.empty, output) for row in rows])
 
     def _rows(self, files: list[str], given: dict) -> Iterator[dict[str, str]]:
         stems: dict[str, str] = {}
@@ -114,13 +110,13 @@ class Source(Listing):
             if stems.setdefault(posixpath.splitext(name)[0], name) != name:
                 row = {"file": name, "set": self.name, "generator": "unknown", "group": f"{self.name}/{name}"}
                 yield row | {"split": _split(name), "reason": "same-name"}
-        pairs = [(_compiled(part), mask) for part, mask in zip(given["part"], given["mask"], strict=True)]
-        whole = [(_compiled(pattern), "real") for pattern in given["photo"]]
-        whole += [(_compiled(pattern), "generated") for pattern in self.generated]
+        pairs = [(compiled(part), mask) for part, mask in zip(given["part"], given["mask"], strict=True)]
+        whole = [(compiled(pattern), "real") for pattern in given["photo"]]
+        whole += [(compiled(pattern), "generated") for pattern in self.generated]
         home, root = self.home([self.folder]), os.path.realpath(self.folder)
         found = {stem: _pair(stem, pairs, stems) for stem in stems}
         used = {pair[1] for pair in found.values() if pair and pair[1] in stems}
-        lone = [_compiled(mask) for mask in given["mask"]]
+        lone = [compiled(mask) for mask in given["mask"]]
         for stem, name in stems.items():
             if stem in used:
                 continue
@@ -147,14 +143,6 @@ class Source(Listing):
         return f"{self.name}/{fields.get('group') or fields.get('id') or fields.get('tool', '')}"
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    words = re.split(r"(\{id\}|\{tool\}|\{group\}|\*)", pattern)
-    try:
-        return re.compile("".join(FIELDS.get(word) or re.escape(word) for word in words))
-    except re.error as error:
-        raise Refusal(f"pattern {pattern!r}: {error}; use each field once") from error
-
-
 def _pair(stem: str, pairs: list[tuple[re.Pattern[str], str]], stems: dict[str, str]) -> tuple[dict, str] | None:
     """Fields of the first part pattern that fits and has its mask, else of the first that fits; and that mask."""
     fitting = []
@@ -171,26 +159,3 @@ def _pair(stem: str, pairs: list[tuple[re.Pattern[str], str]], stems: dict[str, 
 
 def _split(name: str) -> str:
     return next((SPLITS[folder.lower()] for folder in name.split("/")[:-1] if folder.lower() in SPLITS), "")
-
-
-def _settle(row: dict[str, str], given: dict, empty: str, home: Path, folder: Path) -> None:
-    """Look at a row's mask: set a `reason`, let it go where it says nothing, or write it white on black."""
-    if not row.get("mask") or row.get("reason"):
-        return
-    file, changed = home / row["mask"], given["changed"] or "white"
-    try:
-        mask = read_mask(file, size_of(row["file"]), changed)
-    except Unreadable as problem:
-        if problem.reason == "mask-empty" and empty == "real":
-            row |= {"generator": "real", "edit": "", "mask": ""}
-        else:
-            row["reason"] = problem.reason
-        return
-    if row["generator"] != "real" and (np.asarray(mask) >= CHANGED).all():
-        row["mask"] = ""
-    elif changed != "white":
-        path = folder / f"{hashlib.sha256(row['mask'].encode(errors='surrogateescape')).hexdigest()[:32]}.png"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mask.save(path, "PNG")
-        row["mask"] = path.relative_to(home).as_posix()

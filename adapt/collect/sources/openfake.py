@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.cli import at_least
-from adapt.collect.sources.hub import Table, need, pin, split_named, write_images
+from adapt.collect.sources.hub_tables import Reading, Table, need, pin, split_named, write_images
 from adapt.collect.sources.output import Output
 from adapt.errors import Refusal
 
@@ -35,16 +35,16 @@ class Source(Output):
 
     def prepare(self) -> Path | None:
         names = ("repo", "subset", "hub_split", "per_class", "real", "seed", "split", "val", "test")
-        what = {name: getattr(self, name) for name in names}
+        what = self.identity(*names)
         what["commit"] = pin(self.repo, self.revision, self.output)
 
-        def table() -> Table:
+        def reading() -> Reading:
             jobs = {"shard": self.shard, "num_shards": self.num_shards}
             found = Table.open(self.repo, what["commit"], self.hub_split, config=self.subset, **jobs)
             need(["image", "prompt", "label", "model"], found.columns(), self.repo)
-            return found
+            return Reading(found, "image", self._tell)
 
-        return write_images(self, what, table, "image", self._tell)
+        return write_images(self, what, reading)
 
     def _tell(self, row: dict) -> dict[str, str]:
         generator = "real" if row["label"] == "real" else row["model"] or "unknown"

@@ -30,6 +30,7 @@ class Output:
     val: float = 0.15  # share of the groups, where splits are drawn
     test: float = 0.25  # share of the groups, where splits are drawn
     seed: int = 0  # seed of the splits and of every choice of images
+    rename: tuple[str, ...] = ()  # OLD=NEW: another name for a generator, such as stylegan_2=StyleGAN2
     align: str = ""  # also write aligned copies, as `adapt align` does: group, resizeN or cropN
     shard: int = 0  # which part of the work this job does
     num_shards: int = 1  # how many jobs share the work
@@ -41,6 +42,27 @@ class Output:
         if self.output is not None and self.output.suffix.lower() not in (".csv", ".parquet"):
             raise Refusal(f"--output {self.output}: name a .csv or .parquet file, the manifest to write")
         split_by_group([], self.seed, self.val, self.test)  # refuses shares that leave no train split
+        if wrong := [pair for pair in self.rename if not all(pair.partition("=")[::2])]:
+            raise Refusal(f"--rename {wrong[0]}: write OLD=NEW, such as stylegan_2=StyleGAN2")
+        if wrong := [pair for pair in self.rename if "real" in pair.split("=")]:
+            raise Refusal(f"--rename {wrong[0]}: a new name makes no fake real, nor a photograph a fake")
+
+    def identity(self, *names: str) -> dict[str, object]:
+        """The values of these options, on which rows depend; with --rename, if it is given."""
+        found: dict[str, object] = {name: getattr(self, name) for name in names}
+        return found | ({"rename": list(self.rename)} if self.rename else {})
+
+    def named(self, generator: str) -> str:
+        """The name of a generator after --rename."""
+        return dict(pair.split("=", 1) for pair in self.rename).get(generator, generator)
+
+    def renamed(self, rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+        """All rows of a listing with their generators' names after --rename; refuses a name that no row has."""
+        rows = list(rows)
+        found = dict.fromkeys(row["generator"] for row in rows)
+        if unknown := [pair for pair in self.rename if pair.partition("=")[0] not in found]:
+            raise Refusal(f"--rename {unknown[0]}: the generators are {', '.join(found) or 'none'}; write OLD=NEW")
+        return [row | {"generator": self.named(row["generator"])} for row in rows]
 
     def split_of(self, group: str, given: str = "") -> str:
         """Split of a group: the one asked for, else the `given` one of the layout, else drawn by its hash."""

@@ -11,6 +11,9 @@ The first folder that is no split names the generator and, behind the benchmark'
 UniversalFakeDetect's (guided with the reals of imagenet, ldm_*, glide_* and dalle with those of laion), its set is
 that of the reals. WildRF's folders name sites, not generators: --generator names all its fakes alike. Folders train,
 val and test at any depth keep their splits; without val it is drawn from train, without any all are drawn.
+
+The training sets of ForenSynths and AIGIBench have classes of objects where others have generators (train/car/1_fake):
+ProGAN made all of these, so that is what their fakes are called, unless --generator says otherwise.
 """
 
 from collections.abc import Iterator
@@ -18,12 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.collect.sources.listing import SPLITS, Listing
+from adapt.data.spelling import folded
 from adapt.errors import Refusal
 
 # UniversalFakeDetect: fakes -> the folder whose reals are theirs
 SHARED = {"guided": "imagenet"} | dict.fromkeys(
     ("ldm_200", "ldm_200_cfg", "ldm_100", "glide_100_10", "glide_100_27", "glide_50_27", "dalle"), "laion"
 )
+# ForenSynths: the classes of LSUN that ProGAN was trained on; a set of four of them is common, too
+OBJECTS = {
+    *("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+}
+FEWEST = 4  # classes without a split above that count as such a training set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,13 @@ class Source(Listing):
         rows = list(self._rows())
         if rows and all("reason" in row for row in rows):
             raise self._no_class_folder([row["file"] for row in rows])
+        if not self.generator:
+            self._name_objects([row for row in rows if "reason" not in row])
+        for row in rows:
+            if row["generator"] == "fake":
+                # a folder of fakes may be called real; they are not
+                row["generator"] = self.generator or (row["top"] if row["top"] not in ("", "real") else "")
+                row["generator"] = row["generator"] or f"{self.name}-fake"
         reals = {row["top"] for row in rows if row["generator"] == "real"}
         fakes = {row["top"] for row in rows if row["generator"] != "real" and "reason" not in row}
         partner = self._partners(fakes, reals)
@@ -61,13 +78,27 @@ class Source(Listing):
             if leaf is None:
                 yield row | {"generator": "unknown", "reason": "no-class-folder"}
                 continue
-            split = next((folder for folder in folders[:leaf] if folder.lower() in SPLITS), "")
+            above = folders[:leaf]
+            at = next((i for i, folder in enumerate(above) if folder.lower() in SPLITS), len(above))
+            split, below = (above[at : at + 1] or [""])[0], above[at + 1 :]
             row["split"] = SPLITS.get(split.lower(), "")
-            row["top"] = next((folder for folder in folders[:leaf] if folder != split and folder not in leaves), "")
-            fake = self.generator or row["top"]
-            if fake in ("", "real"):  # a folder of fakes may be called so; they are not
-                fake = f"{self.name}-fake"
-            yield row | {"generator": "real" if leaves[folders[leaf]] else fake}
+            # below a split, a folder `train` is a class of objects
+            tops = [folder for folder in above[:at] + below if folder not in leaves]
+            row["top"] = tops[0] if tops else ""
+            yield row | {"generator": "real" if leaves[folders[leaf]] else "fake"}
+
+    def _name_objects(self, rows: list[dict[str, str]]) -> None:
+        """Say ProGAN where the folders below a split, or all folders of a tree without splits, are its classes."""
+        tops = {row["top"] for row in rows}
+        whole = len(tops) >= FEWEST and tops <= OBJECTS and not any(row["split"] for row in rows)
+        below = {id(row) for row in rows if row["file"].split("/")[0].lower() in SPLITS}
+        objects = [row for row in rows if row["top"] in OBJECTS and (whole or id(row) in below)]
+        if objects:
+            name = next((top for top in sorted(tops) if folded(top) == "progan"), "progan")
+            classes = ", ".join(sorted({row["top"] for row in objects}))
+            print(f"{classes}: classes of ProGAN's training images, generator {name}; --generator NAME for another")
+            for row in objects:
+                row["top"] = name
 
     def _no_class_folder(self, files: list[str]) -> Refusal:
         """What is said of a tree in which not one folder has the name of a class."""

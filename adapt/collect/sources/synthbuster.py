@@ -62,7 +62,7 @@ class Source(Output):
         rows = self._matched(fakes, reals) + self._foreign(home)
         row = {"generator": "unknown", "set": self.set, "reason": "no-generator-folder"}
         rows += [row | {"file": file, "group": f"{self.set}/{file}"} for files in stray.values() for file in files]
-        return self.write_listing(self._with_captions(rows), folders)
+        return self.write_listing(self._with_captions(self.renamed(rows)), folders)
 
     def _matched(self, fakes: dict[str, Scenes], reals: Scenes) -> list[dict[str, str]]:
         """One row for each member of each scene, there or not."""

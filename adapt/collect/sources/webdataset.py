@@ -4,22 +4,26 @@
     adapt prepare webdataset --folder data/shards --label cls --real 0
 
 Shards that `adapt pack` or `adapt prepare` wrote need no --label: their json members hold the rows. The tar
-files stay where they are; the manifest points into them (shard.tar::member).
+files stay where they are; the manifest points into them (shard.tar::member). A damaged tar file costs what lies behind
+the damage, and is a lost row; so is a sample whose json cannot be read or whose label cannot be printed.
 """
 
 import json
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from adapt.collect.sources.output import Output
+from adapt.data.images import Unreadable
 from adapt.errors import Refusal
-from adapt.files import left_by_system
+from adapt.files import left_by_system, too_many_files
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+DAMAGE = "damaged, or no uncompressed tar file"
 MAX_TEXT = 2**20  # bytes of a json, txt or cls member
 
 
@@ -45,19 +49,25 @@ class Source(Output):
         if not tars:
             raise Refusal(f"no .tar files under {self.folder}: name the folder that holds the shards")
         rows = [row for tar in tars for row in self._rows(tar)]
-        return self.write_listing(rows, [self.folder])
+        if rows and all("reason" in row for row in rows):
+            counts = Counter(row["reason"] for row in rows).most_common(3)
+            raise Refusal(f"no image of {self.folder} can be used: {', '.join(f'{n} {why}' for why, n in counts)}")
+        return self.write_listing(self.renamed(rows), [self.folder])
 
     def _rows(self, tar: Path) -> Iterator[dict[str, str]]:
-        """Rows of all images of one tar file."""
+        """Rows of all images of one tar file, and one for the damage that ends it."""
         place = tar.relative_to(self.folder).as_posix()
-        for key, images, texts in samples(tar):
-            for name in images:
-                row = {"group": f"{place}/{key}", "generator": "unknown", "set": self.set}
-                try:
-                    row |= self._describe(name, texts)
-                except _NoLabel as problem:
-                    row["reason"] = f"no-label: {problem}"
-                yield row | {"file": f"{tar.resolve()}::{name}"}
+        unknown = {"generator": "unknown", "set": self.set}
+        try:
+            for key, images, texts in samples(tar):
+                for name in images:
+                    row = unknown | {"group": f"{place}/{key}", "file": f"{tar.resolve()}::{name}"}
+                    try:
+                        yield row | self._describe(name, texts)
+                    except _NoLabel as problem:
+                        yield row | {"reason": f"{problem.reason}: {problem}"}
+        except Unreadable as damage:
+            yield unknown | {"group": place, "file": str(tar.resolve()), "reason": f"{damage.reason}: {DAMAGE}"}
 
     def _describe(self, name: str, texts: dict[str, bytes]) -> dict[str, str]:
         """What the texts of a sample say of one of its images."""
@@ -66,12 +76,14 @@ class Source(Output):
             found = [row for row in rows if isinstance(row, dict) and row.get("path") == posixpath.basename(name)]
             if not found or not {"group", "generator"} <= found[0].keys():
                 raise _NoLabel("json holds no row of the image; give --label")
-            return {column: str(value) for column, value in found[0].items() if column not in ("path", "file")}
+            row = {column: str(value) for column, value in found[0].items() if column not in ("path", "file")}
+            return row | {"generator": _printable(row["generator"])}
         kind, _, field = self.label.partition(":")
         if kind not in texts:
             raise _NoLabel(f"the sample has no {kind}")
         about = _fields(texts, dict) if "json" in texts else {}
         value = _field(about, field) if kind == "json" else texts[kind].decode(errors="replace").strip()
+        value = _printable(value)
         unnamed = f"{self.set}-{value}" if kind == "cls" else value
         row = {"generator": "real" if value in self.real else unnamed}
         if self.group:
@@ -80,13 +92,23 @@ class Source(Output):
 
 
 class _NoLabel(Exception):
-    pass
+    """Why a sample has no label, as words behind the `reason` of its row."""
+
+    def __init__(self, words: str, reason: str = "no-label") -> None:
+        super().__init__(words)
+        self.reason = reason
+
+
+def _printable(label: str) -> str:
+    if not label.strip() or not label.isprintable():
+        raise _NoLabel(repr(label[:80]), "bad-label")
+    return label
 
 
 def _fields(texts: dict[str, bytes], kind: type) -> Any:
     try:
         found = json.loads(texts.get("json", b""))
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: nested thousands deep
         found = None
     if not isinstance(found, kind):
         raise _NoLabel("the sample has no json" if "json" not in texts else "json cannot be read")
@@ -94,18 +116,27 @@ def _fields(texts: dict[str, bytes], kind: type) -> Any:
 
 
 def _field(about: dict[str, Any], name: str) -> str:
-    if about.get(name) in (None, ""):
+    value = about.get(name)
+    if value is None or value == "":
         raise _NoLabel(f"json has no {name!r}")
-    return str(about[name])
+    if isinstance(value, dict | list):
+        raise _NoLabel(f"json has no single value under {name!r}", "bad-label")
+    return str(value).lower() if isinstance(value, bool) else str(value)  # true and false, as json spells them
 
 
 def samples(path: Path) -> Iterator[tuple[str, list[str], dict[str, bytes]]]:
     """Key, names of the images, and extension -> bytes of the texts, of each sample of a tar file.
 
-    Members of a sample stand beside each other and share the name up to the first dot of its last part.
+    Members of a sample stand beside each other and share the name up to the first dot of its last part. Raises
+    `Unreadable` behind the last whole sample of a damaged file, and for one that is no uncompressed tar file.
     """
-    key, images, texts = None, [], {}
-    for name, size, stream in _members(path):
+    key, images, texts, damage = None, [], {}, None
+    members = _members(path)
+    while True:
+        try:
+            name, size, stream = next(members, ("", 0, None))
+        except Unreadable as problem:
+            name, damage = "", problem
         folder, base = posixpath.split(name)
         stem, _, extension = base.partition(".")
         extension = extension.rpartition(".")[2].lower()
@@ -113,12 +144,14 @@ def samples(path: Path) -> Iterator[tuple[str, list[str], dict[str, bytes]]]:
             if images:
                 yield "/".join(filter(None, key)), images, texts
             key, images, texts = (folder, stem), [], {}
+        if not name:
+            break
         if extension in IMAGES:
             images.append(name)
         elif extension in ("json", "txt", "cls") and size <= MAX_TEXT:
             texts[extension] = stream.read()
-    if images:
-        yield "/".join(filter(None, key)), images, texts
+    if damage is not None:
+        raise damage
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -127,5 +160,10 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
             for member in tar:
                 if member.isreg() and not member.issparse() and not left_by_system(posixpath.basename(member.name)):
                     yield member.name, member.size, tar.extractfile(member)
-    except (tarfile.TarError, OSError) as error:
-        raise Refusal(f"{path} is no uncompressed tar file ({error}): unpack or write it again") from error
+            tar.fileobj.seek(tar.offset)
+            if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError("damaged")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        if too_many_files(error):
+            raise
+        raise Unreadable("bad-archive") from error
