@@ -23,7 +23,7 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.collect.sources.hub_tables import Mask, Reading, Table, pin, split_named, write_images
-from adapt.collect.sources.output import Output
+from adapt.collect.sources.output import Output, among
 from adapt.data.masks import White
 from adapt.errors import Refusal
 
@@ -44,6 +44,7 @@ class Source(Output):
     image: str = ""  # column of images; empty: found by its type
     label: str = ""  # column that tells camera images from fakes; empty: found by its name; -: none
     real_label: tuple[str, ...] = ("real", "0")  # values of the label, else of the generator, that mean a camera image
+    fake_label: tuple[str, ...] = ()  # values that mean a fake, all others are lost; empty: all but --real_label
     generator: str = ""  # column of generators' names; empty: found by its name; -: none
     fakes: str = ""  # name of all fakes, where no column tells it
     reals: bool = False  # all rows are camera images
@@ -73,7 +74,7 @@ class Source(Output):
     def prepare(self) -> Path | None:
         names = ("repo", "subset", "hub_split", "image", "label", "generator", "fakes", "reals", "group", "mask")
         names += ("changed", "empty", "caption", "set", "per_class", "real", "seed", "split", "val", "test")
-        what = self.identity(*names) | {"real_label": list(self.real_label)}
+        what = self.identity(*names) | {"real_label": list(self.real_label), "fake_label": list(self.fake_label)}
         what["commit"] = pin(self.repo, self.revision, self.output)
 
         def reading() -> Reading:
@@ -86,7 +87,7 @@ class Source(Output):
             told = tuple(found[option] for option in ("label", "generator", "group", "caption") if option in found)
             return Reading(table, found["image"], lambda row: self._tell(row, found, names), mask, told)
 
-        return write_images(self, what, reading)
+        return write_images(self, what, reading, grouped=bool(self.group))
 
     def _find_columns(self, types: Mapping[str, str], classes: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
         """Option -> column: those named, and those found; refuses with the table's columns where one is not there."""
@@ -99,10 +100,10 @@ class Source(Output):
                     raise Refusal(f"--{option} {named}: {self._schema(types, classes)}; name one that fits")
                 found[option] = named
             elif not named and option in USUAL and not (self.reals and option in ("label", "generator")):
-                among = [column for column in types if (column in images) == (option in ("image", "mask"))]
-                fitting = [column for column in among if column.lower() in USUAL[option]]
-                if option == "image" and len(among) == 1:
-                    fitting = among
+                able = [column for column in types if (column in images) == (option in ("image", "mask"))]
+                fitting = [column for column in able if column.lower() in USUAL[option]]
+                if option == "image" and len(able) == 1:
+                    fitting = able
                 if len(fitting) > 1 or (option == "image" and not fitting):
                     raise Refusal(f"--{option}: {self._schema(types, classes)}; name the one that holds it")
                 if fitting:
@@ -113,7 +114,7 @@ class Source(Output):
                 "rows are with --fakes NAME or --reals"
             )
         names = classes.get(found.get("label", ""), ())
-        if names and not self._reals_among(names):
+        if names and not any(among(name, self.real_label) for name in names):
             raise Refusal(
                 f"--real_label {' '.join(self.real_label)}: {self.repo} names the values of {found['label']} "
                 f"{', '.join(names[:8])}; name those of camera images, or leave the column out with --label -"
@@ -125,10 +126,6 @@ class Source(Output):
         about = [f"{column} ({', '.join([kind, *classes.get(column, ())[:4]])})" for column, kind in types.items()]
         return f"{self.repo} has the columns {', '.join(about)}"
 
-    def _reals_among(self, names: tuple[str, ...]) -> list[str]:
-        wanted = {value.casefold() for value in self.real_label}
-        return [name for name in names if name.casefold() in wanted]
-
     def _tell(self, row: dict, found: Mapping[str, str], classes: tuple[str, ...]) -> dict[str, str]:
         def cell(option: str) -> str:
             value = row.get(found.get(option, ""))
@@ -138,12 +135,14 @@ class Source(Output):
         label = cell("label" if "label" in found else "generator")
         if classes and label.isdecimal() and int(label) < len(classes):
             label = classes[int(label)]
-        if self.reals or (label and self._reals_among((label,))):
+        if self.reals or among(label, self.real_label):
             about["generator"] = "real"
         else:
             about["generator"] = cell("generator") or self.fakes or f"{self.name}-fake"
         if found.keys() & {"label", "generator"} and not label:
             about |= {"generator": "unknown", "reason": "no-label"}
+        elif self.fake_label and about["generator"] != "real" and not among(label, self.fake_label):
+            about |= {"generator": "unknown", "reason": "other-label"}
         elif not about["generator"].isprintable():
             about |= {"generator": "unknown", "reason": "bad-label"}
         return about | ({"group": f"{self.name}/{cell('group')}"} if cell("group") else {})

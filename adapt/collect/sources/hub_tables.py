@@ -183,8 +183,10 @@ class Reading:
     columns: tuple[str, ...] | None = None
 
 
-def write_images(source: Output, what: dict[str, Any], open_table: Callable[[], Reading]) -> Path | None:
-    """Every image of a table as a group of its own; the manifest, or None if other jobs have work left.
+def write_images(
+    source: Output, what: dict[str, Any], open_table: Callable[[], Reading], grouped: bool = False
+) -> Path | None:
+    """Every image of a table, as a group of its own unless `grouped`; the manifest, or None if others have work left.
 
     The table is opened only if there is work. `source` has `per_class` and `real`, the most images of each generator
     and of camera images.
@@ -214,7 +216,7 @@ def write_images(source: Output, what: dict[str, Any], open_table: Callable[[], 
                 part.commit([], (block[-1][0][0], block[-1][0][1] + 1))
             progress.close()
             part.finish()
-    return join(source.output, source.num_shards, whole=True, once=True)
+    return join(source.output, source.num_shards, whole=not grouped, once=True)
 
 
 def _renamed(source: Output, row: dict[str, str]) -> dict[str, str]:

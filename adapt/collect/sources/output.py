@@ -134,6 +134,11 @@ class Output:
         return join(output, self.num_shards)
 
 
+def among(label: str, values: Iterable[str]) -> bool:
+    """Whether a label is one of these values, in any case of letters."""
+    return label.casefold() in {value.casefold() for value in values}
+
+
 def _check_names(rows: list[dict[str, str]]) -> None:
     """Refuse before the work what would be refused, or break the tables, after it."""
     columns = ("generator", "set", "edit")

@@ -71,7 +71,9 @@ class Source(Listing):
 
     def _rows(self) -> Iterator[dict[str, str]]:
         leaves = {**dict.fromkeys(self.real_folder, True), **dict.fromkeys(self.fake_folder, False)}
-        for name in self.files():
+        files = self.files()
+        classes = _are_classes({name.split("/")[0] for name in files})
+        for name in files:
             folders = name.split("/")[:-1]
             row = {"file": name, "group": f"{self.name}/{name}", "top": ""}
             leaf = max((i for i, folder in enumerate(folders) if folder in leaves), default=None)
@@ -79,7 +81,7 @@ class Source(Listing):
                 yield row | {"generator": "unknown", "reason": "no-class-folder"}
                 continue
             above = folders[:leaf]
-            at = next((i for i, folder in enumerate(above) if folder.lower() in SPLITS), len(above))
+            at = next((i for i, folder in enumerate(above) if folder.lower() in SPLITS and not classes), len(above))
             split, below = (above[at : at + 1] or [""])[0], above[at + 1 :]
             row["split"] = SPLITS.get(split.lower(), "")
             # below a split, a folder `train` is a class of objects
@@ -90,9 +92,9 @@ class Source(Listing):
     def _name_objects(self, rows: list[dict[str, str]]) -> None:
         """Say ProGAN where the folders below a split, or all folders of a tree without splits, are its classes."""
         tops = {row["top"] for row in rows}
-        whole = len(tops) >= FEWEST and tops <= OBJECTS and not any(row["split"] for row in rows)
-        below = {id(row) for row in rows if row["file"].split("/")[0].lower() in SPLITS}
-        objects = [row for row in rows if row["top"] in OBJECTS and (whole or id(row) in below)]
+        classes = _are_classes({row["file"].split("/")[0] for row in rows})
+        below = [row for row in rows if classes or row["file"].split("/")[0].lower() in SPLITS]
+        objects = [row for row in below if row["top"] in OBJECTS]
         if objects:
             name = next((top for top in sorted(tops) if folded(top) == "progan"), "progan")
             classes = ", ".join(sorted({row["top"] for row in objects}))
@@ -130,3 +132,8 @@ class Source(Listing):
         if without := sorted(alone - partners.keys()):
             print(f"no reals for {', '.join(without)}, so nothing to compare with: --reals_of {without[0]}=FOLDER")
         return partners
+
+
+def _are_classes(folders: set[str]) -> bool:
+    """Whether the folders of a tree without splits are ProGAN's classes, of which one is called train."""
+    return len(folders) >= FEWEST and folders <= OBJECTS

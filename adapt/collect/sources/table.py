@@ -16,7 +16,8 @@ The first is SPAI's list (image,class,split), the second ClipBased's 1,000 match
 viral set, the fifth lists of one class each, the sixth NTIRE 2026, whose shards have images in a folder beside their
 list, the last NIST16. --generator names the generator of each row, with a value of --real for a camera image;
 --generator_from path:N takes the N-th part of the path (path:-1 is the file); with --label alone, whose other values
-are fakes, all fakes are `SET-fake`; with both, the label decides what is real. A row with a --mask was changed in
+are fakes, all fakes are `SET-fake`; with both, the label decides what is real. With --beside, paths begin below the
+folder that holds all tables. A row with a --mask was changed in
 part: by its generator or, with --edit, by that ordinary edit of a photograph. Splits may be
 called train, training, val, valid, validation, dev, test or testing. Where the cell is empty they are drawn by group,
 and where no row is val, val is drawn from train. A row whose image is not there, whose path leaves the folder, that
@@ -42,7 +43,7 @@ import numpy as np
 from adapt.collect.builder import forget
 from adapt.collect.download import Report, download
 from adapt.collect.sources.listing import SPLITS, draw_val
-from adapt.collect.sources.output import Output
+from adapt.collect.sources.output import Output, among
 from adapt.collect.sources.partial import settle
 from adapt.data.manifest import read_table, split_member
 from adapt.data.masks import White
@@ -72,6 +73,7 @@ class Source(Output):
     generator_from: str = ""  # path:N, the N-th part of the path; path:-2 is the folder that holds the file
     label: str = ""  # column that tells camera images from fakes
     real: tuple[str, ...] = ("real", "0")  # values of the label, else of the generator, that mean a camera image
+    fake: tuple[str, ...] = ()  # values of the label that mean a fake, all others are lost; empty: all but --real
     group: str = ""  # column of scenes; empty: each image is its own group
     matched: bool = False  # files of one name (without folder and suffix) show one scene and form a group
     split_column: str = ""  # column of splits
@@ -172,12 +174,14 @@ class Source(Output):
         """What a row says of its image; `name` tells it from all others, `made` is the class of the whole table."""
         scene = PurePosixPath(name).stem if self.matched else given.get("group") or name
         row = {"set": given.get("set_column") or own, "group": f"{own}/{scene}"}
-        generator = made or given.get("generator", "").strip() or self._in_path(given.get("path", ""))
+        generator = made or given.get("generator", "").strip() or self._in_path(name)
         label = given.get("label", generator).strip()
-        is_real = label.casefold() in {value.casefold() for value in self.real}
+        is_real = among(label, self.real)
         row["generator"] = "real" if is_real else generator or f"{own}-fake"
         if not label:
             row |= {"generator": "unknown", "reason": "no-label"}
+        elif self.fake and "label" in given and not is_real and not among(label, self.fake):
+            row |= {"generator": "unknown", "reason": "other-label"}
         elif not row["generator"].isprintable():
             row |= {"generator": "unknown", "reason": "bad-label"}
         if not is_real and given.get("family"):

@@ -38,9 +38,7 @@ class Source(Listing):
         if not self.photo and not self.generated:
             raise Refusal("--photo, --generated: give a pattern of each class that the folder holds")
         if wrong := [pair for pair in self.as_split if pair.partition("=")[2] not in OURS]:
-            raise Refusal(
-                f"--as_split {wrong[0]}: write WORD=SPLIT, with {', '.join(OURS)} as SPLIT, such as val=test"
-            )
+            raise Refusal(f"--as_split {wrong[0]}: write WORD=SPLIT, such as val=test; splits are {', '.join(OURS)}")
 
     def prepare(self) -> Path | None:
         rows = list(self._rows())
@@ -67,9 +65,8 @@ class Source(Listing):
             if "split" in fields:
                 row["split"] = splits.get(fields["split"], "") or splits.get(fields["split"].lower(), "")
                 if not row["split"]:
-                    raise Refusal(
-                        f"{name!r}: {fields['split']!r} is no split; --as_split {fields['split']}=train, say"
-                    )
+                    word = fields["split"]
+                    raise Refusal(f"{name!r}: {word!r} is no split; say which it is, such as --as_split {word}=train")
             row["set"] = "/".join(filter(None, (self.name, fields.get("set"))))
             if fields.get("group"):
                 row["group"] = f"{self.name}/{fields['group']}"
