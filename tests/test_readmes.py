@@ -101,7 +101,7 @@ def test_commands_are_found_at_all() -> None:
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_parse_with_their_values(page) -> None:
-    """A missing flag or a value of the wrong kind is an error of the page; variables of the shell stand for numbers."""
+    """A missing flag or a value of the wrong kind is an error of the page; shell variables stand for numbers."""
     for words in commands(page):
         config, flags = of(words)
         if config is None or {"--config", "--help"} & {*flags}:
