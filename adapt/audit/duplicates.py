@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from adapt.data.manifest import Manifest, Words
+from adapt.data.manifest import Manifest
+from adapt.data.rows import Words
 
 NEAR = 4  # of 64 bits
 

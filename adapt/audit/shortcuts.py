@@ -25,7 +25,8 @@ from adapt.audit.pixels import FAULTS, FIXED, IN_CORNERS, THUMBNAIL, TRACES, Sam
 from adapt.audit.probes import FOLDS, fixed_place, fixed_probe, thumbnail_probe
 from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
-from adapt.data.manifest import Manifest, Words, split_member
+from adapt.data.manifest import Manifest
+from adapt.data.rows import Words, split_member
 from adapt.errors import Refusal
 from adapt.evaluation.jackknife import Interval, leave_out, share_interval
 from adapt.evaluation.metrics import CHANCE, outcome_of

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from adapt.data.images import read_bytes
-from adapt.data.manifest import split_member
+from adapt.data.rows import split_member
 from adapt.files import write_text
 
 SETTLED = 2.0  # seconds

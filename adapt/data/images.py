@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from adapt.data.manifest import split_member
+from adapt.data.rows import split_member
 from adapt.errors import Refusal
 from adapt.files import too_many_files
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapt.csv_as_written import known_columns
-from adapt.data.manifest import Manifest, read_table, split_member
+from adapt.data.manifest import Manifest
+from adapt.data.rows import split_member
+from adapt.data.tables import read_table
 from adapt.errors import Refusal
 from adapt.files import SYSTEM_FILES, left_by_system, too_many_files
 

@@ -1,12 +1,10 @@
 """Manifest: a table of images, one row an image, that cannot leak from one split into another."""
 
-import csv
 import functools
 import hashlib
 import json
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +12,24 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
-from adapt.data.spelling import folded, refuse_two_spellings
+from adapt.csv_as_written import known_columns, refusal_of_bytes, undecodable
+from adapt.data.rows import (
+    FILES,
+    OPTIONAL,
+    PLACES,
+    REQUIRED,
+    SPELLED,
+    WORDS,
+    Words,
+    locate,
+    problem,
+    split_member,
+    strings,
+)
+from adapt.data.spelling import refuse_two_spellings
+from adapt.data.tables import read_table, write_table
 from adapt.errors import Refusal
 from adapt.files import atomic, sha256, too_many_files
-
-SPLITS = ("train", "val", "test")
-REQUIRED = ("path", "group", "generator", "split")
-PLACES = ("file", "mask_file")  # absolute names, which are found and never written
-OPTIONAL = ("set", "edit", "mask", "family", "source", "sha256")
-FILES = ("path", "mask")  # names of files, which may hold any bytes
-WORDS = ("group", "generator", "split", "set", "edit", "family", "source", "sha256")  # blanks around mean nothing
-SPELLED = ("generator", "set", "edit", "family")  # one name, one spelling
-Words = Sequence[str] | np.ndarray  # (n,) strings: a list, or a column of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class Manifest:
     @classmethod
     def of(cls, columns: Mapping[str, Words], folder: str | os.PathLike) -> "Manifest":
         """Make a manifest from columns whose paths are relative to `folder`; refuses what `read` refuses."""
-        read = {name: _strings([str(value) for value in values]) for name, values in columns.items()}
+        read = {name: strings([str(value) for value in values]) for name, values in columns.items()}
         return cls._checked(_complete(read, Path(folder), "manifest"))
 
     @classmethod
@@ -93,7 +96,7 @@ class Manifest:
 
     def resplit(self, split: Words) -> "Manifest":
         """The same rows in other splits; refuses what `read` refuses."""
-        return self._checked(self.columns | {"split": _strings(split)})
+        return self._checked(self.columns | {"split": strings(split)})
 
     def groups(self) -> list[np.ndarray]:
         """Row indices of each group, groups in order of first appearance."""
@@ -110,7 +113,7 @@ class Manifest:
         met = dict.fromkeys(self["generator"][self["split"] == "val"], "val")
         met |= dict.fromkeys(self["generator"][self["split"] == "train"], "train")
         met["real"] = "train"
-        return _strings([met.get(generator, "") for generator in generators])
+        return strings([met.get(generator, "") for generator in generators])
 
     @functools.cached_property
     def digest(self) -> str:
@@ -134,17 +137,11 @@ class Manifest:
                 raise Refusal(f"{file!r} lies outside {folder}: write the manifest above all its images")
         names = [name for name in self.columns if name in REQUIRED or (name not in PLACES and any(self[name]))]
         columns = {name: self[name] for name in names}
-        columns["path"] = _strings([file[len(folder) :] for file in self["file"]])
+        columns["path"] = strings([file[len(folder) :] for file in self["file"]])
         if "mask" in columns:
-            columns["mask"] = _strings([file[len(folder) :] for file in self.mask_files])
+            columns["mask"] = strings([file[len(folder) :] for file in self.mask_files])
         with atomic(path) as temporary:
-            _write_table(columns, temporary, path.suffix.lower())
-
-
-def split_member(path: str) -> tuple[str, str]:
-    """`shard.tar::member` -> (`shard.tar`, `member`); any other path -> (path, "")."""
-    stem, archived, member = path.partition(".tar::")
-    return (stem + ".tar", member) if archived else (path, "")
+            write_table(columns, temporary, path.suffix.lower())
 
 
 def split_by_group(groups: Words, seed: int, val: float = 0.15, test: float = 0.25) -> np.ndarray:
@@ -161,73 +158,7 @@ def split_by_group(groups: Words, seed: int, val: float = 0.15, test: float = 0.
         return "test" if share < test else "val" if share < test + val else "train"
 
     places = {group: place(group) for group in dict.fromkeys(groups)}
-    return _strings([places[group] for group in groups])
-
-
-def _strings(values: Words) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = list(values)
-    return array
-
-
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """Columns of any CSV or Parquet table, object arrays of strings; refuses one that cannot be read."""
-    if not path.is_file():
-        raise Refusal(f"no manifest {str(path)!r}: name an existing .csv or .parquet file")
-    if path.suffix.lower() == ".parquet":
-        return _read_parquet(path)
-    if path.suffix.lower() != ".csv":
-        raise Refusal(f"{path} is neither .csv nor .parquet: rename or convert the manifest")
-    try:
-        with open_rows(path) as lines:
-            header, *rows = [row for row in lines if row] or [[]]
-    except csv.Error as error:
-        raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise Refusal(f"{path}: column {twice[0]!r} stands twice: keep one")
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise Refusal(f"{path}, row {number}: {len(row)} cells, not {len(header)}: check its commas and quotes")
-    cells = zip(*rows, strict=True) if rows else [()] * len(header)
-    return dict(zip(header, map(_strings, cells), strict=True))
-
-
-def _read_parquet(path: Path) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)  # threads outlive small tables
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise Refusal(f"{path} is not a readable Parquet file ({reason}): write it again") from error
-    columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        kind = column.type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise Refusal(f"{path}: column {name!r} holds {kind}, not text or numbers: leave it out")
-        columns[name] = column.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
-    return columns
-
-
-def _write_table(columns: dict[str, np.ndarray], path: Path, suffix: str) -> None:
-    if suffix == ".csv":
-        # The line ending stays \r\n: with \n alone the csv module would not quote a \r inside a file name.
-        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
-    elif suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-        except UnicodeEncodeError as error:
-            raise Refusal(f"{error.object!r} is not UTF-8, which Parquet needs: write a .csv") from error
-        pq.write_table(table, path)
-    else:
-        raise Refusal(f"{suffix!r} is neither .csv nor .parquet: choose one of them as the manifest's suffix")
+    return strings([places[group] for group in groups])
 
 
 def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -243,38 +174,19 @@ def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[s
     columns = dict.fromkeys(OPTIONAL, np.full(count, "", object)) | columns
     _check_text(columns, name)
     columns |= {word: _without_blanks_around(columns[word]) for word in WORDS}
-    columns["sha256"] = _strings([digest.lower() for digest in columns["sha256"]])
+    columns["sha256"] = strings([digest.lower() for digest in columns["sha256"]])
     cells = zip(*(columns[column] for column in (*REQUIRED, "edit", "mask", "sha256")), strict=True)
     for number, row in enumerate(cells, 1):
-        if problem := _problem(*row):
-            raise Refusal(f"{name}, row {number}: {problem}")
-    columns["path"], columns["file"] = _locate(columns["path"], folder, name)
+        if wrong := problem(*row):
+            raise Refusal(f"{name}, row {number}: {wrong}")
+    columns["path"], columns["file"] = locate(columns["path"], folder, name)
     if any(columns["mask"]):
-        columns["mask"], columns["mask_file"] = _locate(columns["mask"], folder, name)
+        columns["mask"], columns["mask_file"] = locate(columns["mask"], folder, name)
         images = set(columns["file"])
         for number, (mask, file) in enumerate(zip(columns["mask"], columns["mask_file"], strict=True), 1):
             if file in images:
                 raise Refusal(f"{name}, row {number}: the mask {mask!r} is an image of the manifest: drop one of them")
     return columns
-
-
-def _problem(path: str, group: str, generator: str, split: str, edit: str, mask: str, digest: str) -> str:
-    """What is wrong with one row's values, and the remedy; empty if nothing is."""
-    if not (path and group.strip() and generator.strip()):
-        return f"empty path, group or generator ({path!r}, {group!r}, {generator!r}): fill it in"
-    if path.endswith(".tar::") and not split_member(path)[1]:
-        return f"path {path!r} names no image inside its archive: write {path}MEMBER"
-    if split not in SPLITS:
-        return f"unknown split {split!r}: use train, val or test"
-    if generator != "real" and folded(generator) == "real":
-        return f"generator {generator!r} would count as a fake: write 'real'"
-    if edit and generator != "real":
-        return f"edit {edit!r} on generator {generator!r}: only a camera image ('real') may have an edit"
-    if mask and generator == "real" and not edit:
-        return f"mask {mask!r} on a camera image without an edit: name the edit or the generator that changed a part"
-    if digest and not re.fullmatch("[0-9a-f]{64}", digest):
-        return f"sha256 {digest!r} is not 64 hexadecimal digits: correct it or leave it empty"
-    return ""
 
 
 def _check_text(columns: dict[str, np.ndarray], name: str) -> None:
@@ -288,54 +200,7 @@ def _check_text(columns: dict[str, np.ndarray], name: str) -> None:
 def _without_blanks_around(values: np.ndarray) -> np.ndarray:
     """Words without the blanks around them; ` real` stays, and is refused like `Real`: never guess what is real."""
     mend = {value: short for value in set(values) if (short := value.strip()) not in (value, "real")}
-    return _strings([mend.get(value, value) for value in values]) if mend else values
-
-
-def _locate(paths: np.ndarray, folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Paths relative to the folder, and absolute file names ("" of "").
-
-    An absolute path becomes the relative one, and `a\\b.png` becomes `a/b.png` where only that is a file. Refuses a
-    path that leaves the folder by its text or through a symbolic link.
-    """
-    root = os.path.realpath(folder)
-    starts = tuple(f"{place.rstrip('/')}/" for place in (root, str(Path(folder).absolute())))
-
-    @functools.cache  # one look at each folder, not one for each of its files
-    def inside(place: str) -> bool:
-        return os.path.commonpath([os.path.realpath(place), root]) == root
-
-    written, files = [], []
-    for number, given in enumerate(paths, 1):
-        path = given
-        if not path:
-            written.append("")
-            files.append("")
-            continue
-        if path.startswith("/"):
-            path = next((path[len(start) :] for start in starts if path.startswith(start)), path)
-        if "\\" in path:
-            path = _with_slashes(path, root)
-        archive, member = split_member(path)
-        file = posixpath.normpath(f"{root}/{archive}")
-        stays = "\0" not in path and not path.startswith("/") and not member.startswith("/")
-        stays = stays and ".." not in f"{archive}/{member}".split("/") and inside(posixpath.dirname(file))
-        if not stays or (posixpath.islink(file) and not inside(file)):
-            raise Refusal(
-                f"{name}, row {number}: path {given!r} leaves the manifest's folder {root}: move the image, or the "
-                "manifest, so that the image lies below it"
-            )
-        written.append(path)
-        files.append(f"{file}::{posixpath.normpath(member)}" if member else file)
-    return _strings(written), _strings(files)
-
-
-def _with_slashes(path: str, root: str) -> str:
-    """A path as Windows writes it, where a file of that name is there and none of the name as it stands."""
-    archive, member = split_member(path)
-    other = archive.replace("\\", "/")
-    if "\0" in path or posixpath.lexists(f"{root}/{archive}") or not posixpath.lexists(f"{root}/{other}"):
-        return path
-    return f"{other}::{member}" if member else other
+    return strings([mend.get(value, value) for value in values]) if mend else values
 
 
 def require_files(rows: Manifest) -> None:

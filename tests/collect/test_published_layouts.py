@@ -20,7 +20,8 @@ from PIL import Image
 from adapt import cli
 from adapt.collect.sources import genimage, hub, real_fake, table, tree, webdataset
 from adapt.commands import prepare
-from adapt.data.manifest import SPLITS, Manifest
+from adapt.data.manifest import Manifest
+from adapt.data.rows import SPLITS
 from adapt.errors import Refusal
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ from adapt.commands import predict
 from adapt.data.crops import TILES, Crops
 from adapt.data.images import read_image
 from adapt.data.inputs import find_inputs
-from adapt.data.manifest import Manifest, read_table
+from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
+from adapt.data.tables import read_table
 from adapt.data.views import parse_view
 from adapt.detector import predict as library
 from adapt.detector.detector import Detector, load_detector, score

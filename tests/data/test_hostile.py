@@ -12,7 +12,7 @@ import pytest
 import torch
 import zoo
 
-from adapt.data.manifest import read_table
+from adapt.data.tables import read_table
 from adapt.detector.detector import Detector
 from adapt.models.heads.linear import LinearHead
 from adapt.models.towers.backbones import load_backbone

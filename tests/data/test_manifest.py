@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapt.data import manifest as module
-from adapt.data.manifest import Manifest, split_by_group, split_member
+from adapt.data.manifest import Manifest, split_by_group
+from adapt.data.rows import split_member
 from adapt.errors import Refusal
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "manifest.csv"

@@ -20,7 +20,8 @@ from adapt.commands import predict
 from adapt.data.crops import Crops
 from adapt.data.images import read_image
 from adapt.data.inputs import find_inputs
-from adapt.data.manifest import Manifest, read_table
+from adapt.data.manifest import Manifest
+from adapt.data.tables import read_table
 from adapt.detector import finished_batches as journal
 from adapt.detector import predict as library
 from adapt.detector import predict_maps

@@ -23,7 +23,7 @@ from typing import Literal
 
 from adapt.collect.sources.listing import walk
 from adapt.collect.sources.output import Output
-from adapt.data.manifest import read_table
+from adapt.data.tables import read_table
 from adapt.errors import Refusal
 
 Scenes = dict[str, list[str]]  # base name -> files, one as a rule

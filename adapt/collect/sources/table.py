@@ -45,8 +45,9 @@ from adapt.collect.download import Report, download
 from adapt.collect.sources.listing import SPLITS, draw_val
 from adapt.collect.sources.output import Output, among
 from adapt.collect.sources.partial import settle
-from adapt.data.manifest import read_table, split_member
 from adapt.data.masks import White
+from adapt.data.rows import split_member
+from adapt.data.tables import read_table
 from adapt.errors import Refusal
 
 COLUMNS = ("path", "url", "generator", "label", "group", "split_column", "set_column", "family", "caption", "mask")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from adapt.collect.sources.listing import SPLITS, Listing
 from adapt.collect.sources.patterns import compiled
-from adapt.data.manifest import SPLITS as OURS
+from adapt.data.rows import SPLITS as OURS
 from adapt.errors import Refusal
 
 
