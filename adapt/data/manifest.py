@@ -5,14 +5,17 @@ import hashlib
 import json
 import os
 import posixpath
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from adapt.csv_as_written import known_columns, refusal_of_bytes, undecodable
+from adapt.data import large
+from adapt.data.checks import check_bytes, check_files_differ, check_groups, refusal_of_mask, refuse_columns
+from adapt.data.columns import Column, Groups
 from adapt.data.rows import (
     FILES,
     OPTIONAL,
@@ -29,7 +32,7 @@ from adapt.data.rows import (
 from adapt.data.spelling import refuse_two_spellings
 from adapt.data.tables import read_table, write_table
 from adapt.errors import Refusal
-from adapt.files import atomic, sha256, too_many_files
+from adapt.files import atomic
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,9 @@ class Manifest:
         """Read CSV or Parquet manifests and join them. Image files that are missing are not refused here."""
         if not paths:
             raise Refusal("no manifest given: name at least one .csv or .parquet file")
+        files = [Path(path) for path in paths]
+        if large.rows_of(files) >= large.LARGE:
+            return cls._large(*large.read_large(files))
         parts = [_complete(read_table(Path(path)), Path(path).parent, str(path)) for path in paths]
         columns = {}
         for name in dict.fromkeys(name for part in parts for name in part):
@@ -64,12 +70,18 @@ class Manifest:
         return cls._checked(_complete(read, Path(folder), "manifest"))
 
     @classmethod
+    def _large(cls, columns: "Mapping[str, Column]", digest: str) -> "Manifest":
+        found = cls({name: cast(np.ndarray, column) for name, column in columns.items()})  # which reads like one
+        found.__dict__["digest"] = digest  # what the property would work out
+        return found
+
+    @classmethod
     def _checked(cls, columns: dict[str, np.ndarray]) -> "Manifest":
         for name in SPELLED:
             refuse_two_spellings(name, dict.fromkeys(columns[name]), columns[name])
-        _check_files_differ(columns)
-        _check_groups(columns)
-        _check_bytes(columns)
+        check_files_differ(columns)
+        check_groups(columns)
+        check_bytes(columns)
         return cls(columns)
 
     def __len__(self) -> int:
@@ -98,8 +110,10 @@ class Manifest:
         """The same rows in other splits; refuses what `read` refuses."""
         return self._checked(self.columns | {"split": strings(split)})
 
-    def groups(self) -> list[np.ndarray]:
+    def groups(self) -> Sequence[np.ndarray]:
         """Row indices of each group, groups in order of first appearance."""
+        if isinstance(column := self.columns["group"], Column):
+            return Groups(column.codes)
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(self["group"]):
             rows.setdefault(group, []).append(row)
@@ -164,13 +178,8 @@ def split_by_group(groups: Words, seed: int, val: float = 0.15, test: float = 0.
 def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[str, np.ndarray]:
     """One manifest's columns with `file` and the optional ones added, after the checks within a row."""
     columns = dict(zip(known_columns([*columns], (*REQUIRED, *OPTIONAL), name), columns.values(), strict=True))
-    if missing := [column for column in REQUIRED if column not in columns]:
-        raise Refusal(f"{name}: no column {missing[0]!r}, only {', '.join(columns) or 'none'}: add or rename it")
-    if reserved := [column for column in PLACES if column in columns]:
-        raise Refusal(f"{name}: the column {reserved[0]!r} is reserved for absolute paths: rename it")
+    refuse_columns(columns, name)
     count = len(columns["path"])
-    if not count:
-        raise Refusal(f"{name} has no rows: list at least one image")
     columns = dict.fromkeys(OPTIONAL, np.full(count, "", object)) | columns
     _check_text(columns, name)
     columns |= {word: _without_blanks_around(columns[word]) for word in WORDS}
@@ -185,7 +194,7 @@ def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[s
         images = set(columns["file"])
         for number, (mask, file) in enumerate(zip(columns["mask"], columns["mask_file"], strict=True), 1):
             if file in images:
-                raise Refusal(f"{name}, row {number}: the mask {mask!r} is an image of the manifest: drop one of them")
+                raise refusal_of_mask(name, number, mask)
     return columns
 
 
@@ -214,81 +223,3 @@ def require_files(rows: Manifest) -> None:
         f"every file of the manifest is missing ({len(rows)} images); the first are {first}. Looked in "
         f"{', '.join(list(folders)[:3])}: move the manifest to the folder that its paths start from, or correct them"
     )
-
-
-def _check_files_differ(columns: dict[str, np.ndarray]) -> None:
-    if len(set(columns["file"])) < len(columns["file"]):
-        seen: set[str] = set()
-        for file, path in zip(columns["file"], columns["path"], strict=True):
-            if file in seen:
-                raise Refusal(f"path {path!r} stands in two rows: keep one of them")
-            seen.add(file)
-
-
-def _check_groups(columns: dict[str, np.ndarray]) -> None:
-    first: dict[str, str] = {}
-    for group, split in zip(columns["group"], columns["split"], strict=True):
-        if first.setdefault(group, split) != split:
-            raise Refusal(
-                f"group {group!r} is in two splits, {first[group]} and {split}: "
-                "keep a scene in one split, or give different scenes different groups"
-            )
-
-
-def _check_bytes(columns: dict[str, np.ndarray]) -> None:
-    """Refuse equal bytes in two splits or under two labels.
-
-    The sha256 column is believed (decoding checks it). Without it, only files that agree in size and in their
-    last 4 KiB with a row of another split or label are hashed. A member of an archive is compared by its
-    sha256 alone, and an empty file, a broken download, with nothing: decoding reports it.
-    """
-    kinds = list(zip(columns["split"], columns["generator"] != "real", strict=True))
-    digests = list(columns["sha256"])
-    if not all(digests):
-        sizes = [_size(file) for file in columns["file"]]
-        tails: list = [None] * len(sizes)
-        for row in _shared(sizes, kinds):
-            tails[row] = (sizes[row], _tail(columns["file"][row]))
-        for row in _shared(tails, kinds):
-            digests[row] = digests[row] or _digest(columns["file"][row])
-    if rows := _shared([digest or None for digest in digests], kinds):
-        a = rows[0]
-        b = next(row for row in rows if digests[row] == digests[a] and kinds[row] != kinds[a])
-        what = "in two splits" if kinds[a][0] != kinds[b][0] else "under two labels"
-        first, second = (f"{columns['path'][r]!r} ({kinds[r][0]}, {columns['generator'][r]})" for r in (a, b))
-        raise Refusal(f"the same bytes {what}: {first} and {second}; {len(rows)} rows in all: keep one of each")
-
-
-def _shared(keys: list, kinds: list) -> list[int]:
-    """Rows whose key is also the key of a row of another kind; None is nobody's key."""
-    first: dict = {}
-    mixed = {key for key, kind in zip(keys, kinds, strict=True) if first.setdefault(key, kind) != kind}
-    return [row for row, key in enumerate(keys) if key is not None and key in mixed]
-
-
-def _size(file: str) -> int | None:
-    try:
-        status = os.stat(file)  # noqa: PTH116 (several times faster than Path.stat)
-    except OSError:
-        return None
-    return status.st_size or None if stat.S_ISREG(status.st_mode) else None
-
-
-def _tail(file: str) -> bytes | None:
-    try:
-        with open(file, "rb") as stream:  # noqa: PTH123
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4096))
-            return stream.read(4096)
-    except OSError as error:
-        if too_many_files(error):
-            raise
-        return None
-
-
-def _digest(file: str) -> str:
-    try:
-        return sha256(file)
-    except OSError as error:
-        if too_many_files(error):
-            raise
-        return ""

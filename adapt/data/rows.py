@@ -4,7 +4,7 @@ import functools
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,24 @@ def problem(path: str, group: str, generator: str, split: str, edit: str, mask: 
     return ""
 
 
+def inside_of(root: str) -> Callable[[str], bool]:
+    """Whether a folder lies in `root`, links followed: one look at each folder, not one for each of its files."""
+
+    @functools.cache
+    def inside(place: str) -> bool:
+        return os.path.commonpath([os.path.realpath(place), root]) == root
+
+    return inside
+
+
+def refusal_of_place(name: str, number: int, path: str, root: str) -> Refusal:
+    """What is said of a path that leaves the folder `root` of the manifest `name`."""
+    return Refusal(
+        f"{name}, row {number}: path {path!r} leaves the manifest's folder {root}: move the image, or the "
+        "manifest, so that the image lies below it"
+    )
+
+
 def locate(
     paths: Words, folder: Path, name: str, numbers: Iterable[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +82,7 @@ def locate(
     """
     root = os.path.realpath(folder)
     starts = tuple(f"{place.rstrip('/')}/" for place in (root, str(Path(folder).absolute())))
-
-    @functools.cache  # one look at each folder, not one for each of its files
-    def inside(place: str) -> bool:
-        return os.path.commonpath([os.path.realpath(place), root]) == root
-
+    inside = inside_of(root)
     written, files = [], []
     for number, given in zip(range(1, len(paths) + 1) if numbers is None else numbers, paths, strict=True):
         path = given
@@ -85,10 +99,7 @@ def locate(
         stays = "\0" not in path and not path.startswith("/") and not member.startswith("/")
         stays = stays and ".." not in f"{archive}/{member}".split("/") and inside(posixpath.dirname(file))
         if not stays or (posixpath.islink(file) and not inside(file)):
-            raise Refusal(
-                f"{name}, row {number}: path {given!r} leaves the manifest's folder {root}: move the image, or the "
-                "manifest, so that the image lies below it"
-            )
+            raise refusal_of_place(name, number, given, root)
         written.append(path)
         files.append(f"{file}::{posixpath.normpath(member)}" if member else file)
     return strings(written), strings(files)
