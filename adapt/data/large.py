@@ -164,13 +164,12 @@ def _joined(paths: Sequence[Path]) -> tuple[Arrays, dict[str, str]]:
 def _checked(path: Path) -> tuple[Arrays, str]:
     """The columns of one manifest after the checks of its rows, and its folder; `file` where paths do not tell it."""
     name, root = str(path), os.path.realpath(path.parent)
-    arrays = dict(parquet_columns(path))
-    arrays = dict(zip(known_columns([*arrays], (*REQUIRED, *OPTIONAL), name), arrays.values(), strict=True))
-    refuse_columns(arrays, name)
-    count = len(arrays["path"])
-    arrays = {column: _blank(count) for column in OPTIONAL} | arrays
-    for column in list(arrays):
-        arrays[column] = _encoded(column, arrays[column])
+    file = pq.ParquetFile(path)
+    given, count = file.schema_arrow.names, file.metadata.num_rows
+    known = dict(zip(given, known_columns(given, (*REQUIRED, *OPTIONAL), name), strict=True))
+    refuse_columns(dict.fromkeys(known.values(), range(count)), name)
+    arrays = {column: _blank(count) for column in OPTIONAL}
+    arrays |= {known[column]: _encoded(known[column], cells) for column, cells in parquet_columns(path)}
     _check_rows(arrays, name)
     odd = np.flatnonzero(pc.match_substring_regex(arrays["path"], ODD_PATH).to_numpy(zero_copy_only=False))
     if len(odd):
@@ -190,10 +189,8 @@ def _checked(path: Path) -> tuple[Arrays, str]:
     return arrays, root
 
 
-def _encoded(column: str, cells: pa.ChunkedArray | pa.DictionaryArray) -> pa.Array:
+def _encoded(column: str, cells: pa.ChunkedArray) -> pa.Array:
     """One column as it is kept: text as it is, words by number, digests as bytes."""
-    if isinstance(cells, pa.DictionaryArray):  # of a column that the file does not have
-        return cells
     if column == "sha256":
         return _digests(pc.ascii_lower(pc.utf8_trim_whitespace(cells)))
     if column == "path":
@@ -310,6 +307,9 @@ def _concat(parts: list[pa.Array | None], counts: list[int]) -> pa.Array:
         return parts[0]
     sizes = zip(parts, counts, strict=True)
     plain = [_blank(count) if part is None else part for part, count in sizes]
+    if any(pa.types.is_fixed_size_binary(part.type) for part in plain):  # digests, beside manifests without
+        digest = pa.binary(32)
+        return pa.concat_arrays([part if part.type == digest else pa.nulls(len(part), digest) for part in plain])
     kinds = {str(part.type) for part in plain}
     if len(kinds) == 1 and not pa.types.is_dictionary(plain[0].type):
         return pa.concat_arrays(plain)

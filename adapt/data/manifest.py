@@ -8,14 +8,12 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from adapt.csv_as_written import known_columns, refusal_of_bytes, undecodable
-from adapt.data import large
 from adapt.data.checks import check_bytes, check_files_differ, check_groups, refusal_of_mask, refuse_columns
-from adapt.data.columns import Column, Groups
 from adapt.data.rows import (
     FILES,
     OPTIONAL,
@@ -33,6 +31,9 @@ from adapt.data.spelling import refuse_two_spellings
 from adapt.data.tables import read_table, write_table
 from adapt.errors import Refusal
 from adapt.files import atomic
+
+if TYPE_CHECKING:
+    from adapt.data.columns import Column
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,11 @@ class Manifest:
         if not paths:
             raise Refusal("no manifest given: name at least one .csv or .parquet file")
         files = [Path(path) for path in paths]
-        if large.rows_of(files) >= large.LARGE:
-            return cls._large(*large.read_large(files))
+        if all(path.suffix.lower() == ".parquet" for path in files):
+            from adapt.data import large  # whose pyarrow takes a second
+
+            if large.rows_of(files) >= large.LARGE:
+                return cls._large(*large.read_large(files))
         parts = [_complete(read_table(Path(path)), Path(path).parent, str(path)) for path in paths]
         columns = {}
         for name in dict.fromkeys(name for part in parts for name in part):
@@ -112,7 +116,9 @@ class Manifest:
 
     def groups(self) -> Sequence[np.ndarray]:
         """Row indices of each group, groups in order of first appearance."""
-        if isinstance(column := self.columns["group"], Column):
+        if not isinstance(column := self.columns["group"], np.ndarray):
+            from adapt.data.columns import Groups
+
             return Groups(column.codes)
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(self["group"]):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.data import manifest as module
+from adapt.data import checks
 from adapt.data.manifest import Manifest, split_by_group
 from adapt.data.rows import split_member
 from adapt.errors import Refusal
@@ -301,8 +301,8 @@ def test_equal_bytes_in_two_splits_or_under_two_labels(tmp_path, digests):
 
 
 def test_a_row_with_a_digest_is_compared_with_a_row_without(tmp_path, monkeypatch):
-    hashed, hashing = [], module._digest
-    monkeypatch.setattr(module, "_digest", lambda file: hashed.append(Path(file).name) or hashing(file))
+    hashed, hashing = [], checks._digest
+    monkeypatch.setattr(checks, "_digest", lambda file: hashed.append(Path(file).name) or hashing(file))
     path = planted(tmp_path, "splits", True)
     digest = hashlib.sha256(b"same" * 3000).hexdigest()
     path.write_text(path.read_text().replace(f"0.png,g0,real,train,{digest}", "0.png,g0,real,train,"))
@@ -312,13 +312,13 @@ def test_a_row_with_a_digest_is_compared_with_a_row_without(tmp_path, monkeypatc
 
 def test_given_digests_are_believed_without_a_look_at_the_files(tmp_path, monkeypatch):
     for name in ("_size", "_tail", "_digest"):
-        monkeypatch.setattr(module, name, lambda file: pytest.fail("looked at a file"))
+        monkeypatch.setattr(checks, name, lambda file: pytest.fail("looked at a file"))
     assert len(Manifest.read(planted(tmp_path, "inside", True))) == 6
 
 
 def test_only_files_that_may_be_equal_are_hashed(tmp_path, monkeypatch):
-    hashed, digest = [], module._digest
-    monkeypatch.setattr(module, "_digest", lambda file: hashed.append(Path(file).name) or digest(file))
+    hashed, digest = [], checks._digest
+    monkeypatch.setattr(checks, "_digest", lambda file: hashed.append(Path(file).name) or digest(file))
     refused("the same bytes", planted(tmp_path, "splits", False))
     assert hashed == ["0.png", "1.png"]
 
