@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -99,26 +99,67 @@ def near_partners(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each of n hashes the nearest earlier one of another group and kind within `most` bits.
 
-    Returns indices (n,), -1 where there is none, and distances (n,), `most` + 1 where there is none. Two 64-bit
-    words that differ in at most `most` bits agree in one of `most` + 1 bands, so only words that share a band are
-    compared: 100,000 random ones take 1 s. Neighbouring frequencies lie in different bands.
+    Returns indices (n,), -1 where there is none, and distances (n,), `most` + 1 where there is none. Of equal hashes
+    only the earliest rows matter, so any number of copies of a picture costs a sort: see `_earliest`.
     """
     other, distance = np.full(len(hashes), -1), np.full(len(hashes), most + 1)
+    distinct, which = np.unique(hashes, return_inverse=True)
+    rows = np.argsort(which, kind="stable")  # those of each hash side by side
+    counts = np.bincount(which, minlength=len(distinct))
+    starts = np.cumsum(counts) - counts
+    first, second = _earliest(which, group, kind, len(distinct))
+    for mine, theirs, bits in _close(distinct, most):
+        repeat = counts[mine]
+        at = np.repeat(starts[mine] - np.cumsum(repeat) + repeat, repeat) + np.arange(repeat.sum())
+        row, partner = rows[at], np.repeat(theirs, repeat)
+        found = np.full(len(row), len(hashes))
+        for k in range(first.shape[1]):
+            earliest = np.where(group[first[partner, k]] != group[row], first[partner, k], second[partner, k])
+            usable = (kind[row] != k) & (first[partner, k] >= 0) & (earliest >= 0) & (earliest < row)
+            found = np.minimum(found, np.where(usable, earliest, len(hashes)))
+        near = np.repeat(bits, repeat)
+        there = np.flatnonzero(found < len(hashes))
+        there = there[np.lexsort((found[there], near[there], row[there]))]
+        row, near, found = row[there], near[there], found[there]
+        nearest = np.diff(row, prepend=-1) > 0  # the first of each row
+        row, near, found = row[nearest], near[nearest], found[nearest]
+        better = (near < distance[row]) | ((near == distance[row]) & (found < other[row]))
+        other[row[better]], distance[row[better]] = found[better], near[better]
+    return other, distance
+
+
+def _earliest(which: np.ndarray, group: np.ndarray, kind: np.ndarray, distinct: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each hash and kind, and the first whose group is another than that row's; -1 for none.
+
+    One of the two is the earliest partner for a row of any group. Both (hashes, kinds).
+    """
+    kinds = int(kind.max(initial=-1)) + 1
+    first, second = np.full((2, distinct, kinds), len(which))
+    every = np.arange(len(which))
+    np.minimum.at(first, (which, kind), every)
+    others = group != group[first[which, kind]]
+    np.minimum.at(second, (which[others], kind[others]), every[others])
+    return tuple(np.where(found < len(which), found, -1) for found in (first, second))
+
+
+def _close(distinct: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs of different hashes within `most` bits, each with itself as well: indices, indices and bits, in parts.
+
+    Two 64-bit words that differ in at most `most` bits agree in one of `most` + 1 bands, so only words that share a
+    band are compared: 100,000 random ones take 1 s. Neighbouring frequencies lie in different bands.
+    """
+    every = np.arange(len(distinct))
+    yield every, every, np.zeros(len(distinct), np.int64)
     for band in range(most + 1):
         mask = np.uint64(sum(1 << bit for bit in range(band, 64, most + 1)))
-        order = np.argsort(hashes & mask, kind="stable")
-        keys = (hashes & mask)[order]
+        order = np.argsort(distinct & mask, kind="stable")
+        keys = (distinct & mask)[order]
         for bucket in np.split(order, np.flatnonzero(keys[1:] != keys[:-1]) + 1):
             for part in np.array_split(bucket, len(bucket) ** 2 // 4_000_000 + 1) if len(bucket) > 1 else ():
-                bits = np.bitwise_count(hashes[part, None] ^ hashes[bucket]).astype(np.int64)
-                same = (group[part, None] == group[bucket]) | (kind[part, None] == kind[bucket])
-                bits[same | (bucket >= part[:, None])] = most + 1
-                best = bits.argmin(axis=1)
-                nearest, partner = bits[np.arange(len(part)), best], bucket[best]
-                better = (nearest < distance[part]) | ((nearest == distance[part]) & (partner < other[part]))
-                better &= nearest <= most
-                other[part[better]], distance[part[better]] = partner[better], nearest[better]
-    return other, distance
+                bits = np.bitwise_count(distinct[part, None] ^ distinct[bucket]).astype(np.int64)
+                mine, theirs = np.nonzero((bits <= most) & (bits > 0))
+                if len(mine):
+                    yield part[mine], bucket[theirs], bits[mine, theirs]
 
 
 def similar_partners(

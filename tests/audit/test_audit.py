@@ -317,6 +317,25 @@ def test_near_partners_are_those_of_all_pairs():
     assert found > 100
 
 
+@pytest.mark.parametrize("kinds", [1, 4])
+def test_copies_of_one_picture_are_compared_by_hash_and_not_each_with_each(monkeypatch, kinds):
+    """A million pairs of rows come to one of hashes; the partner of a row is the first of another kind."""
+    compared = []
+    count = np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda bits: compared.append(bits.size) or count(bits))
+    hashes = np.array([5, 4] + [5] * 20_000, np.uint64)
+    group, kind = np.arange(len(hashes)), np.arange(len(hashes)) % kinds
+    other, distance = near_partners(hashes, group, kind)
+    assert sum(compared) <= 5 * 2 * 2  # bands x hashes x hashes
+    if kinds == 1:
+        assert (other == -1).all()
+        return
+    rows = np.arange(6, len(hashes))
+    assert (distance[rows] == 0).all()
+    np.testing.assert_array_equal(other[rows], np.where(kind[rows] == 0, 2, 0))
+    assert other[1] == 0 and distance[1] == 1 and other[0] == -1
+
+
 def test_the_hash_survives_compression_and_scaling_and_nothing_else():
     scenes = [scene(seed, 96, 80) for seed in range(30)]
     codes = [perceptual_hash(image) for image in scenes]
