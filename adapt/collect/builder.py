@@ -22,6 +22,7 @@ SHARD_BYTES = 2**30  # a tar file is closed when it has this many
 SYNC_SECONDS = 1
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 END = bytes(1024)  # two empty blocks end a tar file
+LARGE = 100_000  # rows from which a manifest is Parquet where nobody named its file
 LOST = ("file", "url", "group", "generator", "split", "set", "reason")  # columns of the table of what is not there
 
 
@@ -185,9 +186,12 @@ def forget(output: Path, shard: int, num_shards: int) -> None:
     remove(path, _busy(path))
 
 
-def join(output: Path, num_shards: int, whole: bool = False, once: bool = False) -> Path | None:
+def join(
+    output: Path, num_shards: int, whole: bool = False, once: bool = False, as_suits: bool = False
+) -> Path | None:
     """Write the manifest `output` and the table of what was lost, once all jobs are done; None before.
 
+    With `as_suits` a large manifest becomes Parquet beside `output`, which reads far faster, if its paths allow.
     Where the same bytes stand under two labels, both rows are lost; where they stand in two splits, the later one
     (by group) is. With `whole` a group that loses a member so is lost as a whole, and one that a later attempt brought
     is no longer lost; with `once` of two groups with the same bytes only the first stays.
@@ -219,6 +223,9 @@ def join(output: Path, num_shards: int, whole: bool = False, once: bool = False)
     if not kept:
         why = ", ".join(f"{n} {reason}" for reason, n in Counter(row["reason"] for row in lost).most_common(5))
         raise Refusal(f"no image is left of {len(lost)} ({why}): see {lost_table(output)}")
+    if as_suits and len(kept) >= LARGE and all(_is_utf8(_place(row)) for row in kept):
+        output.unlink(missing_ok=True)  # of a smaller listing before
+        output = output.with_suffix(".parquet")
     _write_manifest(kept, output)
     return output
 
@@ -232,6 +239,14 @@ def _write_manifest(rows: list[dict[str, str]], output: Path) -> None:
     for name in dict.fromkeys(name for row in rows for name in row if name not in ("file", "path")):
         columns[name] = [row.get(name, "") for row in rows]
     Manifest.of(columns, output.parent).write(output)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _place(row: dict[str, str]) -> str:

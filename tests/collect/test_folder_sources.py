@@ -18,6 +18,7 @@ import zoo
 from fault_server import FaultServer, in_turn, status
 
 from adapt import cli
+from adapt.collect import builder
 from adapt.collect import download as downloads
 from adapt.collect.sources import folders, genimage, listing, real_fake, synthbuster, synthwildx, table
 from adapt.commands import prepare
@@ -361,6 +362,21 @@ def test_shards_make_the_manifest_of_one_job(tmp_path) -> None:
     path = parts[1].prepare()
     assert path.read_bytes() == whole.read_bytes()
     assert path.with_suffix(".lost.csv").read_bytes() == whole.with_suffix(".lost.csv").read_bytes()
+
+
+def test_a_large_manifest_is_parquet_where_nobody_named_its_file(tmp_path, monkeypatch, capsys) -> None:
+    make(tmp_path, *(f"{kind}/{i}.png" for kind in ("real", "sd") for i in range(2)))
+    small = folders.Source(folder=tmp_path, split="test").prepare()
+    assert small == tmp_path / "manifest.csv"
+    monkeypatch.setattr(builder, "LARGE", 4)
+    prepare.main(folders.Source(folder=tmp_path, split="test"))
+    assert "next: adapt audit --manifest" in capsys.readouterr().out
+    assert not small.exists() and len(Manifest.read(tmp_path / "manifest.parquet")) == 4
+    assert (tmp_path / "manifest.json").is_file() and (tmp_path / "manifest.lost.csv").is_file()
+    named = folders.Source(folder=tmp_path, split="test", output=tmp_path / "named.csv")
+    assert named.prepare() == tmp_path / "named.csv"
+    make(tmp_path, "sd/\udcff.png")  # what Parquet cannot hold
+    assert folders.Source(folder=tmp_path, split="test").prepare() == tmp_path / "manifest.csv"
 
 
 def test_prepare_from_the_command_line(tmp_path) -> None:

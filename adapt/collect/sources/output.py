@@ -25,7 +25,8 @@ THREADS = 4  # that read files: a disk, or a network drive, serves several reque
 class Output:
     """Options of every source."""
 
-    output: Path | None = None  # manifest to write, .csv or .parquet, above its images; default: manifest.csv there
+    # manifest to write, .csv or .parquet, above its images; default: manifest.csv there, .parquet from 100,000 rows
+    output: Path | None = None
     split: Literal["auto", "train", "val", "test"] = "auto"  # of all rows; auto: as in the layout, else drawn by group
     val: float = 0.15  # share of the groups, where splits are drawn
     test: float = 0.25  # share of the groups, where splits are drawn
@@ -131,7 +132,7 @@ class Output:
                 progress.update(len(batch))
             progress.close()
             part.finish()
-        return join(output, self.num_shards)
+        return join(output, self.num_shards, as_suits=self.output is None)
 
 
 def among(label: str, values: Iterable[str]) -> bool:
