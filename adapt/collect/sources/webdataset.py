@@ -19,7 +19,7 @@ from adapt.collect.sources.output import Output
 from adapt.errors import Refusal
 from adapt.files import left_by_system
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "j2k", "heic", "heif", "jxl")
 MAX_TEXT = 2**20  # bytes of a json, txt or cls member
 
 
