@@ -289,8 +289,9 @@ class Files(Dataset):
             if sha256 and hashlib.sha256(data).hexdigest() != sha256:
                 raise Unreadable("sha256-mismatch")
             header = read_header(data)
-            image, *how = decode_fully(data, self.profiles)
-            return Known(header, *how), [look(image) for look in self.looks], ""
+            found = decode_fully(data, self.profiles)
+            known = Known(header, found.frames, found.dct_scale, found.profile)
+            return known, [look(found.image) for look in self.looks], ""
         except Unreadable as problem:
             return Known(header), blanks, problem.reason
 
