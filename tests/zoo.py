@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
 W, H = 48, 32
-HEIC_IS_READ = importlib.util.find_spec("pi_heif") is not None  # the extra `heic`
+HEIC_IS_READ = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
 GREY16 = (np.arange(W * H, dtype=np.uint16) * 41).reshape(H, W)  # reaches 62935, each high byte many times
 
 

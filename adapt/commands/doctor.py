@@ -18,7 +18,7 @@ EXTRAS = {  # extra of pyproject.toml -> modules that it brings, and what they a
     "data": (("aiohttp", "datasets", "tenacity"), "adapt prepare from the hub and from lists of URLs"),
     "explain": (("captum",), "maps of adapt run understand"),
     "export": (("onnx", "onnxruntime", "onnxscript"), "adapt share --onnx"),
-    "heic": (("pi_heif",), "HEIC, which phones write"),
+    "heic": (("pillow_heif",), "HEIC, which phones write"),
     "fast": (("cv2",), "JPEG views in two thirds of Pillow's time"),
 }
 

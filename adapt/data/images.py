@@ -187,7 +187,7 @@ def _open(data: bytes) -> Image.Image:
     kind = kind_of(data)
     if kind in ("heic", "heif"):
         try:
-            from pi_heif import HeifImageFile  # imported where such a file is met, and nowhere else
+            from pillow_heif import HeifImageFile  # imported where such a file is met, and nowhere else
         except ImportError as error:
             raise Unreadable(f"unsupported: {kind}") from error
         return HeifImageFile(io.BytesIO(data))

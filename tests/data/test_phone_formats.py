@@ -48,19 +48,19 @@ def test_a_box_file_is_what_its_brands_say(brands, kind) -> None:
 
 
 def test_a_heic_without_its_decoder_says_so_and_nothing_else_is_touched(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "pi_heif", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     assert {reason(data) for data in zoo.HEIC.values()} == {"unsupported: heic"}
     assert reason(zoo.ftyp(b"mif1", b"vvic")) == "unsupported: heif"
     np.testing.assert_array_equal(np.asarray(decode(RGB)), zoo.picture())
 
 
 def test_its_decoder_is_imported_only_for_a_heic(monkeypatch) -> None:
-    monkeypatch.delitem(sys.modules, "pi_heif", raising=False)
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
     for name, (data, _) in FILES.items():
         if name not in zoo.HEIC:
             with contextlib.suppress(Unreadable):
                 decode(data)
-    assert "pi_heif" not in sys.modules
+    assert "pillow_heif" not in sys.modules
 
 
 needs_heic = pytest.mark.skipif(not zoo.HEIC_IS_READ, reason="needs the extra `heic`")
@@ -80,7 +80,7 @@ def test_a_heic_is_within_the_limits_or_refused_before_it_is_decoded(monkeypatch
     monkeypatch.setattr(images, "MAX_PIXELS", zoo.W * zoo.H)
     assert decode(data).size == (zoo.W, zoo.H)
     monkeypatch.setattr(images, "MAX_PIXELS", zoo.W * zoo.H - 1)
-    monkeypatch.setattr("pi_heif.HeifImageFile.load", lambda image: pytest.fail("was decoded"))
+    monkeypatch.setattr("pillow_heif.HeifImageFile.load", lambda image: pytest.fail("was decoded"))
     assert reason(data) == "too-large"
 
 

@@ -271,7 +271,7 @@ def test_rows_say_how_files_were_decoded_and_which_extra_is_missing(detectors, t
 
     folder = tmp_path / "phones"
     folder.mkdir()
-    monkeypatch.setitem(sys.modules, "pi_heif", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     monkeypatch.setattr(reading, "MAX_PIXELS", 100 * 100)
     colours = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     for name, data in {
