@@ -341,6 +341,14 @@ def jp2_of(
     return bytes(data)
 
 
+def cmyk_jp2() -> bytes:
+    """`picture()` in four inks: written as if it were RGBA, with another number in its box `colr`."""
+    inks = Image.fromarray(picture()).convert("CMYK")
+    data = save(Image.frombytes("RGBA", inks.size, inks.tobytes()), "JPEG2000")
+    at = data.index(b"colr") + 7
+    return data[:at] + struct.pack(">I", 12) + data[at + 4 :]
+
+
 def quarters() -> np.ndarray:
     """The picture in `HEIC`: each quarter of a colour of its own."""
     shown = np.empty((H, W, 3), np.uint8)
@@ -401,6 +409,7 @@ def phones() -> dict[str, tuple[bytes, object]]:
         "grey16.jp2": (save(GREY16, "JPEG2000"), grey(GREY16 >> 8)),
         "rgba.jp2": (save(rgba, "JPEG2000"), rgba_seen),
         "la.jp2": (save(la, "JPEG2000"), la_seen),
+        "cmyk.jp2": (cmyk_jp2(), np.asarray(Image.fromarray(rgb).convert("CMYK").convert("RGB"))),
         **{name: (data, size if HEIC_IS_READ else "unsupported: heic") for name, data in HEIC.items()},
     }
 
