@@ -3,8 +3,11 @@
 `expected` is an array (h, w, 3) of uint8, a size (w, h) for lossy codecs, or the reason of `Unreadable`.
 """
 
+import base64
 import functools
+import importlib.util
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -13,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
 W, H = 48, 32
+HEIC_IS_READ = importlib.util.find_spec("pillow_heif") is not None  # the extra `heic`
 GREY16 = (np.arange(W * H, dtype=np.uint16) * 41).reshape(H, W)  # reaches 62935, each high byte many times
 
 
@@ -123,7 +127,7 @@ def zipped() -> bytes:
 
 @functools.cache
 def files() -> dict[str, tuple[bytes, object]]:
-    return whole() | transparent() | deep() | metadata() | broken() | sized()
+    return whole() | transparent() | deep() | metadata() | broken() | sized() | phones() | unread()
 
 
 def whole() -> dict[str, tuple[bytes, object]]:
@@ -240,6 +244,7 @@ def broken() -> dict[str, tuple[bytes, object]]:
     """Files cut short, damaged, or of another kind."""
     rgb = picture()
     jpg, lossless, webp = save(rgb, "JPEG"), save(rgb, "PNG"), save(rgb, "WEBP")
+    avif, jp2 = save(rgb, "AVIF"), save(rgb, "JPEG2000")
     flipped = bytearray(lossless)
     flipped[lossless.index(b"IDAT") + 40] ^= 0xFF
     return {
@@ -250,7 +255,10 @@ def broken() -> dict[str, tuple[bytes, object]]:
         "program.eps": (save(rgb, "EPS"), "not-an-image"),
         "pixmap.ppm": (save(rgb, "PPM"), "not-an-image"),
         "icon.ico": (save(rgb, "ICO"), "not-an-image"),
-        "film.avif": (save(rgb, "AVIF"), "not-an-image"),
+        "half.avif": (avif[: len(avif) // 2], "corrupt"),
+        "half.jp2": (jp2[: len(jp2) // 2], "corrupt"),
+        "no-header.avif": (avif[:40], "corrupt"),
+        "no-header.jp2": (jp2[:40], "corrupt"),
         "zeros.png": (bytes(4096), "not-an-image"),
         "magic-only.png": (b"\x89PNG\r\n\x1a\n", "not-an-image"),
         "half.jpg": (jpg[: len(jpg) // 2], "truncated"),
@@ -284,7 +292,148 @@ def sized() -> dict[str, tuple[bytes, object]]:
         "bomb.bmp": (bmp(30000, 30000), "too-large"),
         "bomb.tiff": (tiff(30000, 30000, 8, 1, bytes(100)), "too-large"),
         "bomb.webp": (webp_header(16384, 16384), "too-large"),
+        "bomb.jpg": (jpeg_of(65500, 65500), "too-large"),
+        "bomb-long.jpg": (jpeg_of(65500, 3000), "aspect"),
+        "bomb-progressive.jpg": (jpeg_of(9000, 9000, progressive=True), "too-large"),
+        "bomb.avif": (avif_of(16000, 16000), "too-large"),
+        "bomb60000.avif": (avif_of(60000, 60000), "corrupt"),  # libavif's own limit
+        "bomb.jp2": (jp2_of(9000, 9000), "too-large"),
+        "bomb-blocks.jp2": (jp2_of(5000, 5000, block=0), "too-large"),  # 4 x 4 px each: 2 GB
+        "bomb-precincts.jp2": (jp2_of(1024, 1024, precinct=1), "too-large"),  # 2 x 2 px each
+        "bomb-tiles.jp2": (jp2_of(250, 250, tile=1), "too-large"),
+        "bomb-lie.jp2": (jp2_of(W, H, 20000), "corrupt"),  # by its boxes a small picture
     }
+
+
+def jpeg_of(width: int, height: int, **options) -> bytes:
+    """A small JPEG whose header says another size."""
+    data = bytearray(save(picture(16, 16), "JPEG", **options))
+    at = re.search(rb"\xff[\xc0\xc2]\0\x11\x08", data).end()
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def avif_of(width: int, height: int) -> bytes:
+    """A small AVIF whose property `ispe` says another size."""
+    data = save(picture(16, 16), "AVIF")
+    return data.replace(
+        b"ispe\0\0\0\0" + struct.pack(">II", 16, 16), b"ispe\0\0\0\0" + struct.pack(">II", width, height)
+    )
+
+
+def jp2_of(
+    width: int, height: int, side: int = 0, tile: int = 0, block: int | None = None, precinct: int | None = None
+) -> bytes:
+    """A small JPEG 2000 whose headers say another size (in its codestream `side`), tile, code block or precinct."""
+    data = bytearray(save(picture(16, 16), "JPEG2000"))
+    at = data.index(b"ihdr") + 4
+    data[at : at + 8] = struct.pack(">II", height, width)
+    at = data.index(b"\xff\x4f\xff\x51") + 8
+    data[at : at + 8] = struct.pack(">II", side or width, side or height)
+    data[at + 16 : at + 24] = struct.pack(">II", tile or side or width, tile or side or height)
+    at = data.index(b"\xff\x52")
+    if block is not None:
+        data[at + 10 : at + 12] = bytes([block, block])
+    if precinct is not None:
+        levels = data[at + 9]
+        data[at + 14 : at + 14] = bytes([precinct << 4 | precinct]) * (levels + 1)
+        data[at + 3], data[at + 4] = 12 + levels + 1, 1
+    return bytes(data)
+
+
+def cmyk_jp2() -> bytes:
+    """`picture()` in four inks: written as if it were RGBA, with another number in its box `colr`."""
+    inks = Image.fromarray(picture()).convert("CMYK")
+    data = save(Image.frombytes("RGBA", inks.size, inks.tobytes()), "JPEG2000")
+    at = data.index(b"colr") + 7
+    return data[:at] + struct.pack(">I", 12) + data[at + 4 :]
+
+
+def quarters() -> np.ndarray:
+    """The picture in `HEIC`: each quarter of a colour of its own."""
+    shown = np.empty((H, W, 3), np.uint8)
+    shown[: H // 2, : W // 2], shown[: H // 2, W // 2 :] = (200, 30, 30), (30, 160, 40)
+    shown[H // 2 :, : W // 2], shown[H // 2 :, W // 2 :] = (40, 60, 200), (230, 220, 60)
+    return shown
+
+
+# Columns are the XYZ of Display P3's primaries, adapted to D50 after Bradford.
+P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+
+
+def profile(space: bytes = b"RGB ", name: str = "Display P3") -> bytes:
+    """An ICC profile, version 2, with the primaries of Display P3 and a gamma of 2.2."""
+
+    def s15(*values: float) -> bytes:
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
+    text = name.encode() + b"\0"
+    tags = {b"desc": b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(79)}
+    tags |= {b"wtpt": b"XYZ " + bytes(4) + s15(0.9642, 1.0, 0.8249)}
+    if space == b"GRAY":
+        tags[b"kTRC"] = curve
+    else:
+        for i, letter in enumerate(b"rgb"):
+            tags[bytes([letter]) + b"XYZ"] = b"XYZ " + bytes(4) + s15(*P3[:, i])
+            tags[bytes([letter]) + b"TRC"] = curve
+    table, data = b"", b""
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(data), len(value))
+        data += value + bytes(-len(value) % 4)
+    body = struct.pack(">I", len(tags)) + table + data
+    head = struct.pack(">I", 128 + len(body)) + bytes(4) + b"\x02\x10\0\0mntr" + space + b"XYZ " + bytes(12) + b"acsp"
+    head += bytes(28) + s15(0.9642, 1.0, 0.8249)
+    return head.ljust(128, b"\0") + body
+
+
+def phones() -> dict[str, tuple[bytes, object]]:
+    """What phones and newer programs write."""
+    rgb, size = picture(), (W, H)
+    tall = Image.fromarray(rgb).transpose(Image.Transpose.ROTATE_90)
+    rgba, rgba_seen = hidden("RGBA")
+    la, la_seen = hidden("LA")
+    lum = Image.fromarray(rgb).convert("L")
+    return {
+        "film.avif": (save(rgb, "AVIF"), size),
+        "grey.avif": (save(lum, "AVIF"), size),
+        "rgba.avif": (save(rgba, "AVIF"), size),
+        "animated.avif": (frames("AVIF"), size),
+        "orientation6.avif": (save(tall, "AVIF", exif=exif(6)), size),
+        "rgb.jp2": (save(rgb, "JPEG2000"), rgb),
+        "rgb.j2k": (save(rgb, "JPEG2000", no_jp2=True), rgb),
+        "tiled.jp2": (save(rgb, "JPEG2000", tile_size=(16, 16)), rgb),
+        "lossy.jp2": (save(rgb, "JPEG2000", irreversible=True, quality_layers=[8]), size),
+        "sycc.jp2": (save(Image.fromarray(rgb).convert("YCbCr"), "JPEG2000"), size),
+        "grey.jp2": (save(lum, "JPEG2000"), grey(np.asarray(lum))),
+        "grey16.jp2": (save(GREY16, "JPEG2000"), grey(GREY16 >> 8)),
+        "rgba.jp2": (save(rgba, "JPEG2000"), rgba_seen),
+        "la.jp2": (save(la, "JPEG2000"), la_seen),
+        "cmyk.jp2": (cmyk_jp2(), np.asarray(Image.fromarray(rgb).convert("CMYK").convert("RGB"))),
+        **{name: (data, size if HEIC_IS_READ else "unsupported: heic") for name, data in HEIC.items()},
+    }
+
+
+def unread() -> dict[str, tuple[bytes, object]]:
+    """Images that nothing here decodes, and films, by their first bytes."""
+    lum = Image.fromarray(picture()).convert("L")
+    return {
+        "still.jxl": (b"\xff\x0a" + bytes(100), "unsupported: jxl"),
+        "box.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "unsupported: jxl"),
+        "photo.cr2": (b"II*\0\x10\0\0\0CR\2\0" + bytes(100), "unsupported: raw"),
+        "photo.cr3": (ftyp(b"crx ", b"isom"), "unsupported: raw"),
+        "photo.raf": (b"FUJIFILMCCD-RAW 0201" + bytes(100), "unsupported: raw"),
+        "thumbnail-first.dng": (save(lum, "TIFF", tiffinfo={254: 1}), "unsupported: raw-thumbnail"),
+        "page-of-many.tiff": (save(lum, "TIFF", tiffinfo={254: 2}), grey(np.asarray(lum))),
+        "film.mp4": (ftyp(b"isom", b"iso2", b"avc1", b"mp41"), "not-an-image"),
+        "film.mov": (ftyp(b"qt  ", b"qt  "), "not-an-image"),
+    }
+
+
+def ftyp(*brands: bytes) -> bytes:
+    """The first box of an ISO base media file with these brands, the major one first, and bytes without meaning."""
+    names = brands[0] + bytes(4) + b"".join(brands[1:])
+    return struct.pack(">I", 8 + len(names)) + b"ftyp" + names + bytes(4000)
 
 
 def gif_frame(side: int = 16) -> bytes:
@@ -300,3 +449,38 @@ def webp_header(width: int, height: int) -> bytes:
     canvas = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     data = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas + animation
     return b"RIFF" + struct.pack("<I", len(data)) + data
+
+
+# `quarters()` as HEVC in HEIF, written once by x265: as it is, turned by `irot` with the EXIF tag beside it, and
+# followed by a second picture.
+HEIC = {
+    name: base64.b64decode(text)
+    for name, text in {
+        "phone.heic": """
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAWdtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA
+AAAERAAAEAAQAAAAABiwABAAAAAAAAAGcAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA52lwcnAA
+AADIaXBjbwAAAHZodmNDAQNwAAAAAAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkA
+AAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAAMAAAAAEAAAAg
+AAAAAf////AAAAAC////4AAAAAIAAAAOcGl4aQAAAAABCAAAABdpcG1hAAAAAAAAAAEAAQSBAgSDAAAAb21kYXQAAABjKAGvCeDivzip//M8b/
+78nZe0upKoEHlSsniD/9HSg4F7EQQpj2r3+aikefK1/nduySw8/cEw/mUoUR8kY8h0v8bZHReTh5P7qNW4ocBwOXAdaJaYOz4/N4Teyi+BMRta
+v6+A""",
+        "orientation6.heic": """
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAbJtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAA
+AAAERAAAIAAQAAAAAB1gABAAAAAAAAAI0AAgAAAAACYwABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVp
+bmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAAA8WlwcnAAAADRaXBjbwAAAHZodmNDAQNwAAAAAAAAAAAAHvAA/P34+AAADwNgAAEAGE
+ABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkA
+AAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAAIAAAAAEAAAAwAAAAAf///+AAAAAC////8AAAAAIAAAAOcGl4aQAAAAABCAAAAAlpcm90Aw
+AAABhpcG1hAAAAAAAAAAEAAQWBAgSDhQAAABppcmVmAAAAAAAAAA5jZHNjAAIAAQABAAAAuW1kYXQAAACJKAGvCeAjNS3/2E//+y7//SBGMX8w
++2/qOpX4dCLRrS8/45D+0nfazDQfSxjB/3zsZ6k9fFdH/xXS/xt39GZuCM+2pyStkrfPyl5QgAIXalcKhjjRggwNiJmJ4tU5oT8Ag4rY+xMJnE
+Rp0FYl45ygMYYbXMp9clzTWLMnyo8tRNk2AQcVsfY8hJgAAAAGRXhpZgAATU0AKgAAAAgAAQESAAMAAAABAAYAAAAAAAA=""",
+        "two.heic": """
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAZVtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAADRpbG9jAA
+AAAERAAAIAAQAAAAABuQABAAAAAAAAAGcAAgAAAAACIAABAAAAAAAAAG8AAAA4aWluZgAAAAAAAgAAABVpbmZlAgAAAAABAABodmMxAAAAABVp
+bmZlAgAAAAACAABodmMxAAAAAA5waXRtAAAAAAABAAAA7mlwcnAAAADIaXBjbwAAAHZodmNDAQNwAAAAAAAAAAAAHvAA/P34+AAADwNgAAEAGE
+ABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkA
+AAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAAMAAAAAEAAAAgAAAAAf////AAAAAC////4AAAAAIAAAAOcGl4aQAAAAABCAAAAB5pcG1hAA
+AAAAAAAAIAAQSBAgSDAAIEgQIEgwAAAN5tZGF0AAAAYygBrwng4r84qf/zPG/+/J2XtLqSqBB5UrJ4g//R0oOBexEEKY9q9/mopHnytf53bsks
+PP3BMP5lKFEfJGPIdL/G2R0Xk4eT+6jVuKHAcDlwHWiWmDs+PzeE3sovgTEbWr+vgAAAAGsoAa8J4OOEmpav+oz//74p5C2RMZXz/8fDbvcQ/+
+qFBmsgbB4nz+p5+ZjzHD/6gcX+ymr/NGeHH2/xynJVBcCkN37nlaCR836VF5gMqXvT4cnThQHY735u/98Ra9+EKdAbabwrbSunXXGb0g==""",
+    }.items()
+}

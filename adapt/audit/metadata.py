@@ -15,7 +15,7 @@ from adapt.errors import Refusal
 def describe(file: str | os.PathLike) -> dict[str, float]:
     """Numbers about a file that say nothing of its picture, its name and path left out; raises `Unreadable`.
 
-    `is_jpeg` ... `is_tiff` (0/1), `log_bytes`, `width`, `height` (px, before EXIF orientation), `aspect`
+    `is_jpeg` ... `is_heif` (0/1), `log_bytes`, `width`, `height` (px, before EXIF orientation), `aspect`
     (width / height), `jpeg_quality` (1 to 100, nearest IJG quality; NaN without tables), `subsampling`
     (0 is 4:4:4, 1 4:2:2, 2 4:2:0, -1 other or none), `has_exif` (0/1).
     """

@@ -206,7 +206,8 @@ def describe_more(data: bytes) -> dict[str, float | str]:
     """
     header = describe_bytes(data)
     with opened(data) as image:
-        lossy = header["is_jpeg"] or (image.format == "WEBP" and b"VP8L" not in data[:64])
+        lossy = header["is_jpeg"] or image.format in ("AVIF", "JPEG2000", "HEIF")  # as a rule; no header says so
+        lossy = lossy or (image.format == "WEBP" and b"VP8L" not in data[:64])
         lossy = lossy or (image.format == "TIFF" and "jpeg" in str(image.info.get("compression")))
         return {
             **header,

@@ -20,7 +20,7 @@ import PIL
 from PIL import Image, JpegImagePlugin
 
 from adapt.audit.compression import NEVER, compression
-from adapt.data.images import POLICY, Unreadable, decode, opened, read_bytes
+from adapt.data.images import POLICY, Unreadable, dct_scale, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
@@ -210,6 +210,7 @@ def _before(data: bytes, pixels: Image.Image) -> dict[str, object]:
     with opened(data) as image:
         jpeg, tables = nearest_tables(image)
         facts = {"format": image.format, "width": image.width, "height": image.height}
+        by = dct_scale(*image.size)
         if jpeg == jpeg:
             code = JpegImagePlugin.get_sampling(image)
             facts |= {"jpeg_before": int(jpeg), "tables": "custom" if tables else "standard"}
@@ -218,6 +219,8 @@ def _before(data: bytes, pixels: Image.Image) -> dict[str, object]:
         elif (estimated := compression(np.asarray(pixels)).quality) != NEVER:
             facts |= {"jpeg_before": int(estimated), "tables": "estimated"}
             facts |= {"note": "pixels show an earlier JPEG: this cannot be undone"}
+        if by > 1:
+            facts["note"] = "; ".join([*filter(None, [facts.get("note")]), f"decoded at 1/{by}: it is so large"])
         return facts
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapt.data.images import opened
+from adapt.data.containers import frames_of
+from adapt.data.images import dct_scale, opened
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.files import atomic, writing
@@ -20,16 +21,25 @@ from adapt.journal import Journal, entries, remove
 
 SHARD_BYTES = 2**30  # a tar file is closed when it has this many
 SYNC_SECONDS = 1
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+EXTENSIONS |= {"AVIF": "avif", "JPEG2000": "jp2", "HEIF": "heic"}
 END = bytes(1024)  # two empty blocks end a tar file
 LARGE = 100_000  # rows from which a manifest is Parquet where nobody named its file
 LOST = ("file", "url", "group", "generator", "split", "set", "reason")  # columns of the table of what is not there
 
 
 def header_facts(data: bytes) -> dict[str, str]:
-    """`sha256`, `format`, `width`, `height` of an image file's bytes by its header; raises `Unreadable`."""
+    """`sha256`, `format`, `width`, `height` of an image file's bytes by its header; raises `Unreadable`.
+
+    Where there are several pictures, of which the first counts, also `frames`; of a JPEG so large that it is decoded
+    at 1/2 also `dct_scale`.
+    """
     with opened(data) as image:
         facts = {"format": image.format, "width": str(image.width), "height": str(image.height)}
+        if (frames := frames_of(image, data)) > 1:
+            facts["frames"] = str(frames)
+        if (scale := dct_scale(*image.size)) > 1:
+            facts["dct_scale"] = str(1 / scale)
     return facts | {"sha256": hashlib.sha256(data).hexdigest()}
 
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from adapt.collect.builder import EXTENSIONS
 from adapt.collect.download_state import Outcome, State, is_transient, read_outcomes
 from adapt.collect.url_rules import MAX_PAUSE, is_public, opted_out, parse_url, seconds_to_wait, short
 from adapt.data.images import Unreadable, decode, opened
@@ -342,7 +343,7 @@ class _Download:
             data = body.read()
         try:
             with opened(data) as image:
-                kind = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(image.format, image.format.lower())
+                kind = EXTENSIONS[image.format]
             width, height = decode(data).size
             if min(width, height) < self.min_side:  # tracking pixels, icons
                 raise Unreadable("too-small")

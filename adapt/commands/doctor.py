@@ -18,6 +18,7 @@ EXTRAS = {  # extra of pyproject.toml -> modules that it brings, and what they a
     "data": (("aiohttp", "datasets", "tenacity"), "adapt prepare from the hub and from lists of URLs"),
     "explain": (("captum",), "maps of adapt run understand"),
     "export": (("onnx", "onnxruntime", "onnxscript"), "adapt share --onnx"),
+    "heic": (("pillow_heif",), "HEIC, which phones write"),
     "fast": (("cv2",), "JPEG views in two thirds of Pillow's time"),
 }
 
@@ -47,7 +48,7 @@ def findings(cfg: Config) -> list[tuple[str, str]]:
     lines.append(("processor", f"{hardware['processor']}, {hardware['cores']} cores, {hardware['threads']} threads"))
     lines.append(("memory", f"{hardware['memory_gib']} GiB"))
     lines += [("GPUs", str(hardware["gpus"])), ("bf16", bf16())]
-    lines.append(("formats", ", ".join(FORMATS)))
+    lines.append(("formats", f"{', '.join(FORMATS)} (with [heic])"))
     lines.append(("features", space(feature_cache(), "ADAPT_CACHE")))
     lines.append(("hub cache", space(hub_cache(), "HF_HUB_CACHE")))
     lines.append(("hub", hub(cfg) if cfg.network else "not asked"))

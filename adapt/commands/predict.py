@@ -26,6 +26,11 @@ threshold is the mean of their calibrated thresholds. A detector without calibra
 threshold. Each has its own backbone and preprocessing, and an image is decoded once. A family is named if all heads
 have the same classes.
 
+A JPEG of more than 67 Mpx, as phones write them, is decoded at 1/2 (`dct_scale`), which takes away its finest detail.
+Of a file with several pictures the first is judged (`frames`). Colour profiles are ignored, as in training, or with
+--profiles srgb converted, so that the detector sees what a person sees; `profile` says which. HEIC needs the extra
+`heic`.
+
 Finished rows are kept in OUTPUT.parts, so the same command continues after Ctrl-C or a kill. It refuses to continue if
 a file came, went or changed, or if the detector is another one: name another output, or delete that folder. The table
 and the page have the same bytes however the work was shared or interrupted, on the same machine, threads and versions.
@@ -51,6 +56,7 @@ class Config(Shards):
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
     crops: Literal["1", "5", "native"] = "1"  # 5: corners and centre; native: tiles of the image's own pixels
+    profiles: Literal["ignore", "srgb"] = "ignore"  # of colour: as in training, or converted as a person sees them
     gallery: int = 24  # images at each end of each verdict in OUTPUT.html; 0: no page
     maps: Path | None = None  # folder for pictures of what was changed; needs a localiser
     backbone: str | None = None  # another place of the detectors' base weights
@@ -99,6 +105,7 @@ def main(cfg: Config) -> None:
     }
     rules = rules_stated(cfg.detector, stated)
     what |= {"rules": stated, "crops": cfg.crops, "batch": BATCH, "columns": [*COLUMNS], "maps": str(cfg.maps or "")}
+    what["profiles"] = cfg.profiles
     parts, total = cfg.output.with_suffix(".parts"), batches(len(inputs))
     seen = processes.gather([(what, sorted(kept(parts, what)))])  # all share out what the first one misses
     if any(other != what for other, _ in seen):
@@ -117,7 +124,7 @@ def main(cfg: Config) -> None:
         if todo:
             detectors = [load_detector(name, cfg.backbone).to(processes.device) for name in cfg.detector]
             workers = processes.workers(cfg.num_workers)
-            found = judge(detectors, inputs, todo, workers, cfg.crops, rules, cfg.maps)
+            found = judge(detectors, inputs, todo, workers, cfg.crops, rules, cfg.maps, cfg.profiles)
             start, files, spent = time.monotonic(), 0, 0
             progress = bar(
                 processes.main, total=past + len(todo), initial=past, unit=f"x {BATCH} files", desc="predict"
@@ -142,7 +149,12 @@ def main(cfg: Config) -> None:
             processes.say(f"{len(rows_of)} of {total} x {BATCH} files done: the last shard writes {cfg.output}")
         else:
             said = about_threshold([Saved.read(name) for name in cfg.detector], rules) | about_rules(stated, rules)
-            facts = {"detector (SHA-256)": what["detector"], "crops": cfg.crops, **said}
+            facts = {
+                "detector (SHA-256)": what["detector"],
+                "crops": cfg.crops,
+                "colour profiles": cfg.profiles,
+                **said,
+            }
             processes.say(finish(outputs(cfg), root, inputs, rows_of, cfg.gallery, facts, cfg.maps))
             processes.say("\n".join(f"{name}: {words}" for name, words in said.items()))
     processes.leave()

@@ -11,30 +11,32 @@ import tarfile
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
+from PIL.JpegImagePlugin import JpegImageFile, jpeg_factory
 from PIL.TiffImagePlugin import TiffImageFile
 
+from adapt.data import jpeg2000
+from adapt.data.containers import frames_of, in_one_pass, kind_of
+from adapt.data.profiles import Profiles, heed_profile
 from adapt.data.rows import split_member
 from adapt.errors import Refusal
 from adapt.files import too_many_files
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-)  # an allow-list: EPS, say, would start another program
+_PILLOW = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # EPS, say, would start another program
+FORMATS = (*_PILLOW, "HEIF")  # an allow-list; HEIF by the extra `heic`
 MAX_BYTES = 2**28
 MAX_PIXELS = 2**26  # 67 Mpx: the largest common camera files have 64, and 16 bytes a pixel still fit in 1 GiB
+MAX_JPEG_PIXELS = 2**28  # phones write 108 and 200 Mpx: what exceeds MAX_PIXELS is scaled while it is decoded
+MAX_JPEG2000_PIXELS = 2**25  # of which OpenJPEG takes 24 bytes each
 MAX_ASPECT = 20  # resizing the short side of a longer strip to 224 would itself be a bomb
 MIN_SIDE = 16  # one patch
 
 # What decoding means, for the fingerprint of everything computed from pixels. Colour profiles are ignored for
-# every image alike: converting some would tell cameras, which embed them, from generators, which do not.
+# every image alike, unless a caller asks otherwise: converting some would tell cameras, which embed them, from
+# generators, which do not. A text for pixels: a format or size that becomes readable does not change it.
 POLICY = "rgb 8 bit; EXIF orientation applied; on white; 16 bit >> 8; colour profile ignored; first frame"
 
 _TURNS = {
@@ -46,6 +48,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_CODECS = {"avif": "avif", "jp2": "jpg_2000"}  # kinds that some builds of Pillow lack -> the name in PIL.features
 
 _lock = threading.RLock()  # warning filters belong to the process, so threads decode one after the other
 
@@ -62,7 +66,10 @@ class Unreadable(Exception):
     """An image that gives no pixels. `reason` is one of:
 
     missing, not-a-file, no-access, io-error, too-many-bytes, bad-archive, sha256-mismatch, not-an-image,
-    too-large, too-small, aspect, truncated, corrupt, unsupported-mode.
+    too-large, too-small, aspect, truncated, corrupt, unsupported-mode; and, by the marks in its bytes, an image that
+    nothing here decodes: unsupported: heic or unsupported: heif (without the extra `heic`), unsupported: avif or
+    unsupported: jp2 (a Pillow without that decoder), unsupported: jxl, unsupported: raw (a camera's), and
+    unsupported: raw-thumbnail (a TIFF, mostly a camera's raw file, whose first image is a thumbnail).
     """
 
     def __init__(self, reason: str):
@@ -107,15 +114,46 @@ def read_bytes(file: str | os.PathLike) -> bytes:
     return data
 
 
+class Decoded(NamedTuple):
+    """An RGB image, and what a reader of its row must know of how it was decoded."""
+
+    image: Image.Image
+    frames: int  # pictures that the file says it holds: the first (of HEIC: the primary one) was decoded
+    dct_scale: float | None  # 1/2, 1/4 or 1/8: a large JPEG of which libjpeg decoded that share of each side
+    profile: str | None  # name of the colour profile and what was done with it
+
+
 def decode(data: bytes) -> Image.Image:
     """RGB image (mode "RGB", no metadata) of a file's bytes under `POLICY`; raises `Unreadable`."""
+    return decode_fully(data).image
+
+
+def decode_fully(data: bytes, profiles: Profiles = "ignore") -> Decoded:
+    """`decode`, and how; with `srgb` the pixels of an image with a colour profile are converted to sRGB."""
     with opened(data) as image:
+        frames, scale = frames_of(image, data), dct_scale(*image.size)
+        if scale > 1:
+            image.draft(image.mode, (image.width // scale, image.height // scale))
+        if image.width * image.height > MAX_PIXELS:
+            raise Unreadable("too-large")
         image.load()
         turn = _TURNS.get(_orientation(image))
-        pixels = _to_rgb(image)
+        pixels, profile = heed_profile(image, _to_rgb(image), profiles)
         pixels = pixels if turn is None else pixels.transpose(turn)
     pixels.info = {}  # else a comment or profile of the source would be written into the next file
-    return pixels
+    return Decoded(pixels, frames, 1 / scale if scale > 1 else None, profile)
+
+
+def dct_scale(width: int, height: int) -> int:
+    """1, or by how much a large JPEG's sides are divided: libjpeg then uses 4, 2 or 1 of a block's 8 frequencies."""
+    return next((by for by in (1, 2, 4) if -(-width // by) * -(-height // by) <= MAX_PIXELS), 8)
+
+
+def decoded_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) that `decode` gives of an image that was `opened`: scaled, and turned as EXIF says."""
+    by = dct_scale(*image.size)
+    width, height = (-(-side // by) for side in image.size)
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 @contextlib.contextmanager
@@ -130,13 +168,13 @@ def opened(data: bytes) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(*image.size)
+            with _open(data) as image:
+                _check_size(*image.size, _most_pixels(image, data))
+                if isinstance(image, TiffImageFile) and image.tag_v2.get(254) in (1, 3, 5, 7):  # NewSubfileType, bit 0
+                    raise Unreadable("unsupported: raw-thumbnail")
                 yield image
         except (Unreadable, MemoryError):
             raise
-        except UnidentifiedImageError as error:
-            raise Unreadable("not-an-image") from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise Unreadable("too-large") from error
         except Exception as error:
@@ -144,9 +182,39 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             raise Unreadable("truncated" if cut else "corrupt") from error
 
 
-def _check_size(width: int, height: int) -> None:
+def _open(data: bytes) -> Image.Image:
+    """By the decoder for its kind; nothing but the header is read."""
+    kind = kind_of(data)
+    if kind in ("heic", "heif"):
+        try:
+            from pillow_heif import HeifImageFile  # imported where such a file is met, and nowhere else
+        except ImportError as error:
+            raise Unreadable(f"unsupported: {kind}") from error
+        return HeifImageFile(io.BytesIO(data))
+    if kind in ("jxl", "raw") or (kind in _CODECS and not features.check(_CODECS[kind])):
+        raise Unreadable(f"unsupported: {kind}")
+    try:
+        return Image.open(io.BytesIO(data), formats=_PILLOW)
+    except UnidentifiedImageError as error:
+        raise Unreadable("corrupt" if kind else "not-an-image") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        if not data.startswith(b"\xff\xd8\xff"):
+            raise
+        return jpeg_factory(io.BytesIO(data))  # as Image.open did, without Pillow's limit: ours comes next
+
+
+def _most_pixels(image: Image.Image, data: bytes) -> int:
+    """What the memory for decoding this file allows."""
+    if isinstance(image, JpegImageFile) and image.width * image.height > MAX_PIXELS:
+        return MAX_JPEG_PIXELS if in_one_pass(data) else MAX_PIXELS
+    if image.format == "JPEG2000":
+        return MAX_JPEG2000_PIXELS if jpeg2000.fits(data, image.width * image.height) else 0
+    return MAX_PIXELS
+
+
+def _check_size(width: int, height: int, most: int) -> None:
     short, long = sorted((width, height))
-    if short * long > MAX_PIXELS:
+    if short * long > most:
         raise Unreadable("too-large")
     if long > MAX_ASPECT * short:
         raise Unreadable("aspect")
@@ -155,6 +223,10 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "HEIF":  # its decoder has turned the picture
+        return 1
+    if image.format == "AVIF":  # Pillow writes `irot` and `imir` into the EXIF block; nothing else turns it
+        image.info.pop("xmp", None)
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a damaged EXIF block orients nothing, and the picture is whole

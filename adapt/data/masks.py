@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from adapt.data.families import read_families
-from adapt.data.images import Unreadable, decode, opened, read_bytes
+from adapt.data.images import Unreadable, decode, decoded_size, opened, read_bytes
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.progress import bar
@@ -77,8 +77,7 @@ def size_of(file: str | os.PathLike) -> tuple[int, int]:
     """(width, height) as decoding gives them; raises `Unreadable`."""
     data = read_bytes(file)
     with opened(data) as image:
-        turned = image.getexif().get(274, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else (image.width, image.height)
+        return decoded_size(image)
 
 
 def require_masks(manifest: Manifest) -> None:

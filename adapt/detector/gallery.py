@@ -135,6 +135,10 @@ def _tile(row: Row, item: Input, maps: Path | None) -> Picture | tuple[Picture, 
         lines.append(", ".join(filter(None, (row["extent"], row["tool"], f"{100 * row['changed']:.1f} % changed"))))
     kind = quality(row)
     lines.append(", ".join(filter(None, (f"quality {kind}" if kind.isdigit() else kind, row["subsampling"]))))
+    notes = [f"decoded at {row['dct_scale']:g} of its size"] if row["dct_scale"] else []
+    notes += [f"first of {row['frames']} pictures"] if (row["frames"] or 1) > 1 else []
+    if notes := notes + ([f"profile {row['profile']}"] if row["profile"] else []):
+        lines.append(", ".join(notes))
     picture = Picture(_thumbnail(item.file), row["path"], tuple(lines))
     if not maps or not row["map"]:
         return picture

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from adapt.data.crops import Crops, Kind, Whole
 from adapt.data.groups import heed_main_process
-from adapt.data.images import Unreadable, decode, read_bytes
+from adapt.data.images import Unreadable, decode_fully, read_bytes
 from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
+from adapt.data.profiles import Profiles
 from adapt.errors import Refusal
 from adapt.evaluation.base_rates import Expected, shifted
 from adapt.evaluation.calibration import Calibration
@@ -59,6 +60,9 @@ class Row(TypedDict):
     jpeg_tables: str | None
     table_distance: int | None
     subsampling: str | None
+    frames: int | None  # this and the next two say how the file was decoded: `images.Decoded`
+    dct_scale: float | None
+    profile: str | None
     logit: float | None
     p_fake: float | None
     p_fake_at_prevalence: float | None  # where a share `--prevalence` is fake, not half
@@ -112,6 +116,7 @@ def predict(
     workers: int = 0,
     crops: Kind = "1",
     rules: Rules | None = None,
+    profiles: Profiles = "ignore",
 ) -> Iterator[tuple[int, list[Row], int]]:
     """(number, rows, encoder passes) of each of these batches. `inputs` are all inputs: they decide what a batch is.
 
@@ -128,7 +133,7 @@ def predict(
             place[d] = len(looks)
             looks.append(detector.descriptor)
     loader = DataLoader(
-        Files(inputs, looks),
+        Files(inputs, looks, profiles),
         batch_sampler=[list(range(n * BATCH, min((n + 1) * BATCH, len(inputs)))) for n in numbers],
         num_workers=workers,
         collate_fn=list,
@@ -147,8 +152,8 @@ def predict(
         of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
         first = number * BATCH
         rows = [
-            row_of(inputs[first + i].path, header, reason, joint(of_image, detectors), rules, classes, of_classes[i])
-            for i, ((header, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
+            row_of(inputs[first + i].path, known, reason, joint(of_image, detectors), rules, classes, of_classes[i])
+            for i, ((known, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
         ]
         yield number, rows, passes
 
@@ -255,17 +260,26 @@ def _common_classes(detectors: Sequence["Detector"]) -> tuple[str, ...]:
     return first if len(first) > 2 and all(classes == first for classes in others) else ()
 
 
-class Files(Dataset):
-    """Item i: header (None if there is none), what each of `looks` makes of the image (a blank where there is none),
-    and reason ("" where there is an image)."""
+class Known(NamedTuple):
+    """What a file's header says, and how it was decoded: nothing of what there was not."""
 
-    def __init__(self, inputs: Sequence[Input], looks: Sequence[Look]) -> None:
-        self.inputs, self.looks = inputs, looks
+    header: Header | None = None
+    frames: int | None = None
+    dct_scale: float | None = None
+    profile: str | None = None
+
+
+class Files(Dataset):
+    """Item i: what is known of the file, what each of `looks` makes of the image (a blank where there is none), and
+    reason ("" where there is an image)."""
+
+    def __init__(self, inputs: Sequence[Input], looks: Sequence[Look], profiles: Profiles = "ignore") -> None:
+        self.inputs, self.looks, self.profiles = inputs, looks, profiles
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, i: int) -> tuple[Header | None, list[torch.Tensor], str]:
+    def __getitem__(self, i: int) -> tuple[Known, list[torch.Tensor], str]:
         _, file, sha256, reason = self.inputs[i]
         header, blanks = None, [torch.zeros(look.shape, dtype=look.dtype) for look in self.looks]
         try:
@@ -275,15 +289,16 @@ class Files(Dataset):
             if sha256 and hashlib.sha256(data).hexdigest() != sha256:
                 raise Unreadable("sha256-mismatch")
             header = read_header(data)
-            image = decode(data)
-            return header, [look(image) for look in self.looks], ""
+            found = decode_fully(data, self.profiles)
+            known = Known(header, found.frames, found.dct_scale, found.profile)
+            return known, [look(found.image) for look in self.looks], ""
         except Unreadable as problem:
-            return header, blanks, problem.reason
+            return Known(header), blanks, problem.reason
 
 
 def row_of(
     path: str,
-    header: Header | None,
+    known: Known,
     reason: str,
     logit: float,
     rules: Rules,
@@ -292,8 +307,10 @@ def row_of(
 ) -> Row:
     if not reason and not math.isfinite(logit):
         reason = "not-finite"
-    known = header._asdict() if header else {}
-    row = cast("Row", {**dict.fromkeys(COLUMNS), **known, "path": path, "status": reason or "ok"})
+    header, *_ = known
+    found = {**(header._asdict() if header else {}), **known._asdict()}
+    row = cast("Row", {name: found.get(name) for name in COLUMNS})
+    row["path"], row["status"] = path, reason or "ok"
     if reason:
         return row
     logit = rounded(logit)
@@ -401,4 +418,6 @@ def summary(counted: dict[str, Counter[str]]) -> str:
         rest = sum(count for _, count in common[12:])
         text = ", ".join(f"{name}: {count}" for name, count in common[:12]) + (f", others: {rest}" if rest else "")
         lines.append(f"{title:14} {text}")
+    if phones := sum(counted["not judged"][f"unsupported: {kind}"] for kind in ("heic", "heif")):
+        lines.append(f"{phones} files are HEIC, as phones write it: pip install 'adapt-aigi[heic]' to judge them")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from adapt.data.crops import Kind, Whole
 from adapt.data.groups import heed_main_process
 from adapt.data.inputs import Input
 from adapt.data.masks import EXTENTS
+from adapt.data.profiles import Profiles
 from adapt.detector.detector import Detector
 from adapt.detector.localizer import Found, Localizer, locate, strips
 from adapt.detector.overlay import overlay
@@ -32,16 +33,17 @@ def judge(
     crops: Kind = "1",
     rules: Rules | None = None,
     maps: Path | None = None,
+    profiles: Profiles = "ignore",
 ) -> Batches:
     """`predict`, or `predict_maps` where there is a localiser; refuses `maps` of other detectors.
 
     A localiser looks at whole images, alone: beside other detectors, or at crops, it is refused.
     """
     if not maps and not any(isinstance(detector.head, MapHead) for detector in detectors):
-        return predict(detectors, inputs, numbers, workers, crops, rules)
+        return predict(detectors, inputs, numbers, workers, crops, rules, profiles)
     if len(detectors) > 1 or crops != "1":
         raise Refusal("a localiser looks at whole images, alone: name one --detector, and leave --crops out")
-    return predict_maps(Localizer(detectors[0]), inputs, numbers, maps, workers, rules)
+    return predict_maps(Localizer(detectors[0]), inputs, numbers, maps, workers, rules, profiles)
 
 
 @torch.no_grad()
@@ -52,6 +54,7 @@ def predict_maps(
     folder: Path | None,
     workers: int = 0,
     rules: Rules | None = None,
+    profiles: Profiles = "ignore",
 ) -> Batches:
     """`predict` of a localiser, which looks at whole images one by one; into `folder` goes an overlay of each.
 
@@ -62,16 +65,16 @@ def predict_maps(
     rules = replace(rules, basis=basis_in_words([localizer.detector], rules))
     wanted = [i for n in numbers for i in range(n * BATCH, min((n + 1) * BATCH, len(inputs)))]
     files = DataLoader(
-        Files(inputs, [Whole()]), batch_size=None, sampler=wanted, num_workers=workers,
+        Files(inputs, [Whole()], profiles), batch_size=None, sampler=wanted, num_workers=workers,
         worker_init_fn=heed_main_process,
     )  # fmt: skip
     rows, passes = [], 0
-    for i, (header, (pixels,), reason) in zip(wanted, files, strict=True):
+    for i, (known, (pixels,), reason) in zip(wanted, files, strict=True):
         image, found = Image.fromarray(pixels.numpy()), None
         if not reason:
             found = locate(localizer, localizer.tiling(image)[None])[0]
             passes += localizer.tiling.count(image.height, image.width)
-        row = row_of(inputs[i].path, header, reason, found.fake if found else 0.0, rules, (), None)
+        row = row_of(inputs[i].path, known, reason, found.fake if found else 0.0, rules, (), None)
         if found and row["status"] == "ok":
             row["extent"], row["tool"], row["changed"] = _where(head, found, image)
             if folder is not None:

@@ -21,7 +21,8 @@ from adapt.collect.pack import pack
 from adapt.collect.sources.webdataset import Source
 from adapt.commands import pack as pack_recipe
 from adapt.commands import prepare as prepare_recipe
-from adapt.data.images import read_bytes
+from adapt.data import images as reading
+from adapt.data.images import FORMATS, read_bytes
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 
@@ -422,3 +423,28 @@ def test_a_compressed_tar_and_an_empty_folder_are_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("a"))
     with pytest.raises(Refusal, match="no uncompressed tar file"):
         Source(folder=tmp_path, label="cls").prepare()
+
+
+def test_every_format_that_is_read_has_a_name_and_comes_back(tmp_path) -> None:
+    assert {*parts.EXTENSIONS} == {*FORMATS, "MPO"}
+    data = [image(0, "AVIF"), image(1, "JPEG2000"), zoo.frames("MPO"), zoo.frames("GIF")]
+    with Part(tmp_path / "data.csv", WHAT) as part:
+        rows = [{"group": f"g{i}", "generator": "real", "split": "test"} for i in range(len(data))]
+        for i, row in enumerate(rows):
+            part.commit([row], i, [data[i]])
+        part.finish()
+    join(tmp_path / "data.csv", 1)
+    found = Manifest.read(tmp_path / "data.csv")
+    assert [read_bytes(file) for file in found["file"]] == data
+    assert [path.rpartition(".")[2] for path in found["path"]] == ["avif", "jp2", "jpg", "gif"]
+    assert list(found["frames"]) == ["", "", "3", "3"]  # of which the first counts
+    again = Source(folder=tmp_path / "data.shards", output=tmp_path / "again.csv").prepare()  # names that it lists
+    assert len(Manifest.read(again)) == len(data)
+
+
+def test_a_photograph_that_is_scaled_says_so(monkeypatch) -> None:
+    data = image(0, "JPEG")
+    assert "dct_scale" not in parts.header_facts(data)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 24 * 20 - 1)
+    facts = parts.header_facts(data)
+    assert (facts["width"], facts["height"], facts["dct_scale"]) == ("24", "20", "0.5")

@@ -164,8 +164,8 @@ def test_several_detectors_judge_by_the_mean_of_what_is_left_above_their_thresho
     for i, folder in enumerate(detectors):
         predict.main(predict.Config((folder,), (str(photos),), tmp_path / f"{i}.csv", gallery=0, num_workers=0))
         single.append(rows_of(tmp_path / f"{i}.csv"))
-    decode, thresholds = library.decode, [load_detector(folder).threshold for folder in detectors]
-    monkeypatch.setattr(library, "decode", lambda data: decoded.append(1) or decode(data))
+    decode, thresholds = library.decode_fully, [load_detector(folder).threshold for folder in detectors]
+    monkeypatch.setattr(library, "decode_fully", lambda *data: decoded.append(1) or decode(*data))
     for chosen in ((0, 1), (0, 1, 2)):
         decoded.clear()
         config = predict.Config(tuple(detectors[i] for i in chosen), (str(photos),), tmp_path / f"{chosen}.csv")

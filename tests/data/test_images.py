@@ -45,6 +45,7 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_its_reason(name):
 
 
 LOSSY = ["rgb.jpg", "cmyk.jpg", "progressive.jpg", "animated.gif", "lossy.webp", "lab.tiff"]
+LOSSY += ["film.avif", "animated.avif", "orientation6.avif", "lossy.jp2", "sycc.jp2"]
 
 
 @pytest.mark.parametrize("name", LOSSY)

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import sys
 import tarfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from processes import in_children
 
 from adapt.commands import predict
 from adapt.data.crops import Crops
-from adapt.data.images import read_image
+from adapt.data.images import decode, read_image
 from adapt.data.inputs import find_inputs
 from adapt.data.manifest import Manifest
 from adapt.data.tables import read_table
@@ -123,7 +124,7 @@ def test_family_is_the_most_probable_class_of_a_fake(detectors, photos, whole, t
         if row["verdict"] != "fake":
             assert row["family"] == row["family_probability"] == ""
             continue
-        image = detector.backbone.preprocess(library.decode((photos / row["path"]).read_bytes()))[None]
+        image = detector.backbone.preprocess(decode((photos / row["path"]).read_bytes()))[None]
         with torch.no_grad():
             logits = detector.head.class_logits(detector.backbone(image))[0].double().numpy()
         p = np.exp(logits) / np.exp(logits).sum()
@@ -143,11 +144,13 @@ def test_a_linear_head_names_no_family(detectors, photos, tmp_path) -> None:
 
 def test_verdict_by_the_threshold_as_written() -> None:
     def verdict(logit: float, threshold: float) -> str:
-        return library.row_of("a", None, "", logit, library.written(Decision().rules(threshold)), (), None)["verdict"]
+        return library.row_of("a", library.Known(), "", logit, library.written(Decision().rules(threshold)), (), None)[
+            "verdict"
+        ]
 
     assert verdict(0.25, 0.25) == "fake" and verdict(math.nextafter(0.25, 0), 0.25) == "fake"
     assert verdict(0.249999, 0.25) == "real" and verdict(30.0, math.inf) == "real" and verdict(-800.0, 0) == "real"
-    lost = library.row_of("a", None, "", math.nan, Decision().rules(0.0), (), None)
+    lost = library.row_of("a", library.Known(), "", math.nan, Decision().rules(0.0), (), None)
     assert lost["status"] == "not-finite" and lost["logit"] is None and lost["verdict"] is None
 
 
@@ -191,7 +194,7 @@ def test_verdicts_at_a_stated_rate(detectors, photos, tmp_path, thresholds) -> N
         assert float(row["p_fake"]) == pytest.approx(expected, rel=1e-5) and row["p_fake"] != str(logit)
         family = ""
         if row["verdict"] == "fake":
-            image = detector.backbone.preprocess(library.decode((photos / row["path"]).read_bytes()))[None]
+            image = detector.backbone.preprocess(decode((photos / row["path"]).read_bytes()))[None]
             with torch.no_grad():
                 logits = detector.head.class_logits(detector.backbone(image)).double().numpy()
             family = FAMILIES[1 + logits[0, 1:].argmax()]
@@ -262,6 +265,49 @@ def test_every_file_of_the_zoo_is_one_row_with_its_reason(detectors, tmp_path) -
     assert [rows["last-byte.jpg"][name] for name in ("format", "width", "verdict")] == ["JPEG", "48", ""]
     assert rows["rgb.jpg"]["subsampling"] == "4:2:0" and rows["grey.jpg"]["subsampling"] == "grey"
     assert rows["rgb.png"]["jpeg_quality"] == "" and rows["pages.mpo.jpg"]["format"] == "JPEG"
+
+
+def test_rows_say_how_files_were_decoded_and_which_extra_is_missing(detectors, tmp_path, monkeypatch, capsys) -> None:
+    from adapt.data import images as reading
+
+    folder = tmp_path / "phones"
+    folder.mkdir()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    monkeypatch.setattr(reading, "MAX_PIXELS", 100 * 100)
+    colours = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    for name, data in {
+        "a.jpg": zoo.save(zoo.picture(200, 150), "JPEG"),
+        "b.gif": zoo.frames("GIF"),
+        "c.png": zoo.save(colours, "PNG", icc_profile=zoo.profile()),
+        "d.jpg": zoo.HEIC["phone.heic"],
+        "e.heic": zoo.HEIC["two.heic"],
+        "f.heic": b"no image",
+    }.items():
+        (folder / name).write_bytes(data)
+    config = predict.Config((detectors["linear"],), (str(folder),), tmp_path / "x.csv", num_workers=0)
+    predict.main(config)
+    found = rows_of(config.output)
+    assert [[row[name] for name in ("status", "width", "frames", "dct_scale", "profile")] for row in found] == [
+        ["ok", "200", "1", "0.5", ""],
+        ["ok", "48", "3", "", ""],
+        ["ok", "48", "1", "", "Display P3, ignored"],
+        ["unsupported: heic", "", "", "", ""],
+        ["unsupported: heic", "", "", "", ""],
+        ["not-an-image", "", "", "", ""],
+    ]
+    hints = [line for line in capsys.readouterr().out.splitlines() if "adapt-aigi[heic]" in line]
+    assert len(hints) == 1 and hints[0].startswith("2 files are HEIC")
+    page = config.output.with_suffix(".html").read_text(encoding="utf-8")
+    for words in ("decoded at 0.5 of its size", "first of 3 pictures", "profile Display P3, ignored"):
+        assert page.count(words) >= 1
+    seen = dataclasses.replace(config, output=tmp_path / "seen.parquet", profiles="srgb")
+    predict.main(seen)
+    again = pq.read_table(seen.output).to_pylist()
+    assert [row["profile"] for row in again][:3] == [None, None, "Display P3, to sRGB"]
+    changed = [row["logit"] != float(old["logit"]) for row, old in zip(again[:3], found, strict=False)]
+    assert changed == [False, False, True]
+    with pytest.raises(Refusal, match="rows of another profiles"):
+        predict.main(dataclasses.replace(seen, profiles="ignore"))
 
 
 def test_shuffled_repeated_and_overlapping_inputs_give_the_same_bytes(config, photos, whole) -> None:
@@ -480,7 +526,7 @@ def test_tar_files_and_manifests(detectors, tmp_path) -> None:
     detector = load_detector(detectors["linear"])
     for path, i in (("s.tar::x/0.png", 0), ("s.tar::x/1.png", 1), ("2.png", 2)):
         with torch.no_grad():
-            image = library.decode((place / f"{i}.png").read_bytes())
+            image = decode((place / f"{i}.png").read_bytes())
             expected = detector(detector.backbone.preprocess(image)[None]).item()
         assert float(rows[path]["logit"]) == pytest.approx(expected, abs=1e-4)
     (place / "bad.csv").write_text("path\n../names.png\n")

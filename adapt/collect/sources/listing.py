@@ -17,9 +17,9 @@ from adapt.data.manifest import split_by_group
 from adapt.errors import Refusal
 from adapt.files import too_many_files
 
-IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Meant as images, but no decoder reads them: each becomes a lost row with its reason.
-UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx")
+# Meant as images, but read with the extra `heic` only, or by nothing: each else becomes a lost row with its reason.
+UNREAD = (".heic", ".heif", ".hif", ".jxl")
 OURS = (".parts", ".shards", ".images", ".aligned", ".masks")  # folders that this package wrote
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")  # what others call the three splits

@@ -22,7 +22,7 @@ from adapt.data.images import Unreadable
 from adapt.errors import Refusal
 from adapt.files import left_by_system, too_many_files
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "j2k", "heic", "heif", "jxl")
 DAMAGE = "damaged, or no uncompressed tar file"
 MAX_TEXT = 2**20  # bytes of a json, txt or cls member
 
