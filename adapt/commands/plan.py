@@ -5,7 +5,8 @@
     adapt plan --images_per_s 2000 --devices 1 8 64            (a rate of your own)
 
 Prints, for each number of images and of devices, the hours of one pass over all images under all views, what the
-features, the tokens of a cached prefix and the image files take on disk, and the commands. A device is whatever the
+features, the tokens of a cached prefix and the image files take on disk, what the manifest takes in memory that all
+processes share, and the commands. A device is whatever the
 rate was measured on: a GPU with the processor cores that feed it, or a machine without one. Several devices are taken
 to do as much as one each, which holds for independent jobs with storage that keeps up (`MB/s read` says what that is).
 Takes a second and computes nothing but these products.
@@ -19,6 +20,8 @@ from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 
+ROW_BYTES = 130  # of a Parquet manifest in memory, with paths of 40 letters, groups and digests
+MOST_ROWS = 50_000_000  # of one manifest: checking it takes minutes, and 6.5 GB of each node
 PIPELINE = re.compile(r"(\S+), (\d+) photographs x (\d+) views")  # the work of a line of that stage
 
 
@@ -70,11 +73,12 @@ def rate_of(cfg: Config) -> tuple[float, str]:
 def lines(cfg: Config, rate: float) -> list[list[str]]:
     """One row per number of images and devices."""
     views = len(cfg.views)
-    table = [["images", "devices", "hours", "features", "tokens", "image files", "MB/s read"]]
+    table = [["images", "devices", "hours", "features", "tokens", "image files", "manifest", "MB/s read"]]
     for images in cfg.images:
         for devices in cfg.devices:
             hours = images / (rate * devices) / 3600
             sizes = (images * views * (4 * cfg.dim + 32), images * views * 2 * cfg.tokens, images * 1e3 * cfg.image_kb)
+            sizes += (images * ROW_BYTES,)
             read = rate * devices * cfg.image_kb / 1e3
             table.append([f"{images:,}", f"{devices}", f"{hours:,.2f}", *map(size, sizes), f"{read:,.0f}"])
     return table
@@ -93,15 +97,32 @@ def commands(cfg: Config) -> str:
     """What runs the largest plan: an array of jobs over shards, and training on several nodes."""
     devices, per_node = max(cfg.devices), cfg.gpus_per_node
     nodes, views = -(-devices // per_node), " ".join(cfg.views)
+    parts = max(cfg.images) > MOST_ROWS
+    manifest = "part-$SLURM_ARRAY_TASK_ID.parquet" if parts else "data.parquet"
+    share = "" if parts else f" --shard $SLURM_ARRAY_TASK_ID --num_shards {devices}"
     return f"""\
-sbatch --array=0-{devices - 1} --gpus-per-task 1 --wrap 'adapt extract --manifest data.csv \\
+sbatch --array=0-{devices - 1} --gpus-per-task 1 --wrap 'adapt extract --manifest {manifest} \\
     --backbone {cfg.backbone} \\
-    --views {views} --shard $SLURM_ARRAY_TASK_ID --num_shards {devices}'
+    --views {views}{share}'
 srun --nodes {nodes} --ntasks-per-node 1 bash -c 'accelerate launch --multi_gpu --num_machines {nodes} \\
     --num_processes {devices} --machine_rank $SLURM_NODEID --main_process_port 29500 \\
     --main_process_ip $(scontrol show hostnames $SLURM_JOB_NODELIST | head -1) \\
-    recipes/lora.py --manifest data.csv --backbone {cfg.backbone} \\
+    recipes/lora.py --manifest {"part-0.parquet" if parts else manifest} --backbone {cfg.backbone} \\
     --groups {2 * devices} --output_dir results/lora'"""
+
+
+def advice(cfg: Config) -> str:
+    """What to do with a manifest of the largest size."""
+    if max(cfg.images) > MOST_ROWS:
+        return (
+            f"manifest: more than {MOST_ROWS:,} rows are too many for one. Prepare a part for each job, part-0.parquet "
+            "and so on, from folders or tables of its own: splits are drawn by the hash of a group, so parts agree. "
+            "Train on one part, or on several that together stay below"
+        )
+    return (
+        f"manifest: Parquet from 100,000 rows, {ROW_BYTES} bytes per row in memory that the processes of a node share; "
+        "it is checked once, and every later start maps what was checked"
+    )
 
 
 def main(cfg: Config) -> None:
@@ -111,7 +132,8 @@ def main(cfg: Config) -> None:
     print(f"{rate:,.1f} images/s per device, each under {len(cfg.views)} views ({source})\n")
     for row in table:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, wide, strict=True)))
-    print(f"\nfeatures: {4 * cfg.dim + 32} bytes per image and view; tokens: {2 * cfg.tokens}\n\n{commands(cfg)}")
+    print(f"\nfeatures: {4 * cfg.dim + 32} bytes per image and view; tokens: {2 * cfg.tokens}")
+    print(f"{advice(cfg)}\n\n{commands(cfg)}")
 
 
 def command() -> None:
