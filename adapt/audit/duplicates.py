@@ -139,7 +139,7 @@ def _earliest(which: np.ndarray, group: np.ndarray, kind: np.ndarray, distinct: 
     np.minimum.at(first, (which, kind), every)
     others = group != group[first[which, kind]]
     np.minimum.at(second, (which[others], kind[others]), every[others])
-    return tuple(np.where(found < len(which), found, -1) for found in (first, second))
+    return np.where(first < len(which), first, -1), np.where(second < len(which), second, -1)
 
 
 def _close(distinct: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

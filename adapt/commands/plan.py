@@ -77,8 +77,8 @@ def lines(cfg: Config, rate: float) -> list[list[str]]:
     for images in cfg.images:
         for devices in cfg.devices:
             hours = images / (rate * devices) / 3600
-            sizes = (images * views * (4 * cfg.dim + 32), images * views * 2 * cfg.tokens, images * 1e3 * cfg.image_kb)
-            sizes += (images * ROW_BYTES,)
+            features, tokens = images * views * (4 * cfg.dim + 32), images * views * 2 * cfg.tokens
+            sizes = (features, tokens, images * 1e3 * cfg.image_kb, images * ROW_BYTES)
             read = rate * devices * cfg.image_kb / 1e3
             table.append([f"{images:,}", f"{devices}", f"{hours:,.2f}", *map(size, sizes), f"{read:,.0f}"])
     return table
@@ -115,13 +115,13 @@ def advice(cfg: Config) -> str:
     """What to do with a manifest of the largest size."""
     if max(cfg.images) > MOST_ROWS:
         return (
-            f"manifest: more than {MOST_ROWS:,} rows are too many for one. Prepare a part for each job, part-0.parquet "
-            "and so on, from folders or tables of its own: splits are drawn by the hash of a group, so parts agree. "
-            "Train on one part, or on several that together stay below"
+            f"manifest: more than {MOST_ROWS:,} rows are too many for one. Prepare a part for each job (part-0.parquet "
+            "...) from folders or tables of its own: splits are drawn by the hash of a group, so parts agree. Train on "
+            "one part, or on several that together stay below"
         )
     return (
-        f"manifest: Parquet from 100,000 rows, {ROW_BYTES} bytes per row in memory that the processes of a node share; "
-        "it is checked once, and every later start maps what was checked"
+        f"manifest: Parquet from 100,000 rows, {ROW_BYTES} bytes per row in memory that the processes of a node "
+        "share; it is checked once, and every later start maps what was checked"
     )
 
 

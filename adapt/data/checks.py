@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from adapt.errors import Refusal
 from adapt.files import sha256, too_many_files
 
 
-def refuse_columns(columns: Mapping[str, object], name: str) -> None:
+def refuse_columns(columns: Mapping[str, Sized], name: str) -> None:
     """Refuse a manifest that lacks a column, has one of ours, or has no rows."""
     if missing := [column for column in REQUIRED if column not in columns]:
         raise Refusal(f"{name}: no column {missing[0]!r}, only {', '.join(columns) or 'none'}: add or rename it")

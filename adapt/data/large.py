@@ -125,8 +125,8 @@ def _mapped(path: Path) -> tuple[dict[str, Column], str]:
     batch, about = file.get_batch(0), file.schema.metadata
     columns = {name: _column(batch.column(name)) for name in batch.schema.names}
     if "file" not in columns:
-        path = columns["path"]
-        columns["file"] = Column(path.values, path.codes, about[b"root"].decode().rstrip("/") + "/")
+        paths = columns["path"]
+        columns["file"] = Column(paths.values, paths.codes, about[b"root"].decode().rstrip("/") + "/")
     return columns, about[b"digest"].decode()
 
 
@@ -401,5 +401,5 @@ def _text(array: pa.Array) -> pa.Array:
     if array.null_count:
         return pa.array(_column(array).tolist(), pa.large_string())
     data = binascii.hexlify(array.buffers()[1][32 * array.offset : 32 * (array.offset + len(array))])
-    ends = np.arange(0, 64 * len(array) + 1, 64, np.int64)
+    ends = 64 * np.arange(len(array) + 1, dtype=np.int64)
     return pa.LargeStringArray.from_buffers(len(array), pa.py_buffer(ends), pa.py_buffer(data))
