@@ -115,9 +115,9 @@ def advice(cfg: Config) -> str:
     """What to do with a manifest of the largest size."""
     if max(cfg.images) > MOST_ROWS:
         return (
-            f"manifest: more than {MOST_ROWS:,} rows are too many for one. Prepare a part for each job (part-0.parquet "
-            "...) from folders or tables of its own: splits are drawn by the hash of a group, so parts agree. Train on "
-            "one part, or on several that together stay below"
+            f"manifest: more than {MOST_ROWS:,} rows are too many for one. Prepare a part for each job "
+            "(part-0.parquet ...) from folders or tables of its own: splits are drawn by the hash of a group, so "
+            "parts agree. Train on one part, or on several that together stay below"
         )
     return (
         f"manifest: Parquet from 100,000 rows, {ROW_BYTES} bytes per row in memory that the processes of a node "

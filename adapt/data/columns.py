@@ -110,7 +110,7 @@ class Column:
         return pc.fill_null(pc.equal(self.values, wanted), False).to_numpy(zero_copy_only=False)
 
 
-class Groups(Sequence[np.ndarray]):
+class GroupRows(Sequence[np.ndarray]):
     """Row indices of each group, in the order of first appearance; `codes` (n,) are the groups' numbers."""
 
     def __init__(self, codes: np.ndarray) -> None:

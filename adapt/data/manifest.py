@@ -117,9 +117,9 @@ class Manifest:
     def groups(self) -> Sequence[np.ndarray]:
         """Row indices of each group, groups in order of first appearance."""
         if not isinstance(column := self.columns["group"], np.ndarray):
-            from adapt.data.columns import Groups
+            from adapt.data.columns import GroupRows
 
-            return Groups(column.codes)
+            return GroupRows(column.codes)
         rows: dict[str, list[int]] = {}
         for row, group in enumerate(self["group"]):
             rows.setdefault(group, []).append(row)

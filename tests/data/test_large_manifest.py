@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.data import large
-from adapt.data.columns import Column, Groups
+from adapt.data.columns import Column, GroupRows
 from adapt.data.manifest import Manifest, require_files
 from adapt.errors import Refusal
 
@@ -206,7 +206,7 @@ def test_groups_are_in_the_order_of_first_appearance(codes) -> None:
     wanted: dict[int, list[int]] = {}
     for row, code in enumerate(codes):
         wanted.setdefault(code, []).append(row)
-    found = Groups(np.array(codes, np.int32))
+    found = GroupRows(np.array(codes, np.int32))
     assert [rows.tolist() for rows in found] == list(wanted.values()) and len(found) == len(wanted)
     if codes:
         assert found[-1].tolist() == list(wanted.values())[-1]

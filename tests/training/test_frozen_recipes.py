@@ -12,6 +12,7 @@ import jpeg_matrix
 import linear_probe
 import numpy as np
 import onboard
+import pyarrow.parquet as pq
 import pytest
 import refine
 import tip_adapter
@@ -20,7 +21,11 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from adapt.commands import extract
+from adapt.data import large
+from adapt.data.columns import Column
+from adapt.data.groups import Groups
 from adapt.data.manifest import Manifest
+from adapt.data.preprocess import Preprocess
 from adapt.detector.detector import load_detector, score
 from adapt.errors import Refusal
 from adapt.evaluation.metrics import Control
@@ -382,3 +387,23 @@ def test_head_scaling_measures_every_head_alone(tmp_path) -> None:
     assert float(rows[0]["auc"]) > 0.65
     with pytest.raises(Refusal, match="--rows 50: give at least 100"):
         head_scaling.Config(rows=(50,))
+
+
+def test_a_manifest_in_shared_memory_gives_the_same_run(probe, fitted, planted, tmp_path, monkeypatch) -> None:
+    """The probe's scores, and what training reads of each group, are those of the same rows as a small table."""
+    small, path = Manifest.read(planted), planted.with_name("shared.parquet")
+    small.write(path)
+    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
+    shared = Manifest.read(path)
+    assert isinstance(shared["group"], Column) and shared.digest == small.digest
+    cfg = dataclasses.replace(probe, manifest=(str(path),), output_dir=tmp_path / "run")
+    linear_probe.main(cfg)
+    assert pq.read_table(cfg.output_dir / "scores.parquet").equals(pq.read_table(fitted / "scores.parquet"))
+    train = [manifest.select(manifest["split"] == "train") for manifest in (small, shared)]
+    one, other = (Groups(manifest, Preprocess(64, 64, "bicubic", "resize"), VIEWS, seed=3) for manifest in train)
+    assert len(one) == len(other)
+    for g in (0, 5, len(one) - 1):
+        for field in dataclasses.fields(one[1, g]):
+            mine, theirs = (getattr(batches[1, g], field.name) for batches in (one, other))
+            np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))

@@ -1,4 +1,4 @@
-"""Images with masks of what was changed: CASIA, Columbia, COVERAGE, IMD2020, OpenSDI, BR-Gen, or any folder pairs.
+"""Images with masks of what was changed: CASIA, Columbia, COVERAGE, IMD2020, BR-Gen, or any folder pairs.
 
     adapt prepare masks --folder data/CASIA2 --layout casia2
     adapt prepare masks --folder data/COVERAGE --layout coverage --split test
@@ -9,9 +9,10 @@ Patterns are paths below --folder without their suffix: {id} is any text, {tool}
 name, * is any text without a slash. A --part stands beside the --mask of the same place in its list, whose fields are
 filled in from the image's name. Rows with the same {group} (else the same {id}) are a group, so a part finds its
 photograph. {tool}, or --tool, names what changed the part: a generator with --kind ai, an ordinary edit of a real
-image with --kind ordinary. Layouts (casia1, casia2, columbia, coverage, imd2020) fill in what is not given; OpenSDI
-and BR-Gen, once they are folders of images and of masks, need patterns of yours. Columbia marks regions by colour:
-its layout takes green for what was changed, --changed red swaps the two.
+image with --kind ordinary. Layouts (casia1, casia2, columbia, coverage, imd2020) fill in what is not given; BR-Gen
+needs patterns of yours. Sets of the hub with masks, as OpenSDI, are read by `adapt prepare hub`, and lists with a
+column of masks, as NIST16, by `adapt prepare table`. Columbia marks regions by colour: its layout takes green for what
+was changed, --changed red swaps the two.
 
 A mask of another size than its image, an empty one, an image without a mask and a mask without an image are listed
 with their reasons. An all-white mask of an image by a generator makes it a fully generated one; --empty real takes
