@@ -11,6 +11,11 @@ from typing import TextIO
 
 from adapt.errors import Refusal
 
+FULL = "disk full{}: free some space and start again"
+FULL_IN_WORDS = (  # of the system, by way of safetensors, pyarrow, data processes; of sqlite; of tempfile
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)),
+    *("database or disk is full", "No usable temporary directory found"),
+)
 SYSTEM_FILES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini")  # in any case
 
 
@@ -44,10 +49,10 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    except Exception as error:
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {path}")) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
         raise
     finally:
@@ -60,9 +65,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {path}")) from error
         raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, of Python or of a library that writes by itself, says that a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return not isinstance(error, Refusal) and any(words in str(error) for words in FULL_IN_WORDS)
 
 
 def too_many_files(error: BaseException) -> bool:
