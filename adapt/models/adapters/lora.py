@@ -188,7 +188,7 @@ def _config(settings: dict[str, object], backbone: Backbone, folder: Path) -> An
     """peft's config of settings from a file: kind, rank, alpha, dropout and the layers, and for all else our own."""
     from peft import LNTuningConfig, LoraConfig
 
-    where, modules = f"adapter in {folder}", dict(backbone.tower.named_modules())
+    where, modules = f"adapter in {folder}", [name for name, _ in backbone.tower.named_modules() if name]
 
     def refuse(key: str, wanted: str) -> Refusal:
         return Refusal(f"{where}: {key} is {one_line(repr(settings.get(key)), 80)}, not {wanted}")
