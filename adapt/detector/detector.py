@@ -342,8 +342,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise Refusal(f"{folder / 'detector.json'}: threshold must be a number and head an object")
     if isinstance(threshold, bool) or not math.isfinite(threshold):
         raise Refusal(f"{folder / 'detector.json'}: the threshold {threshold} is no logit: fetch the detector again")
-    if place := not_finite({key: record.get(key) for key in ("backbone", "head", "descriptor")}):
-        raise Refusal(f"{folder / 'detector.json'}: {place} is no finite number: fetch the detector again")
+    if wrong := not_finite({key: record.get(key) for key in ("backbone", "head", "descriptor")}):
+        raise Refusal(f"{folder / 'detector.json'}: {wrong} is no finite number: fetch the detector again")
     return record, tensors
 
 
