@@ -1,5 +1,6 @@
 """From a recipe's frozen `Config` to its command line, and back from a saved `config.yaml`."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -7,6 +8,7 @@ import importlib.util
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -14,7 +16,8 @@ from typing import ClassVar, Protocol, TypeVar
 import yaml
 
 from adapt.errors import Refusal
-from adapt.files import too_many_files
+from adapt.files import FULL, disk_full, too_many_files
+from adapt.text import one_line
 
 C = TypeVar("C", bound="Flags")
 TOO_MANY_FILES = (
@@ -44,22 +47,37 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
     """Parse the flags of `config_class`, call `main(config)`, and end with a status a script can use.
 
     `--config FILE` takes its values from a saved config; flags on the command line override them. A flag that takes
-    several values may also be given several times. A user's mistake (`Refusal`) is one line on the standard error
-    and status 2; under several processes only the first of them speaks.
+    several values may also be given several times. A user's mistake (`Refusal`), a full disk and too many open files
+    are one line on the standard error and status 2; under several processes only the first of them speaks.
     """
+    threading.excepthook = _thread_failed
     try:
         main(parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__))
     except Refusal as refusal:
         _end(str(refusal))
-    except (OSError, RuntimeError) as error:
-        if not too_many_files(error):
+    except Exception as error:
+        if disk_full(error):
+            where = getattr(error, "filename", None)
+            _end(FULL.format(f" while writing {where}" if where else f" ({one_line(str(error), 200)})"))
+        if not (isinstance(error, OSError | RuntimeError) and too_many_files(error)):
             raise
         _end(TOO_MANY_FILES.format(limit=_open_files()))
 
 
+def _thread_failed(failed: "threading.ExceptHookArgs") -> None:
+    """A full disk is said once, by the main thread, which meets it when it asks for what the thread was to write."""
+    if failed.exc_value is None or not disk_full(failed.exc_value):
+        threading.__excepthook__(failed)
+
+
 def _end(message: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {message}", file=sys.stderr)
+        if "tqdm" in sys.modules:
+            from adapt.progress import end_bars
+
+            end_bars()
+        with contextlib.suppress(OSError):  # the full disk may be the one that takes this line
+            print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 

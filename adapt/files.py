@@ -4,13 +4,22 @@ import bz2
 import contextlib
 import errno
 import hashlib
+import json
+import math
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from adapt.errors import Refusal
 
+FULL = "disk full{}: free some space and start again"
+FULL_IN_WORDS = (  # of the system, by way of safetensors, pyarrow, data processes; of sqlite; of tempfile
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)),
+    *("database or disk is full", "No usable temporary directory found"),
+)
+MAX_JSON = 2**24  # bytes of a JSON file of somebody else
 SYSTEM_FILES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini")  # in any case
 
 
@@ -44,10 +53,10 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    except Exception as error:
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {path}")) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
         raise
     finally:
@@ -60,9 +69,16 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(f"disk full while writing {path}: free some space and start again") from error
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {path}")) from error
         raise Refusal(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, of Python or of a library that writes by itself, says that a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return not isinstance(error, Refusal) and any(words in str(error) for words in FULL_IN_WORDS)
 
 
 def too_many_files(error: BaseException) -> bool:
@@ -70,6 +86,46 @@ def too_many_files(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return True
     return any(words in str(error) for words in ("Too many open files", "received 0 items of ancdata"))
+
+
+def require_regular(path: str | os.PathLike) -> None:
+    """Raise OSError where there is no plain file: to open a pipe would wait for ever, and a device may have no end."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_json(path: str | os.PathLike, most: int = MAX_JSON) -> object:
+    """What a JSON file says that may be a stranger's, of at most `most` bytes.
+
+    Raises OSError, and ValueError for what is no JSON, larger, nested too deeply, or has a key twice in an object:
+    readers that keep another one of the two would read another file.
+    """
+    require_regular(path)
+    with Path(path).open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most} bytes")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+
+
+def not_finite(value: object, place: str = "") -> str:
+    """Where in a JSON value the first number is that is infinite or NaN, `a.b.0`; empty where there is none."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else place
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (not_finite(part, f"{place}.{name}" if place else str(name)) for name, part in parts)
+    return next(filter(None, found), "")
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in [other for other, _ in pairs[:i]])
+        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
+    return found
 
 
 def left_by_system(name: str) -> bool:

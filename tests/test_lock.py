@@ -4,8 +4,13 @@ import errno
 import fcntl
 import gc
 import os
+import random
 import signal
+import socket
+import subprocess
+import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -103,18 +108,130 @@ def test_a_worker_that_outlasts_a_kill_does_not_keep_the_lock(tmp_path) -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_without_locks_is_not_called_busy(tmp_path, monkeypatch, number) -> None:
+def test_another_failure_to_lock_is_not_called_busy(tmp_path, monkeypatch) -> None:
     def none(*_) -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "lockf", none)
         with pytest.raises(Refusal) as refused:
             Lock(tmp_path / ".lock", BUSY)
     assert "in use" not in str(refused.value)
-    assert os.strerror(number) in str(refused.value) and "choose another folder" in str(refused.value)
+    assert os.strerror(errno.EIO) in str(refused.value) and "choose another folder" in str(refused.value)
     Lock(tmp_path / ".lock", BUSY).close()  # the refused one is not counted as held
+
+
+@pytest.fixture
+def no_locks(request, monkeypatch) -> None:
+    """A file system without locks, as Lustre without `flock` (ENOSYS) or NFS without a lock server (ENOLCK)."""
+    number = getattr(request, "param", errno.ENOSYS)
+
+    def none(*_) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+
+
+def marks(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if "~" in path.name)
+
+
+@pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL], indirect=True)
+def test_without_locks_others_are_kept_out_by_a_file(tmp_path, no_locks) -> None:
+    file = tmp_path / ".lock"
+    assert status_of_another(file) == 0  # which had it and gave it back
+    with Lock(file, BUSY):
+        [mark] = marks(tmp_path)
+        assert f"~{os.getpid()}~" in mark
+        assert status_of_another(file) == 9
+        with pytest.raises(Refusal, match="this process holds it"):
+            Lock(file, BUSY)
+        assert marks(tmp_path) == [mark]
+    assert marks(tmp_path) == [] and status_of_another(file) == 0
+
+
+def test_without_locks_a_killed_process_holds_nothing_and_an_ended_one_leaves_nothing(tmp_path, no_locks) -> None:
+    file = tmp_path / ".lock"
+    held = []
+
+    def killed() -> None:
+        held.append(Lock(file, BUSY))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_children(killed) == [-signal.SIGKILL] and len(marks(tmp_path)) == 1
+    Lock(file, BUSY).close()
+    assert marks(tmp_path) == []
+    root = Path(__file__).parents[1]
+    ends = (
+        "import fcntl, sys; from pathlib import Path; from adapt.lock import Lock\n"
+        "def none(*_): raise OSError(38, 'none')\n"
+        "fcntl.lockf = none; file = Path(sys.argv[1]); keep = Lock(file, 'busy')\n"
+        "print(len(list(file.parent.iterdir())))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", ends, file], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("2\n", "") and marks(tmp_path) == []
+
+
+def test_without_locks_a_number_that_came_back_is_another_process(tmp_path, no_locks) -> None:
+    """The mark of a process that ended, and whose number a new one has."""
+    file = tmp_path / ".lock"
+    with Lock(file, BUSY):
+        [mark] = marks(tmp_path)
+    start, _, ticks = mark.rpartition("~")
+    assert int(ticks) > 0
+    (tmp_path / f"{start}~{int(ticks) - 5}").touch()
+    assert status_of_another(file) == 0 and marks(tmp_path) == []
+
+
+@pytest.mark.parametrize("mark", ["far~0123456789ab~7~99", "HERE~0123456789ab~7~99", "whatever", "a~b"])
+def test_without_locks_a_holder_that_cannot_be_judged_is_named(tmp_path, no_locks, mark) -> None:
+    """Of another machine, of another container with this machine's name, or of nobody."""
+    name = ".lock~" + mark.replace("HERE", socket.gethostname())
+    (tmp_path / name).touch()
+    with pytest.raises(Refusal, match=f"^{BUSY} .*delete .*{name}") as refused:
+        Lock(tmp_path / ".lock", BUSY)
+    assert "\n" not in str(refused.value) and marks(tmp_path) == [name]
+    (tmp_path / name).unlink()
+    Lock(tmp_path / ".lock", BUSY).close()
+
+
+def test_without_locks_never_two_hold_it_and_somebody_does(tmp_path, no_locks) -> None:
+    """Six processes want it again and again, and some are killed while they have it or want it."""
+    file, inside = tmp_path / ".lock", tmp_path / "inside"
+
+    def work() -> None:
+        draw, got, end = random.Random(os.getpid()), 0, time.monotonic() + 3
+        while time.monotonic() < end:
+            try:
+                lock = Lock(file, BUSY)
+            except Refusal:
+                continue
+            descriptor = os.open(inside, os.O_CREAT | os.O_EXCL)  # fails where another one is inside
+            time.sleep(draw.uniform(0, 0.01))
+            os.close(descriptor)
+            inside.unlink()
+            if draw.random() < 0.1:
+                os._exit(5)  # as if killed: no clearing up
+            lock.close()
+            got += 1
+        os._exit(0 if got else 7)
+
+    pids = []
+    for _ in range(6):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        pids.append(pid)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert set(statuses) <= {0, 5, 7} and {0, 5} & set(statuses)
+    Lock(file, BUSY).close()
+    assert marks(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])

@@ -1,5 +1,6 @@
 """A data set under construction, by one job or by many: rows and images that are committed together or not at all."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -9,6 +10,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,10 @@ class Part:
     """What job `shard` of `num_shards` has done for the manifest `output`: append-only, so a killed job continues.
 
     `what` names everything the rows depend on; a journal made with another one is refused, or begun anew with
-    `restart` (when no work is lost by it). Images that are handed over as bytes become members of tar files in
-    WebDataset's layout: a commit is one sample, its members share the key before the first dot, KEY.json holds
-    the rows. The names of members tell nothing about the labels.
+    `restart` (when no work is lost by it) or where nothing was committed yet. A refusal before the first commit leaves
+    no journal: options that were refused bind nobody. Images that are handed over as bytes become members of tar
+    files in WebDataset's layout: a commit is one sample, its members share the key before the first dot, KEY.json
+    holds the rows. The names of members tell nothing about the labels.
 
     `at` is what the last commit said (None at first), `done` whether the job is finished (a later commit takes it
     up again), `commits` how many commits brought rows. `groups` are those that stand, `generators` counts images.
@@ -75,13 +78,16 @@ class Part:
         self.generators: Counter[str] = Counter()
         self.groups: set[str] = set()
         self._met: set[str] = set()
-        self._synced = time.monotonic()
+        self._synced, self._empty = time.monotonic(), True
         self._journal = Journal(self.path, _busy(self.path), lambda: self._take_up(what, restart), {"what": what})
 
     def __enter__(self) -> "Part":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Refusal) and self._empty:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
         self._journal.close()
 
     def met(self, sha256: str) -> bool:
@@ -126,14 +132,14 @@ class Part:
         whole = 0
         for entry, end in _committed(self.path, self.output):
             if not whole and entry.get("what") != what:
-                if restart:
+                if restart or ("what" in entry and len(list(islice(entries(self.path, "end"), 2))) == 1):
                     return 0
                 raise Refusal(
                     f"{self.path} was made with {_difference(entry.get('what'), what)}: "
                     f"choose another --output, or delete {self.path.parent} to begin anew"
                 )
             self._apply(entry)
-            whole = end
+            self._empty, whole = not whole, end
         return whole
 
     def _apply(self, entry: dict) -> None:
@@ -184,6 +190,7 @@ class Part:
                 file.write(data)
 
     def _write(self, entry: dict) -> None:
+        self._empty = False
         due = time.monotonic() - self._synced > SYNC_SECONDS  # a power cut may forget that long
         self._journal.append(entry, to_disk=due)
         if due:

@@ -7,7 +7,8 @@ Files hold the bytes that were sent and are named by their SHA-256: nothing is r
 came of it, stands in an append-only file of JSON lines, so a killed run continues and no URL is asked too often. The
 address guard judges the address that is connected to, so neither DNS nor a redirect leads into a local network.
 
-One slow host can fill the window of waiting URLs and hold up the others: shuffle long lists. Decoding uses one core;
+One slow host can fill the window of waiting URLs and hold up the others: shuffle long lists. A host that only refuses
+(429, or 503 with Retry-After) is left alone for the rest of the run; a line names it. Decoding uses one core;
 for more, start several processes on parts of the list, each with a folder of its own.
 """
 
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import signal
 import socket
@@ -23,9 +25,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +45,10 @@ BACKOFF = 1.0  # seconds: the n-th retry waits up to BACKOFF * 2**n, drawn at ra
 WINDOW = 16  # URLs in flight or waiting for their host, for each of `concurrency`
 IN_MEMORY = 2**20  # bytes of a body before it moves to a temporary file: 64 bodies at once stay small
 SYNC_SECONDS = 1
+REFUSALS = 6  # in a row end a host's turn: after pauses of 2 to 32 s, or of at most 10 minutes if it asks for them
+REMEMBERED = 4096  # hosts without a request in flight whose refusals or pauses are known: 4 MB
+SHOWN = 20  # hosts whose turn ended, one line each
+_LATER = "left for a later run with --again (of elsa_d3: --retry_dead)"
 REDIRECTS = {301, 302, 303, 307, 308}
 
 
@@ -83,7 +89,9 @@ def download(
 
     A URL is asked at most `retries` times in all, killed runs included; with `again`, those whose failure may pass
     (`is_transient`) get as many again. `total_timeout` and `read_timeout` are seconds for a request with its
-    redirects and for a single read; waiting for a host's turn or its Retry-After is not counted. `max_bytes` counts
+    redirects and for a single read; waiting for a host's turn or its Retry-After is not counted. A host that refuses
+    `REFUSALS` times in a row, or for more than `MAX_PAUSE` seconds, is asked nothing more in this run: its other URLs
+    end as its refusal (http-429, http-503), which may pass, and a printed line counts them. `max_bytes` counts
     bytes after any Content-Encoding. A picture with a side below `min_side` pixels is refused: an icon, a tracking
     pixel. `respect_robots` heeds X-Robots-Tag and TDM-Reservation headers (no robots.txt is read: nothing is
     crawled). Put a contact into `user_agent`. `allow_private` switches the address guard off, for tests. Proxies of
@@ -122,9 +130,18 @@ class _Failed(Exception):
         self.reason = reason
 
 
+class _Ended(_Failed):
+    """The turn of the host has ended: not asked, and not to be tried again in this run."""
+
+
 class _Private(OSError):
     """An address the guard refuses. Connecting knows no other kind of error, and the text must be constant: only
     then it survives when every address of a host is refused."""
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether to ask again in this run."""
+    return isinstance(error, _Failed) and not isinstance(error, _Ended) and is_transient(error.reason)
 
 
 def _parse(url: str, base=None):
@@ -153,6 +170,33 @@ class _Host:
     slots: asyncio.Semaphore
     users: int = 0
     ready: float = 0.0  # monotonic seconds before which the host asked to be left alone
+    refusals: int = 0  # in a row
+    refused: float = -math.inf  # monotonic seconds of the last of them
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # its turn has ended
+    reason: str = ""  # why
+    too_long: bool = False  # the pause that it asked for
+    left: int = 0  # URLs that were not asked for that
+
+    def answer(self, status: int, headers: Mapping[str, str], asked: float) -> None:
+        """Heed what the host says to a request of the moment `asked`.
+
+        Requests that were in flight at a refusal are refused with it: together they count once.
+        """
+        if self.reason:
+            return
+        now, pause = time.monotonic(), 0.0
+        if status != 200:
+            pause = seconds_to_wait(headers.get("Retry-After", ""), time.time(), math.inf)
+        if status != 429 and not (status == 503 and "Retry-After" in headers):
+            self.refusals = 0
+        elif asked >= self.refused:
+            self.refusals, self.refused = self.refusals + 1, now
+            self.too_long = pause > MAX_PAUSE
+            pause = max(pause, BACKOFF * 2**self.refusals)
+            if self.too_long or self.refusals >= REFUSALS:
+                self.reason = f"http-{status}"
+                self.over.set()
+        self.ready = max(self.ready, now + min(pause, MAX_PAUSE))
 
 
 @dataclass
@@ -176,7 +220,9 @@ class _Download:
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.concurrency)
-        self.hosts: dict[str, _Host] = {}
+        self.hosts: dict[str, _Host] = {}  # those that are asked
+        self.idle: dict[str, _Host] = {}  # those that were, and said something that holds
+        self.forgotten = [0, 0]  # hosts whose turn ended, and their URLs, behind the bound of `idle`
         self.counts: Counter[str] = Counter()
         # Two threads: one decodes while the other waits for the disk. More would decode no faster (see images.py).
         self.judges = ThreadPoolExecutor(2, "judge")
@@ -223,6 +269,7 @@ class _Download:
             syncing.cancel()
             self.judges.shutdown(cancel_futures=True)
             self.bar.close()
+            self._say_who_refused()
             if main:
                 loop.remove_signal_handler(signal.SIGTERM)
 
@@ -272,7 +319,7 @@ class _Download:
             async for attempt in AsyncRetrying(
                 stop=stop_after_attempt(tries),
                 wait=wait_random_exponential(multiplier=BACKOFF, max=MAX_PAUSE),
-                retry=retry_if_exception(lambda error: isinstance(error, _Failed) and is_transient(error.reason)),
+                retry=retry_if_exception(_may_pass),
                 reraise=True,
             ):
                 with attempt:
@@ -292,7 +339,8 @@ class _Download:
                 start = time.monotonic()
                 with _failures():
                     async with asyncio.timeout(left), self.session.get(target, allow_redirects=False) as response:
-                        self._check(response, host)
+                        host.answer(response.status, response.headers, start)
+                        self._check(response)
                         whole = response.content_length is not None or "Transfer-Encoding" in response.headers
                         moved = response.status in REDIRECTS
                         body = None if moved else await self._body(response)
@@ -306,12 +354,9 @@ class _Download:
             target = _parse(response.headers["Location"], target)
         raise _Failed("redirects")
 
-    def _check(self, response, host: _Host) -> None:
+    def _check(self, response) -> None:
         """Refuse by status and headers."""
         status, headers = response.status, response.headers
-        if "Retry-After" in headers and status != 200:
-            pause = seconds_to_wait(headers["Retry-After"], time.time())
-            host.ready = max(host.ready, time.monotonic() + pause)
         if self.respect_robots and opted_out(headers, self.user_agent):
             raise _Failed("opted-out")
         if status != 200 and not (status in REDIRECTS and "Location" in headers):
@@ -359,19 +404,48 @@ class _Download:
 
     @contextlib.asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[_Host]:
-        """Wait for a place at the host, for its pause to end, and for a place in the whole."""
-        host = self.hosts.setdefault(name, _Host(asyncio.Semaphore(self.per_host)))
+        """Wait for a place at the host, for its pause to end, and for a place in the whole; raises `_Ended`."""
+        host = self.hosts.get(name) or self.idle.pop(name, None) or _Host(asyncio.Semaphore(self.per_host))
+        self.hosts[name] = host
         host.users += 1
         try:
             async with host.slots:
-                while (pause := host.ready - time.monotonic()) > 0:
-                    await asyncio.sleep(pause)
-                async with self.slots:
+                while not host.reason and (pause := host.ready - time.monotonic()) > 0:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(host.over.wait(), pause)
+                async with self.slots if not host.reason else contextlib.nullcontext():
+                    if host.reason:
+                        host.left += 1
+                        raise _Ended(host.reason)
                     yield host
         finally:
             host.users -= 1
-            if not host.users and host.ready <= time.monotonic():
-                del self.hosts[name]
+            if not host.users:
+                self._left(name, self.hosts.pop(name))
+
+    def _left(self, name: str, host: _Host) -> None:
+        """Nobody asks the host now: keep what it said, within bounds."""
+        if host.refusals or host.reason or host.ready > time.monotonic():
+            self.idle[name] = host
+        if len(self.idle) > REMEMBERED:
+            oldest = self.idle.pop(next(iter(self.idle)))
+            self.forgotten[0] += oldest.left > 0
+            self.forgotten[1] += oldest.left
+
+    def _say_who_refused(self) -> None:
+        """One line for each host whose turn ended before all of its URLs were asked."""
+        ended = [(name, host) for name, host in (self.hosts | self.idle).items() if host.left]
+        ended.sort(key=lambda found: -found[1].left)
+        for name, host in ended[:SHOWN]:
+            pause = f", the last for more than {MAX_PAUSE} s" if host.too_long else ""
+            print(
+                f"{name}: {host.refusals} refusals in a row{pause} ({host.reason}); "
+                f"{host.left} of its links are {_LATER}"
+            )
+        hosts, links = self.forgotten
+        hosts, links = hosts + len(ended[SHOWN:]), links + sum(host.left for _, host in ended[SHOWN:])
+        if hosts:
+            print(f"{hosts} more hosts that refused: {links} of their links are {_LATER}")
 
     def _socket(self, address) -> socket.socket:
         """The guard: aiohttp connects this socket to this address and to no other."""

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from adapt.errors import Refusal
+from adapt.files import FULL, disk_full
 from adapt.journal import Journal, entries
 
 TRANSIENT = {"timeout", "dns", "connect", "connection", "broken-http", "broken-body", "interrupted"}
@@ -93,6 +94,15 @@ class Index:
     def close(self) -> None:
         self.base.close()
 
+    def _do(self, query: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self.base.execute(query, values)
+        except sqlite3.OperationalError as error:
+            if disk_full(error):
+                where = " while writing the index of a download, in the folder that $SQLITE_TMPDIR or $TMPDIR names"
+                raise Refusal(FULL.format(where)) from error
+            raise
+
     def load(self, path: Path) -> int:
         """Take in a state file; returns the length of its whole lines. The torn end of a killed run is left out."""
         if path.exists() and not path.is_file():
@@ -112,13 +122,13 @@ class Index:
         """A record either counts a request ("ask") or tells how it ended ("reason")."""
         key, url = json.dumps(record["key"]), record["url"]
         if "ask" in record:
-            self.base.execute(
+            self._do(
                 "INSERT INTO rows (url, key, host, asks) VALUES (?, ?, ?, 1)"
                 " ON CONFLICT (url, key) DO UPDATE SET asks = asks + 1",
                 (url, key, _host(url)),
             )
         else:
-            self.base.execute(
+            self._do(
                 "INSERT INTO rows (url, key, host, reason, path, sha256) VALUES (?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (url, key) DO UPDATE SET asks = 0, reason = excluded.reason,"
                 " path = coalesce(excluded.path, path), sha256 = coalesce(excluded.sha256, sha256)",
@@ -128,11 +138,11 @@ class Index:
     def claim(self, key: str, url: str, again: bool) -> int | None:
         """Requests that count against the row, or None where it is finished or was met before in this run."""
         at = (url, json.dumps(key))
-        found = self.base.execute("SELECT asks, seen, reason FROM rows WHERE url = ? AND key = ?", at).fetchone()
+        found = self._do("SELECT asks, seen, reason FROM rows WHERE url = ? AND key = ?", at).fetchone()
         asks, seen, reason = found or (0, 0, None)
         if seen or (reason and not (again and is_transient(reason))):
             return None
-        self.base.execute(
+        self._do(
             "INSERT INTO rows (url, key, host, seen) VALUES (?, ?, ?, 1)"
             " ON CONFLICT (url, key) DO UPDATE SET seen = 1",
             (*at, _host(url)),
@@ -141,17 +151,17 @@ class Index:
 
     def is_duplicate(self, key: str, url: str) -> bool:
         query = "SELECT 1 FROM rows WHERE url = ? AND key != ? AND reason IS NOT 'duplicate-url' LIMIT 1"
-        return self.base.execute(query, (url, json.dumps(key))).fetchone() is not None
+        return self._do(query, (url, json.dumps(key))).fetchone() is not None
 
     def finished(self) -> Iterator[tuple]:
         query = "SELECT key, url, reason, path, sha256 FROM rows WHERE reason IS NOT NULL ORDER BY rowid"
-        return self.base.execute(query)
+        return self._do(query)
 
     def counts(self) -> dict[str, int]:
         query = (
             "SELECT reason, COUNT(*) AS n FROM rows WHERE reason IS NOT NULL GROUP BY reason ORDER BY n DESC, reason"
         )
-        return dict(self.base.execute(query))
+        return dict(self._do(query))
 
     def placeholders(self) -> list[str]:
         """Digests that came from too many hosts, or under too many URLs of one. What was dropped still counts."""
@@ -159,11 +169,11 @@ class Index:
             "SELECT sha256 FROM rows WHERE sha256 IS NOT NULL GROUP BY sha256 HAVING COUNT(DISTINCT host) >= ?"
             " UNION SELECT sha256 FROM rows WHERE sha256 IS NOT NULL GROUP BY sha256, host HAVING COUNT(*) >= ?"
         )
-        return [digest for (digest,) in self.base.execute(query, (PLACEHOLDER_HOSTS, PLACEHOLDER_URLS))]
+        return [digest for (digest,) in self._do(query, (PLACEHOLDER_HOSTS, PLACEHOLDER_URLS))]
 
     def with_digest(self, digest: str) -> list[tuple[str, str, str, str]]:
         query = "SELECT key, url, reason, path FROM rows WHERE sha256 = ?"
-        return self.base.execute(query, (digest,)).fetchall()
+        return self._do(query, (digest,)).fetchall()
 
 
 def _host(url: str) -> str:

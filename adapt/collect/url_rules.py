@@ -6,7 +6,7 @@ import hashlib
 import ipaddress
 import re
 
-MAX_PAUSE = 120  # seconds: a longer Retry-After is cut to this
+MAX_PAUSE = 120  # seconds of a Retry-After: a refusal for longer ends the host's turn
 MAX_URL = 8192  # characters: servers refuse longer ones, and data: URLs may hold megabytes
 OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "none"}  # as img2dataset reads X-Robots-Tag
 
@@ -64,8 +64,8 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or inside)
 
 
-def seconds_to_wait(retry_after: str, now: float) -> float:
-    """Seconds of a Retry-After header (seconds or an HTTP date), within 0 and MAX_PAUSE. `now` is a Unix time."""
+def seconds_to_wait(retry_after: str, now: float, most: float = MAX_PAUSE) -> float:
+    """Seconds of a Retry-After header (seconds or an HTTP date), within 0 and `most`. `now` is a Unix time."""
     try:
         seconds = float(retry_after)
     except ValueError:
@@ -74,7 +74,7 @@ def seconds_to_wait(retry_after: str, now: float) -> float:
             seconds = date.replace(tzinfo=date.tzinfo or datetime.UTC).timestamp() - now
         except (ValueError, OverflowError):
             return 0.0
-    return min(max(seconds, 0.0), MAX_PAUSE) if seconds == seconds else 0.0
+    return min(max(seconds, 0.0), most) if seconds == seconds else 0.0
 
 
 def opted_out(headers, agent: str) -> bool:

@@ -41,11 +41,13 @@ class Config:
 
 
 def main(cfg: Config) -> None:
+    from adapt.detector.detector import Saved
     from adapt.hub import push_to_hub
 
     if cfg.onnx is not None:
         export(cfg, cfg.onnx)
     if cfg.push is not None:
+        Saved.read(cfg.detector)  # refuses one that is damaged, and that nobody could load
         print(f"{push_to_hub(cfg.detector, cfg.push, cfg.private)}: detector at hf-hub:{cfg.push}")
 
 

@@ -256,6 +256,12 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+def stays_inside(member: str) -> bool:
+    """Whether a member of a tar file has a name in it: none that is absolute or climbs out by `..`."""
+    name = posixpath.normpath(member)
+    return not (name in (".", "..") or name.startswith(("/", "../")) or "\0" in name)
+
+
 def _find(archive: str, member: str, status: os.stat_result) -> tuple[int, int]:
     members = _members(archive, status.st_size, status.st_mtime_ns)
     if not members:
@@ -267,11 +273,14 @@ def _find(archive: str, member: str, status: os.stat_result) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=64)
 def _members(archive: str, size: int, changed: int) -> dict[str, tuple[int, int]]:
-    """Offset and size of each plain file in an uncompressed tar, listed once a process and version."""
+    """Offset and size of each plain file in an uncompressed tar, listed once a process and version.
+
+    Of several members of one name the last counts, as for `tar`; one whose name leaves the archive is left out.
+    """
     members = {}
     # A damaged archive ends the list: the members before the damage stay readable.
     with contextlib.suppress(tarfile.TarError, ValueError, EOFError), tarfile.open(archive, "r:") as tar:
         for member in tar:
-            if member.isreg() and not member.issparse():
+            if member.isreg() and not member.issparse() and stays_inside(member.name):
                 members[posixpath.normpath(member.name)] = (member.offset_data, member.size)
     return members

@@ -6,11 +6,12 @@ import os
 import posixpath
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from adapt.csv_as_written import known_columns
+from adapt.data.images import stays_inside
 from adapt.data.manifest import Manifest
 from adapt.data.rows import split_member
 from adapt.data.tables import read_table
@@ -37,8 +38,9 @@ def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
     In a folder every file is an input, whatever its name, but those of macOS and Windows (`.DS_Store`, `Thumbs.db`,
     `._photo.jpg`, `__MACOSX`), which a printed line counts. One that cannot be listed or that links out of the folder
     is an input with a reason, links to folders are not followed. A named file or link is taken as it is. A manifest is
-    any .csv or .parquet table with a column `path`; of a tar file all members count but `TEXTS`. What is named twice,
-    by whatever way, comes once. Refuses a name that is not there, and inputs without a single file.
+    any .csv or .parquet table with a column `path`; of a tar file all members count but `TEXTS`, and one whose name
+    leaves the archive, or that a later one of its name replaces, is an input of its own with a reason. What is named
+    twice, by whatever way, comes once. Refuses a name that is not there, and inputs without a single file.
     """
     folders: list[str] = []
     found: dict[str, tuple[str, str]] = {}  # file -> sha256, reason
@@ -60,7 +62,7 @@ def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
         raise Refusal(f"no file in {', '.join(map(repr, names)) or 'no --input'}: name a folder that holds images")
     root = os.path.commonpath(folders)
     ordered = sorted(found, key=os.fsencode)
-    return root, [Input(os.path.relpath(file, root), file, *found[file]) for file in ordered]
+    return root, [Input(_relative(file, root), file, *found[file]) for file in ordered]
 
 
 def inputs_for(names: Sequence[str], outputs: Sequence[Path], maps: Path | None = None) -> tuple[str, list[Input]]:
@@ -120,6 +122,8 @@ def _look(name: str) -> tuple[str, Found]:
     folder = os.path.realpath(parent or ".")
     file = posixpath.join(folder, base)
     if member:
+        if not stays_inside(member):
+            return folder, iter([(f"{file}::{member}", "", "outside")])
         return folder, iter([(f"{file}::{posixpath.normpath(member)}", "", "")])
     if suffix == ".tar":
         return folder, _tar(file)
@@ -157,16 +161,26 @@ def _folder(root: str) -> Found:
                 yield entry.path, "", ""
 
 
+def _relative(file: str, root: str) -> str:
+    """Path of a file from the folder of all inputs. What a tar file calls its member is taken as it is: by `..` in it
+    the member would get another file's path."""
+    archive, member = split_member(file)
+    path = os.path.relpath(archive, root)
+    return f"{path}::{member}" if member else path
+
+
 def _tar(file: str) -> Found:
+    met: list[tuple[str, str]] = []  # name and reason
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 name = posixpath.normpath(member.name)
                 if left_by_system(posixpath.basename(name)):
                     yield f"{file}::{name}", "", SYSTEM
+                elif not stays_inside(member.name):
+                    met.append((member.name, "outside"))
                 elif not member.isdir() and not name.lower().endswith(TEXTS):
-                    plain = member.isreg() and not member.issparse()
-                    yield f"{file}::{name}", "", "" if plain else "not-a-file"
+                    met.append((name, "" if member.isreg() and not member.issparse() else "not-a-file"))
     except (
         tarfile.TarError,
         OSError,
@@ -176,6 +190,19 @@ def _tar(file: str) -> Found:
         if too_many_files(error):
             raise
         yield file, "", "bad-archive"
+    last = {name: number for number, (name, _) in enumerate(met)}
+    last |= {name: number for number, (name, reason) in enumerate(met) if not reason}  # the one that is read
+    for number, (name, reason) in enumerate(met):
+        if number == last[name]:
+            yield f"{file}::{name}", "", reason
+        else:
+            yield f"{file}::{_unused(name, number, last)}", "", reason or "member-twice"
+
+
+def _unused(name: str, number: int, used: Container[str]) -> str:
+    """A name for the member of this number that no member of the archive has."""
+    name = f"{name} (member {number + 1})"
+    return _unused(name, number, used) if name in used else name
 
 
 def _table(path: Path) -> Found:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.decision import FILE, Decision, fit_decision, read_decision
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import NOT_RECORDED, Basis, basis_of, pick_threshold
-from adapt.files import atomic, sha256, write_text
+from adapt.files import atomic, not_finite, read_json, require_regular, sha256, write_text
 from adapt.hub import detector_folder
 from adapt.models.adapters.lora import load_adapter, save_adapter
 from adapt.models.descriptors.color import Colours
@@ -42,11 +43,14 @@ from adapt.models.heads.tip_head import PriorHead
 from adapt.models.heads.token_choice import TokenChoice
 from adapt.models.towers.backbones import Backbone, Precision, load_backbone
 from adapt.progress import bar
+from adapt.text import one_line
 
 if TYPE_CHECKING:
     from adapt.detector.predict import Row
 
 FORMAT = 2
+CHECKED = ("head.safetensors", FILE, *(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")))
+MOST = 2**16  # of any number or list that says how large a head is
 NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
@@ -148,11 +152,14 @@ class Detector(nn.Module):
 
     def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
-        decision.safetensors where anything but the threshold was fitted on validation scores.
+        decision.safetensors where anything but the threshold was fitted on validation scores. detector.json has the
+        SHA-256 of each but the card.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        for name in CHECKED[2:]:  # of a detector that stood here before
+            (folder / name).unlink(missing_ok=True)
         if self.backbone.adapted:
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
@@ -169,6 +176,7 @@ class Detector(nn.Module):
             "threshold": self.threshold,
             **({"threshold_from": asdict(self.basis)} if self.basis else {}),
             "decision": self.decision.describe(),
+            "files": {name: sha256(folder / name) for name in CHECKED if (folder / name).is_file()},
             "facts": facts,
         }
         write_text(folder / "detector.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -184,6 +192,8 @@ class Saved:
     threshold: float
     decision: Decision
     basis: Basis | None  # of the threshold
+    descriptor: bool  # whether it also reads statistics of the whole image
+    made: "Made"
 
     @classmethod
     def read(cls, folder: str | Path) -> "Saved":
@@ -192,7 +202,13 @@ class Saved:
         record = _read(folder)[0]
         base = record["backbone"]
         facts = {key: value for key, value in base["preprocess"].items() if key not in ("mean", "std")}
-        return cls(base["name"], Preprocess(**facts), *read_decision(folder), _basis(record, folder))
+        try:
+            preprocess = Preprocess(**facts)
+        except (TypeError, ValueError) as error:
+            raise Refusal(f"{folder / 'detector.json'} does not describe a preprocessing: {error}") from error
+        decision, basis, described = read_decision(folder), _basis(record, folder), "descriptor" in record
+        _check_files(record, folder)
+        return cls(base["name"], preprocess, *decision, basis, described, _made(record))
 
 
 def load_detector(folder: str | Path, backbone: str | None = None, precision: Precision | None = None) -> Detector:
@@ -200,8 +216,9 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
 
     `backbone` names the same weights at another place (a local copy, say), `precision` another one than that of the
     training. A base whose weights, layer or preprocessing are not those of the training is refused, as are missing,
-    additional and misshapen tensors. The tower has the activation that it was trained with, even where versions before
-    built another one than the weights were published with; a warning says so.
+    additional and misshapen tensors, and files that are not those that detector.json has the digests of. The tower has
+    the activation that it was trained with, even where versions before built another one than the weights were
+    published with; a warning says so.
     """
     folder = detector_folder(folder)
     record, head_tensors = _read(folder)
@@ -223,7 +240,9 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     descriptor = _descriptor(record, folder)
     dim = base.dim + (len(descriptor.names) if descriptor else 0)
     head = _head(dim, record.get("head", {"type": "linear"}), head_tensors, folder)
-    return Detector(base, head, *read_decision(folder), descriptor, _basis(record, folder)).eval()
+    decision = read_decision(folder)
+    _check_files(record, folder)
+    return Detector(base, head, *decision, descriptor, _basis(record, folder)).eval()
 
 
 def _basis(record: dict[str, Any], folder: Path) -> Basis | None:
@@ -232,7 +251,7 @@ def _basis(record: dict[str, Any], folder: Path) -> Basis | None:
         return None
     try:
         return Basis(**found)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise Refusal(
             f"{folder / 'detector.json'}: threshold_from {found!r} is not what this version writes"
         ) from error
@@ -241,17 +260,49 @@ def _basis(record: dict[str, Any], folder: Path) -> Basis | None:
 def _head(dim: int, described: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Head:
     """The head of features (n, dim) that detector.json describes, with these tensors and no others."""
     settings = dict(described)
-    if (kind := settings.pop("type", None)) not in HEADS:
+    if not isinstance(kind := settings.pop("type", None), str) or kind not in HEADS:
         raise Refusal(f"{folder}: unknown head {kind!r}; this version knows {', '.join(HEADS)}")
     try:
+        for key, value in settings.items():
+            if (isinstance(value, int) and not 0 <= value <= MOST) or (isinstance(value, list) and len(value) > MOST):
+                raise ValueError(f"{key} is out of bounds")
+        if HEADS[kind].__name__ != "from_state":  # which is as large as the tensors that are there already
+            with torch.device("meta"):  # what would take more memory than the file is refused before it does
+                _same_shapes(tensors, HEADS[kind](dim, tensors, **settings), folder)
         head = HEADS[kind](dim, tensors, **settings)
-    except (TypeError, ValueError) as error:
-        raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {error}") from error
+    except Refusal:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        words = one_line(str(error), 200)
+        raise Refusal(f"{folder / 'detector.json'} does not describe a {kind} head: {words}") from error
+    _same_shapes(tensors, head, folder)
+    head.load_state_dict(tensors)
+    return head
+
+
+def _same_shapes(tensors: dict[str, Tensor], head: Head, folder: Path) -> None:
     have, want = ({k: tuple(v.shape) for k, v in t.items()} for t in (tensors, head.state_dict()))
     if have != want:
         raise Refusal(f"{folder / 'head.safetensors'} holds {have}, expected {want}")
-    head.load_state_dict(tensors)
-    return head
+
+
+def _check_files(record: dict[str, Any], folder: Path) -> None:
+    """Refuse files of a detector that are not those that were saved with its detector.json; detectors from before the
+    digests pass. Who rewrites both is not found out."""
+    if (listed := record.get("files")) is None:
+        return
+    if not isinstance(listed, dict) or not {"head.safetensors"} <= listed.keys() <= {*CHECKED}:
+        raise Refusal(f"{folder / 'detector.json'}: files must be the digests of {', '.join(CHECKED)}")
+    for name in CHECKED:
+        if name in listed and not (folder / name).is_file():
+            raise Refusal(f"{folder / name} is missing, detector.json lists it: copy the whole detector again")
+        if name not in listed and os.path.lexists(folder / name):
+            raise Refusal(f"{folder / name} is no part of this detector, detector.json does not list it: delete it")
+        if name in listed and sha256(folder / name) != listed[name]:
+            raise Refusal(
+                f"{folder / name} is not the file that was saved with detector.json (its SHA-256 differs): copy the "
+                "whole detector again"
+            )
 
 
 def _descriptor(record: dict[str, Any], folder: Path) -> Descriptor | None:
@@ -270,7 +321,8 @@ def _descriptor(record: dict[str, Any], folder: Path) -> Descriptor | None:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """detector.json with everything that loading asks for, and the tensors of the head."""
     try:
-        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        record: Any = read_json(folder / "detector.json")
+        require_regular(folder / "head.safetensors")
         tensors = load_file(folder / "head.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise Refusal(f"{folder} is not a complete detector directory: {error}") from error
@@ -283,8 +335,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             found = found.get(key) if isinstance(found, dict) else None
         if found is None:
             raise Refusal(f"{folder / 'detector.json'} lacks {'.'.join(place)}: copy the whole detector again")
-    if not isinstance(record["threshold"], int | float) or not isinstance(record.get("head", {}), dict):
+        if place != ("threshold",) and not isinstance(found, str):
+            raise Refusal(f"{folder / 'detector.json'}: {'.'.join(place)} must be a word")
+    threshold = record["threshold"]
+    if not isinstance(threshold, int | float) or not isinstance(record.get("head", {}), dict):
         raise Refusal(f"{folder / 'detector.json'}: threshold must be a number and head an object")
+    if isinstance(threshold, bool) or not math.isfinite(threshold):
+        raise Refusal(f"{folder / 'detector.json'}: the threshold {threshold} is no logit: fetch the detector again")
+    if wrong := not_finite({key: record.get(key) for key in ("backbone", "head", "descriptor")}):
+        raise Refusal(f"{folder / 'detector.json'}: {wrong} is no finite number: fetch the detector again")
     return record, tensors
 
 
@@ -306,6 +365,11 @@ def detector_facts(folder: str | Path) -> Made:
             f"on the test rows of its own run, and `adapt predict --detector {folder} --maps FOLDER` draws those of "
             "other images"
         )
+    _check_files(record, folder)
+    return _made(record)
+
+
+def _made(record: dict[str, Any]) -> Made:
     facts = record.get("facts")
     facts = facts if isinstance(facts, dict) else {}
     names = [facts.get(key) for key in ("trained_on", "selected_on")]
@@ -454,7 +518,7 @@ def _short(value: object) -> str:
 
 def card_of(folder: Path) -> str:
     """The model card of a saved detector, from its detector.json, before anything was measured."""
-    record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+    record: Any = read_json(folder / "detector.json")
     facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
     base = record["backbone"]
     adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"

@@ -33,6 +33,7 @@ from adapt.embedded.generators import (
 )
 from adapt.embedded.scenes import draw_scene
 from adapt.errors import Refusal
+from adapt.files import writing
 
 VERSION = 5  # raise it when the same seed gives other bytes
 SIZE = 96  # pixels a side
@@ -114,10 +115,11 @@ def make_world(
     folder = Path(folder).absolute()
     stamp = f"version {VERSION} seed {seed} scenes {' '.join(map(str, scenes))} trace {trace}\n"
     if not folder.exists() or not any(folder.iterdir()):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         if sum(scenes) > 100:
             print("drawing the embedded world: once, about half a minute", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
+        with writing(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
             fresh = Path(parent) / "world"
             fresh.mkdir()
             _write_world(fresh, seed, scenes, trace, processes)
@@ -143,7 +145,7 @@ def embedded_composites(seed: int = 0, scenes: tuple[int, int, int] = SCENES, tr
     folder = world.with_name(f"{world.name}-composites-v{composites.VERSION}")
     if not (folder / "manifest.csv").is_file():
         print("compositing the embedded world: once, about half a minute", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
+        with writing(folder), tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as parent:
             fresh = Path(parent) / "world"
             rows, recipe = Manifest.read(world / "manifest.csv"), composites.Recipe(seed)
             composites.write_composites(rows, fresh / "manifest.csv", recipe, processes=2)

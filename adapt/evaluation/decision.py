@@ -13,11 +13,10 @@ samples, with one for this very detector. The same rows picked epoch or penalty,
 not allow: the page shows what test rows say of every promise.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -30,7 +29,7 @@ from adapt.evaluation.conformal import fewest_groups, group_quantiles, promised
 from adapt.evaluation.open_set import OPEN_SET, best_measure, class_logits, familiarity, known_fakes
 from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import quality_of, quality_thresholds
-from adapt.files import atomic
+from adapt.files import atomic, read_json, require_regular
 
 EVERY = "every"  # in place of a view: all of them
 FILE = "decision.safetensors"
@@ -189,11 +188,16 @@ def read_decision(folder: str | Path) -> tuple[float, Decision]:
     """
     folder = Path(folder)
     try:
-        record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        record: Any = read_json(folder / "detector.json")
         threshold, known = float(record["threshold"]), record.get("decision")
+        if not np.isfinite(threshold):
+            raise ValueError(f"the threshold is {threshold}")
         if known is None:
             return threshold, Decision()
-        tensors = load_file(folder / FILE) if known["groups"] or known["calibration"] != "none" else {}
+        tensors = {}
+        if known["groups"] or known["calibration"] != "none":
+            require_regular(folder / FILE)
+            tensors = load_file(folder / FILE)
         maps = {name: tensors.pop(name) for name in list(tensors) if name.startswith("calibration/")}
         calibration = Calibration(
             known["calibration"],

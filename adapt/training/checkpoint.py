@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapt.errors import Refusal
-from adapt.files import sha256, sync
+from adapt.files import FULL, disk_full, sha256, sync
 from adapt.lock import Lock
 
 STATE = "trainer_state.json"
@@ -63,7 +63,9 @@ def save_checkpoint(
         sync(temporary)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) or "space" in str(error):
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {final}") + "; earlier checkpoints are intact") from error
+        if isinstance(error, OSError):
             raise Refusal(f"cannot write {final}: {error}; earlier checkpoints are intact") from error
         raise
     shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one: resuming starts behind the newest good one

@@ -280,7 +280,8 @@ def _write_page(run: Run, rows: Manifest, page: Page) -> None:
         complete_card(run.folder / "detector", study.cells[mark.best], (), licence(name))
     for name, figure in figures.items():
         save_png(figure, run.folder / "figures" / f"{name}.png")
-        run.track.writer.add_figure(name, figure, 0)
+        with run.track.writing() as writer:
+            writer.add_figure(name, figure, 0)
     if mark.best is not None:
         record = mark.record
         kept = f"In detector/: {record['detector']}. Its threshold: logit {record['threshold']:.4g}, "

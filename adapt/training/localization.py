@@ -167,7 +167,8 @@ def show_maps(run: Run, localizer: Localizer, rows: Manifest, which: np.ndarray,
         found = locate(localizer.eval(), localizer.tiling(image)[None])[0]
         panels = [image, mask.convert("RGB"), heat(found, image.size)]
         picture = np.concatenate([np.asarray(panel) for panel in panels], axis=1)
-        run.track.writer.add_image(f"maps/{place}", picture, run.step_number, dataformats="HWC")
+        with run.track.writing() as writer:
+            writer.add_image(f"maps/{place}", picture, run.step_number, dataformats="HWC")
 
 
 def report_maps(

@@ -1,6 +1,5 @@
 """Where a detector is weak, what further training aims at, and what it mended and broke, cell by cell."""
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,11 +67,10 @@ def origin(folder: Path, new: str | None = None) -> dict[str, str]:
     """The digest of a saved detector, for a run's identity; refuses one that knows the `new` generator already, and
     one that reads statistics beside its encoder."""
     digest = detector_digest(folder)
-    record = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-    if "descriptor" in record:
+    saved = Saved.read(folder)
+    if saved.descriptor:
         raise Refusal(f"{folder} also reads statistics of the whole image: give a detector of one encoder")
-    facts = record.get("facts", {})
-    for name in facts.get("trained_on", []) if new else []:
+    for name in saved.made.trained_on if new else ():
         if folded(name) == folded(new or ""):
             raise Refusal(f"{folder} was trained on {name!r} already: give the detector from before")
     return {"init_digest": digest}

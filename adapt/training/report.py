@@ -193,7 +193,8 @@ def log_validation(run: Run, scores: Scores) -> None:
         several = len({of_set for of_set, *_ in aucs}) > 1
         names = {key: f"{key[0]}_{key[2]}" if several else key[2] for key in aucs}
         run.log({f"val/{view}/auc_{names[key]}": auc for key, auc in aucs.items() if key[1] == view})
-        run.track.writer.add_pr_curve(f"val/{view}", fake[rows], scores["p_fake"][rows], run.step_number)
+        with run.track.writing() as writer:
+            writer.add_pr_curve(f"val/{view}", fake[rows], scores["p_fake"][rows], run.step_number)
     run.say(f"step {run.step_number}: validation {validation_score(scores):.4f} (mean AUC)")
 
 
@@ -292,7 +293,8 @@ def _write_page(run: Run, rows: Manifest, adds: Adds) -> None:
     complete_card(folder / "detector", cells, checks, licence(saved.name))
     write_figures(scores, cells, folder / "figures", attributed)
     for name, figure in (("auc_per_view", draw.auc_per_view(cells)), ("roc", draw.roc(scores))):
-        run.track.writer.add_figure(f"test/{name}", figure, run.step_number)
+        with run.track.writing() as writer:
+            writer.add_figure(f"test/{name}", figure, run.step_number)
     _log_mistakes(run, saved.preprocess, rows, scores)
     run.write_record(record)
     clear_scored(folder)
@@ -395,4 +397,5 @@ def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scor
                     continue
                 tiles.append(preprocess(image))
             if tiles:
-                run.track.writer.add_images(f"mistakes/{view}/{name}", torch.stack(tiles), run.step_number)
+                with run.track.writing() as writer:
+                    writer.add_images(f"mistakes/{view}/{name}", torch.stack(tiles), run.step_number)

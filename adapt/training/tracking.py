@@ -1,45 +1,59 @@
 """What a run writes while it runs: one line a step in log.jsonl, and TensorBoard."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from adapt.files import write_text
+from adapt.files import write_text, writing
 
 
 class Track:
     """Logs of one run, from the main process only. Steps after `step`, where the run resumes, are forgotten."""
 
     def __init__(self, folder: Path, step: int, config: str) -> None:
-        path = folder / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        write_text(path, "".join(lines[:step]))
-        self.file = path.open("a")
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=step if step else None)
-        if step == 0:
-            self.writer.add_text("config", f"```yaml\n{config}```")
+        self.path, self.board = folder / "log.jsonl", folder / "tensorboard"
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        write_text(self.path, "".join(lines[:step]))
+        with writing(self.path):
+            self.file = self.path.open("ab", buffering=0)  # nothing is left to write at the end of a failed run
+        with writing(self.board):
+            self.writer = SummaryWriter(self.board, purge_step=step if step else None)
+            if step == 0:
+                self.writer.add_text("config", f"```yaml\n{config}```")
 
     def line(self, record: Mapping[str, object]) -> None:
         """One step's numbers, in full precision; on the disk only after `flush`."""
-        self.file.write(json.dumps(record) + "\n")
+        with writing(self.path):
+            line = json.dumps(record).encode() + b"\n"
+            while line:
+                line = line[self.file.write(line) :]
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with self.writing() as writer:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[SummaryWriter]:
+        """TensorBoard's writer, whose failures are refusals."""
+        with writing(self.board):
+            yield self.writer
 
     def flush(self) -> None:
         """To the disk: a checkpoint must never know of steps that the log has lost."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with writing(self.path):
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()
-        self.writer.close()
+        with writing(self.board):
+            self.writer.close()
 
 
 Settings = Mapping[str, str | float | int | bool]

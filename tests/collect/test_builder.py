@@ -221,6 +221,40 @@ def test_another_identity_is_refused_and_two_writers_too(tmp_path):
         assert (part.at, part.done, part.commits) == (None, False, 0)
 
 
+def test_a_journal_without_a_commit_binds_nobody(tmp_path):
+    """One that was begun by a killed command, or by a refused one; a commit of a lost image is work already."""
+    output, other = tmp_path / "data.csv", {"made": "otherwise"}
+    Part(output, WHAT).__exit__(None, None, None)
+    journal = output.with_suffix(".parts") / "0-of-1.jsonl"
+    assert json.loads(journal.read_text()) == {"what": WHAT}
+    with pytest.raises(Refusal, match="mistyped"), Part(output, other):
+        assert json.loads(journal.read_text()) == {"what": other}
+        raise Refusal("mistyped")
+    assert not journal.exists()
+    with pytest.raises(KeyboardInterrupt), Part(output, WHAT):
+        raise KeyboardInterrupt
+    with pytest.raises(Refusal, match="no network"), Part(output, other) as part:
+        part.commit([], 0, lost=[{"group": "g", "reason": "http-404"}])
+        raise Refusal("no network")
+    with pytest.raises(Refusal, match="was made with"):
+        Part(output, WHAT)
+    with pytest.raises(Refusal, match="no network"), Part(output, other) as part:
+        assert part.at == 0
+        raise Refusal("no network")
+    with Part(output, other) as part:
+        assert part.at == 0
+
+
+def test_a_journal_whose_images_are_away_is_not_begun_anew_by_another_command(tmp_path):
+    output = tmp_path / "data.csv"
+    build(output, 2)
+    before = (output.with_suffix(".parts") / "0-of-1.jsonl").read_bytes()
+    (tmp_path / "data.shards").rename(tmp_path / "away")
+    with pytest.raises(Refusal, match="was made with"):
+        Part(output, {"made": "otherwise"})
+    assert (output.with_suffix(".parts") / "0-of-1.jsonl").read_bytes() == before
+
+
 def test_a_job_is_forgotten_only_when_nobody_works_at_it(tmp_path):
     output = tmp_path / "data.csv"
     forget(output, 0, 1)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -348,12 +349,113 @@ def test_a_host_is_left_alone_as_long_as_it_asks(server, names, tmp_path):
     assert at["/free", 1] < at["/busy", 2]
 
 
+def left_in(text: str) -> dict[str, tuple[int, int]]:
+    """Host -> refusals and links that are left, by the lines on screen."""
+    found = re.findall(
+        r"^(\S+): (\d+) refusals in a row.*; (\d+) of its links are left .*--again.*--retry_dead", text, re.M
+    )
+    return {host: (int(refusals), int(left)) for host, refusals, left in found}
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_host_that_only_refuses_ends_and_is_asked_again_when_wished(server, names, tmp_path, capsys, code):
+    """400 links of one host that refuses for ever, and 30 of one that does not."""
+    names |= {"busy.test": ["127.0.0.1"], "free.test": ["127.0.0.1"]}
+    refuse = status(code, Retry_After="0")
+    server.pages = {f"/free{n}": status(200, picture(n)) for n in range(30)}
+    server.otherwise = refuse
+    urls = [(f"busy{n}", server.url(f"/busy{n}", "busy.test")) for n in range(400)]
+    urls[100:100] = [(f"free{n}", server.url(f"/free{n}", "free.test")) for n in range(30)]
+    outcomes = get(urls, tmp_path)
+    busy = [visit for visit in server.visits if visit.host == "busy.test"]
+    assert Counter(o.reason for o in outcomes.values()) == {f"http-{code}": 400, "ok": 30}
+    assert module.REFUSALS <= len(busy) <= 8 * module.REFUSALS  # 8 in flight at a host
+    asked = Counter(record["key"] for record in records(tmp_path) if "ask" in record)
+    assert sum(n for key, n in asked.items() if key.startswith("busy")) == len(busy)
+    shown = left_in(capsys.readouterr().out)
+    assert shown.keys() == {"busy.test"} and shown["busy.test"][0] == module.REFUSALS
+    assert shown["busy.test"][1] >= 400 - len(busy)
+    assert get(urls, tmp_path) == outcomes  # nothing is asked, nothing is said
+    assert len(server.visits) == len(busy) + 30 and not left_in(capsys.readouterr().out)
+    server.otherwise = status(200, PNG)
+    assert {o.reason for o in get(urls, tmp_path, again=True).values()} <= {"ok", "placeholder"}
+    assert len(server.visits) == len(busy) + 30 + 400
+
+
+def test_a_burst_of_refusals_is_one_and_an_answer_begins_anew(server, tmp_path, capsys):
+    """Three times all eight requests in flight are refused, and others are answered between: nobody is given up."""
+    arrived = itertools.count()
+    met = [0]
+
+    async def page(visit):
+        number = met[0] = next(arrived)
+        if number % 20 < 8 and number < 60:
+            while met[0] < number - number % 20 + 7:
+                await asyncio.sleep(0.001)
+            await status(429)(visit)
+        else:
+            await status(200, picture(number))(visit)
+
+    server.otherwise = page
+    outcomes = get([(str(n), server.url(f"/{n}")) for n in range(90)], tmp_path, retries=20)
+    assert {outcome.reason for outcome in outcomes.values()} == {"ok"} and len(server.visits) == 90 + 24
+    assert not left_in(capsys.readouterr().out)
+
+
+def test_one_link_that_is_refused_does_not_end_its_host(server, tmp_path):
+    server.pages = {"/bad": status(429)}
+    server.otherwise = status(200, PNG)
+    urls = [("bad", server.url("/bad")), *((str(n), server.url(f"/{n}")) for n in range(5))]
+    outcomes = get(urls, tmp_path, per_host=1)
+    assert outcomes.pop("bad").reason == "http-429" and server.count("/bad") == 3
+    assert {outcome.reason for outcome in outcomes.values()} == {"ok"}
+
+
+def test_a_refusal_for_too_long_ends_the_turn_at_once_and_wakes_who_waits(server, names, tmp_path, capsys):
+    """The first asks for 100 s, in which the others wait; one in flight is refused for an hour."""
+    names |= {"busy.test": ["127.0.0.1"], "moved.test": ["127.0.0.1"]}
+
+    async def late(visit):
+        await asyncio.sleep(0.3)
+        await status(429, Retry_After="3600")(visit)
+
+    server.pages = {"/0": status(404, Retry_After="100"), "/1": late, "/hop": redirect(server.url("/9", "busy.test"))}
+    server.otherwise = status(200, PNG)
+    urls = [(str(n), server.url(f"/{n}", "busy.test")) for n in range(9)]
+    start = time.monotonic()
+    outcomes = get([*urls, ("hop", server.url("/hop", "moved.test"))], tmp_path, per_host=2)
+    assert time.monotonic() - start < 20
+    assert {key: outcome.reason for key, outcome in outcomes.items()} == {"0": "http-404", "hop": "http-429"} | {
+        str(n): "http-429" for n in range(1, 9)
+    }
+    assert [server.count(path) for path in ("/0", "/1", "/2", "/9", "/hop")] == [1, 1, 0, 0, 1]
+    said = capsys.readouterr().out
+    assert left_in(said) == {"busy.test": (1, 9)} and "for more than 120 s" in said
+
+
+def test_hosts_that_refused_are_remembered_within_bounds(server, names, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    monkeypatch.setattr(module, "SHOWN", 2)
+    jobs, real = [], module._Download.__post_init__
+    monkeypatch.setattr(module._Download, "__post_init__", lambda job: (jobs.append(job), real(job))[1])
+    names |= {f"h{n}.test": ["127.0.0.1"] for n in range(9)}
+    server.otherwise = status(429, Retry_After="86400")
+    urls = [(f"{n}.{k}", server.url(f"/{k}", f"h{n}.test")) for n in range(9) for k in range(4)]
+    outcomes = get(urls, tmp_path, concurrency=1, per_host=1)
+    assert {outcome.reason for outcome in outcomes.values()} == {"http-429"}
+    assert len(jobs[0].idle) <= 3 and not jobs[0].hosts
+    said = capsys.readouterr().out
+    links = re.findall(r"(\d+) of (?:its|their) links", said)
+    assert len(links) == 3 and len(server.visits) + sum(map(int, links)) >= len(urls)
+
+
 def test_retry_after():
     now = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the example of RFC 9110
     forms = {"Sun, 06 Nov 1994 08:49:47 GMT": 10, "Sunday, 06-Nov-94 08:49:47 GMT": 10, "Sun Nov  6 08:49:47 1994": 10}
     forms |= {"7": 7, "0": 0, "-3": 0, "999999": 120, "inf": 120, "nan": 0, "soon": 0, "": 0}
     forms |= {"Sun, 06 Nov 1994 07:00:00 GMT": 0, "Mon, 07 Nov 1994 07:00:00 GMT": 120}
     assert {text: seconds_to_wait(text, now) for text in forms} == forms
+    assert seconds_to_wait("999999", now, 10**9) == 999999 and seconds_to_wait("inf", now, 200) == 200
 
 
 def test_opt_out_headers():

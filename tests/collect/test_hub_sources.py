@@ -575,6 +575,36 @@ def test_openfake_by_subset(tmp_path):
         openfakes("none", subset="inpainting")
 
 
+def test_a_refused_command_does_not_stand_in_the_way_of_the_corrected_one(folder, tmp_path):
+    """A mistyped split, by one job or by each of two, and a table of which columns are missing."""
+
+    def elsa(output, **options):
+        return prepare(folder, output, members="pair", **options)
+
+    with pytest.raises(Refusal, match=r"--hub_split tain: .* has the splits"):
+        elsa(tmp_path / "one", hub_split="tain")
+    assert not list((tmp_path / "one/manifest.parts").glob("*.jsonl"))
+    whole = elsa(tmp_path / "one")
+    for shard in (0, 1):
+        with pytest.raises(Refusal, match=r"--hub_split tain: .* has the splits"):
+            elsa(tmp_path / "two", hub_split="tain", shard=shard, num_shards=2)
+        found = elsa(tmp_path / "two", shard=shard, num_shards=2)
+    assert found.keys() == whole.keys()
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for file in copy.rglob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns("url"), file)
+    with pytest.raises(Refusal, match="has no column url"):
+        prepare(copy, tmp_path / "columns", members="pair")
+    assert elsa(tmp_path / "columns").keys() == whole.keys()
+    tables = write_forensics(tmp_path / "hub")
+    with pytest.raises(Refusal, match=r"--hub_split Eval: .* has the splits"):
+        forensics(tables, tmp_path / "cf", hub_split="Eval")
+    some = forensics(tables, tmp_path / "cf", per_class=2)
+    with pytest.raises(Refusal, match="per_class=2, not 3"):  # what is committed binds as before
+        forensics(tables, tmp_path / "cf", per_class=3)
+    assert forensics(tables, tmp_path / "cf", per_class=2) == some
+
+
 def test_offline_is_told_apart(tmp_path):
     with pytest.raises(Refusal, match="HF_HUB_OFFLINE: unset it, or give --repo a folder"):
         room.pin("elsaEU/ELSA_D3", "main", tmp_path / "manifest.csv")  # conftest.py switches the hub off

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from adapt.errors import Refusal
+from adapt.files import read_json, require_regular
 from adapt.models.adapters.residual import plain_state, settle, train_change, train_residual
 from adapt.models.towers.backbones import NORMS, Backbone
 from adapt.text import one_line
@@ -34,6 +35,15 @@ LAYERS = {  # of open_clip, timm and transformers (whose DINOv2 still had query,
     ),
     "mlp": re.compile(r"\.mlp\.(c_fc|c_proj|fc1|fc1_g|fc1_x|fc2|up_proj|gate_proj|down_proj|weights_in|weights_out)$"),
 }
+MAX_RANK = 1024  # of a LoRA; half of it of an SVD residual, which is saved as one of twice its rank
+SAYS_NOTHING = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+}  # of the update
+MAX_SCALE = 1024  # of alpha / rank: four times what 8 bits of bf16 keep, so that no digit of the frozen weight is left
 ANY = re.compile("|".join(pattern.pattern for pattern in LAYERS.values()))
 
 
@@ -102,11 +112,15 @@ def add_adapter(
 
     if targets == "norm" and update == "svd":
         raise Refusal("--update svd: norm layers have no singular directions; choose other --targets")
+    if targets != "norm" and not 1 <= rank <= (MAX_RANK // 2 if update == "svd" else MAX_RANK):
+        raise Refusal(f"--rank {rank}: give 1 to {MAX_RANK}, with --update svd to {MAX_RANK // 2}")
+    if targets != "norm" and alpha is not None and not 0 < alpha <= MAX_SCALE * rank:
+        raise Refusal(f"--alpha {alpha:g}: give a number above 0 and at most {MAX_SCALE} times the rank")
     names = target_modules(backbone, targets, last_blocks)
     doubled = 2 * rank if update == "svd" else None
     if targets == "norm":
         # as one expression: in a list `norm` would also mean `patch_embed.norm`, which may be no norm at all
-        config = LNTuningConfig(target_modules="|".join(map(re.escape, names)))
+        config = LNTuningConfig(target_modules=_as_expression(names))
     else:
         scale = rank if alpha is None else alpha
         size = {"r": doubled or rank, "lora_alpha": doubled or scale}  # alpha / r = 1: a residual is not scaled
@@ -137,34 +151,28 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
 def load_adapter(backbone: Backbone, folder: Path) -> None:
     """Put a saved adapter on its base. Every key must be there, with its shape, and no other.
 
-    peft itself only warns when keys are missing and would then predict with the bare backbone.
+    peft itself only warns when keys are missing and would then predict with the bare backbone. Of the settings, which
+    may be a stranger's, only those are taken over that `add_adapter` chooses; any other that says something else than
+    `save_adapter` writes is refused.
     """
-    from peft import (
-        LNTuningConfig,
-        LoraConfig,
-        get_peft_model,
-        get_peft_model_state_dict,
-        set_peft_model_state_dict,
-    )
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / "adapter_model.safetensors"
     try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "adapter_config.json")
+        require_regular(path)
         found = load_file(path)
+        if not isinstance(settings, dict):
+            raise ValueError("adapter_config.json holds no object")
     except (OSError, ValueError, SafetensorError) as error:
         raise Refusal(f"adapter in {folder} cannot be read: {error}") from error
-    kinds = {"LORA": LoraConfig, "LN_TUNING": LNTuningConfig}
-    if settings.get("peft_type") not in kinds:
-        raise Refusal(f"adapter in {folder} is a {settings.get('peft_type')!r}; known: {', '.join(kinds)}")
-    config = kinds[settings["peft_type"]].from_pretrained(folder)
-    config.inference_mode = False
-    config.base_model_name_or_path = None  # peft knows only names on the hub and would warn of ours
+    config = _config(settings, backbone, folder)
     if config.peft_type == "LORA":
         _train_fast(config)
     try:
         with torch.random.fork_rng(devices=[]), _known_warnings_ignored():
             tower = get_peft_model(backbone.tower, config)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise Refusal(f"adapter in {folder} does not fit {backbone.name}: {one_line(str(error), 200)}") from error
     expected = get_peft_model_state_dict(tower, save_embedding_layers=False)
     for key in sorted(expected.keys() | found.keys()):
@@ -174,6 +182,57 @@ def load_adapter(backbone: Backbone, folder: Path) -> None:
             raise Refusal(f"{path} does not fit {backbone.name}: {key} is {have}, expected {want}")
     set_peft_model_state_dict(tower, found)
     backbone.tower = tower
+
+
+def _config(settings: dict[str, object], backbone: Backbone, folder: Path) -> Any:
+    """peft's config of settings from a file: kind, rank, alpha, dropout and the layers, and for all else our own."""
+    from peft import LNTuningConfig, LoraConfig
+
+    where, modules = f"adapter in {folder}", [name for name, _ in backbone.tower.named_modules() if name]
+
+    def refuse(key: str, wanted: str) -> Refusal:
+        return Refusal(f"{where}: {key} is {one_line(repr(settings.get(key)), 80)}, not {wanted}")
+
+    kind, names = settings.get("peft_type"), settings.get("target_modules")
+    if kind not in ("LORA", "LN_TUNING"):
+        raise Refusal(f"{where} is a {one_line(repr(kind), 80)}; known: LORA, LN_TUNING")
+    if kind == "LN_TUNING" and isinstance(names, str):  # as `add_adapter` writes it
+        names = [name for name in modules if re.escape(name) in set(names.split("|"))]
+        if _parts(names) != _parts(settings["target_modules"]):
+            raise refuse("target_modules", "names of this tower's layers")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise refuse("target_modules", "a list of names of layers")
+    ends = {".".join(name.split(".")[i:]) for name in modules for i in range(name.count(".") + 1)}
+    if unknown := [name for name in names if name not in ends]:  # of many names peft keeps only their common ends
+        word = one_line(repr(unknown[0]), 80)
+        raise Refusal(f"{where} does not fit {backbone.name}: target_modules has {word}, which is none of its layers")
+    if kind == "LN_TUNING":
+        config: Any = LNTuningConfig(target_modules=_as_expression(names))
+    else:
+        rank, alpha, dropout = (settings.get(key) for key in ("r", "lora_alpha", "lora_dropout"))
+        if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+            raise refuse("r", f"a whole number from 1 to {MAX_RANK}")
+        if type(alpha) not in (int, float) or not 0 < alpha <= MAX_SCALE * rank:
+            raise refuse("lora_alpha", f"a number above 0 and at most {MAX_SCALE} times the rank")
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise refuse("lora_dropout", "a share below 1")
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
+    ours = json.loads(json.dumps(config.to_dict(), default=sorted)) | {"target_modules": settings["target_modules"]}
+    for key in sorted(settings.keys() - SAYS_NOTHING):
+        # of another version of peft, a setting that this one does not know may only be switched off
+        if settings[key] != ours[key] if key in ours else settings[key] not in (None, False, {}, []):
+            raise refuse(key, f"{ours[key]!r}" if key in ours else "known to this version of peft")
+    return config
+
+
+def _as_expression(names: list[str]) -> str:
+    """Names of layers as the one expression that means them and no other."""
+    return "|".join(map(re.escape, names))
+
+
+def _parts(names: list[str] | object) -> list[str]:
+    """Those of such an expression, or of names, in an order that does not depend on theirs."""
+    return sorted(map(re.escape, names) if isinstance(names, list) else str(names).split("|"))
 
 
 def merge_adapter(backbone: Backbone) -> None:

@@ -1,7 +1,6 @@
 """What the libraries' image towers have in common: the tokens that one pass hands back."""
 
 import difflib
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
+from adapt.files import read_json as of_stranger
 from adapt.text import one_line
 
 
@@ -60,7 +60,7 @@ def bare(tower: nn.Module) -> nn.Module:
 
 def read_json(path: Path, name: str) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = of_stranger(path)
     except OSError as error:
         raise Refusal(f"backbone {name}: {path} is needed beside the weights ({error.strerror})") from error
     except ValueError as error:
