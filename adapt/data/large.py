@@ -48,6 +48,7 @@ BLOCK = 65536  # rows by which a column shows whether its values repeat
 BUSY = "another process is reading the manifest"
 LARGE = 100_000  # rows from which a Parquet manifest is read so
 FORMAT = 1
+PATIENCE = 1200  # seconds for another process, which takes some minutes for 50 M rows
 SETTLED = 2.0  # seconds after which a file's times tell whether it changed
 DIGESTED = 100_000  # rows whose lines are hashed at a time
 # A path with one of these is looked at by itself: absolute, a backslash, NUL, empty or dotted parts, a member with /
@@ -96,13 +97,14 @@ def _can_write(folder: Path) -> bool:
 
 def _turn(lock: Path) -> Iterator[None]:
     """One turn under a lock, after those of other processes: what the first of them makes, the others only map."""
+    begun = time.monotonic()
     while True:
         try:
             with Lock(lock, BUSY):
                 yield
             return
         except Refusal as error:
-            if not str(error).startswith(BUSY):
+            if not str(error).startswith(BUSY) or time.monotonic() - begun > PATIENCE:
                 raise
         time.sleep(0.2)
 

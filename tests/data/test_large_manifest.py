@@ -324,6 +324,18 @@ def test_a_lock_that_cannot_be_taken_for_another_reason_is_a_refusal(tmp_path, m
         Manifest.read(table(tmp_path, *rows(3)))
 
 
+def test_nobody_waits_for_ever(tmp_path, cache, monkeypatch) -> None:
+    path = table(tmp_path, *rows(3))
+    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(large, "PATIENCE", 0)
+    held = []
+    take = large.Lock
+    monkeypatch.setattr(large, "Lock", lambda file, busy: held.append(take(file, busy)) or take(file, busy))
+    with pytest.raises(Refusal, match="another process is reading the manifest"):
+        Manifest.read(path)
+    held[0].close()
+
+
 def test_missing_files_of_a_large_manifest(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(large, "LARGE", 1)
     found = Manifest.read(table(tmp_path, *rows(3)))
