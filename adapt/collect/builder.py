@@ -17,6 +17,7 @@ from typing import Any
 from adapt.data.containers import frames_of
 from adapt.data.images import dct_scale, opened
 from adapt.data.manifest import Manifest
+from adapt.data.rows import LARGE
 from adapt.errors import Refusal
 from adapt.files import atomic, writing
 from adapt.journal import Journal, entries, remove
@@ -26,7 +27,6 @@ SYNC_SECONDS = 1
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 EXTENSIONS |= {"AVIF": "avif", "JPEG2000": "jp2", "HEIF": "heic"}
 END = bytes(1024)  # two empty blocks end a tar file
-LARGE = 100_000  # rows from which a manifest is Parquet where nobody named its file
 LOST = ("file", "url", "group", "generator", "split", "set", "reason")  # columns of the table of what is not there
 
 

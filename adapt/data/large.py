@@ -27,6 +27,8 @@ from adapt.csv_as_written import known_columns
 from adapt.data.checks import check_bytes, check_files_differ, check_groups, refusal_of_mask, refuse_columns
 from adapt.data.columns import Column
 from adapt.data.rows import (
+)
+from adapt.data.rows import (
     OPTIONAL,
     REQUIRED,
     SPELLED,
@@ -46,7 +48,6 @@ from adapt.lock import Lock
 
 BLOCK = 65536  # rows by which a column shows whether its values repeat
 BUSY = "another process is reading the manifest"
-LARGE = 100_000  # rows from which a Parquet manifest is read so
 FORMAT = 1
 PATIENCE = 1200  # seconds for another process, which takes some minutes for 50 M rows
 SETTLED = 2.0  # seconds after which a file's times tell whether it changed

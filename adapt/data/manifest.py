@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import posixpath
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from adapt.csv_as_written import known_columns, refusal_of_bytes, undecodable
 from adapt.data.checks import check_bytes, check_files_differ, check_groups, refusal_of_mask, refuse_columns
 from adapt.data.rows import (
     FILES,
+    LARGE,
     OPTIONAL,
     PLACES,
     REQUIRED,
@@ -58,9 +60,16 @@ class Manifest:
         if all(path.suffix.lower() == ".parquet" for path in files):
             from adapt.data import large  # whose pyarrow takes a second
 
-            if large.rows_of(files) >= large.LARGE:
+            if large.rows_of(files) >= LARGE:
                 return cls._large(*large.read_large(files))
-        parts = [_complete(read_table(Path(path)), Path(path).parent, str(path)) for path in paths]
+        parts = [_complete(read_table(path), path.parent, str(path)) for path in files]
+        for path, part in zip(files, parts, strict=True):
+            if path.suffix.lower() == ".csv" and len(part["path"]) >= LARGE and os.environ.get("RANK", "0") == "0":
+                print(
+                    f"{path}: {len(part['path']):,} rows, of which every process holds a copy; as Parquet they share "
+                    f"one: adapt.read_manifest({str(path)!r}).write({str(path.with_suffix('.parquet'))!r})",
+                    file=sys.stderr,
+                )
         columns = {}
         for name in dict.fromkeys(name for part in parts for name in part):
             pieces = [part.get(name, np.full(len(part["path"]), "", object)) for part in parts]

@@ -19,6 +19,7 @@ OPTIONAL = ("set", "edit", "mask", "family", "source", "sha256")
 FILES = ("path", "mask")  # names of files, which may hold any bytes
 WORDS = ("group", "generator", "split", "set", "edit", "family", "source", "sha256")  # blanks around mean nothing
 SPELLED = ("generator", "set", "edit", "family")  # one name, one spelling
+LARGE = 100_000  # rows from which a manifest is better Parquet, which processes share
 Words = Sequence[str] | np.ndarray  # (n,) strings: a list, or a column of a table
 
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapt.data import large
+from adapt.data import manifest as module
 from adapt.data.columns import Column, GroupRows
 from adapt.data.manifest import Manifest, require_files
 from adapt.errors import Refusal
@@ -45,13 +46,13 @@ def table(folder: Path, *rows: tuple[str, ...], name: str = "m.parquet", columns
 
 def outcome(least: int, *paths: Path) -> object:
     """What reading comes to where manifests of `least` rows are large: columns and what is worked out of them."""
-    before, large.LARGE = large.LARGE, least
+    before, module.LARGE = module.LARGE, least
     try:
         found = Manifest.read(*paths)
     except Refusal as refusal:
         return str(refusal)
     finally:
-        large.LARGE = before
+        module.LARGE = before
     assert all(isinstance(values, Column) == (least == 1) for values in found.columns.values())
     texts = {name: list(values) for name, values in found.columns.items()}
     groups = [rows.tolist() for rows in found.groups()]
@@ -223,7 +224,7 @@ def rows(count: int, split: str = "train") -> list[tuple[str, ...]]:
 
 
 def test_a_manifest_is_checked_once_and_again_when_it_changed(tmp_path, cache, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     path = table(tmp_path, *rows(4))
     first = Manifest.read(path)
     (kept,) = cache.glob("*.arrow")
@@ -233,7 +234,7 @@ def test_a_manifest_is_checked_once_and_again_when_it_changed(tmp_path, cache, m
     monkeypatch.undo()
     monkeypatch.setenv("ADAPT_CACHE", str(cache.parent))
     monkeypatch.setattr(large, "SETTLED", 0.0)
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     table(tmp_path, *rows(5))
     assert len(Manifest.read(path)) == 5
     (other,) = cache.glob("*.arrow")
@@ -241,7 +242,7 @@ def test_a_manifest_is_checked_once_and_again_when_it_changed(tmp_path, cache, m
 
 
 def test_a_refused_manifest_is_not_kept_nor_one_that_has_only_just_changed(tmp_path, cache, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     path = table(tmp_path, *rows(2, "dev"))
     with pytest.raises(Refusal, match="unknown split 'dev'"):
         Manifest.read(path)
@@ -252,14 +253,14 @@ def test_a_refused_manifest_is_not_kept_nor_one_that_has_only_just_changed(tmp_p
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "file"))
     assert len(Manifest.read(table(tmp_path, *rows(3)))) == 3
 
 
 def test_processes_that_come_together_read_it_once(tmp_path, cache, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     path, read, made = table(tmp_path, *rows(6)), large._joined, []
 
     def slow(paths):
@@ -284,7 +285,7 @@ def own_memory() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's account of memory")
 def test_what_is_read_is_shared_and_takes_little_of_its_own(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1000)
+    monkeypatch.setattr(module, "LARGE", 1000)
     count = 200_000
     text = pa.array([f"folder-{i // 1000}/{'x' * 100}{i}.png" for i in range(count)])
     cells = {
@@ -306,7 +307,7 @@ def test_what_is_read_is_shared_and_takes_little_of_its_own(tmp_path, monkeypatc
 
 
 def test_rows_without_digests_are_said(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     Manifest.read(table(tmp_path, *rows(4)))
     assert re.search("4 of 4 rows have no sha256: the same bytes in two splits", capsys.readouterr().out)
     full = [(*row, "", "", "", SHA[i]) for i, row in enumerate(rows(4))]
@@ -318,15 +319,28 @@ def test_a_lock_that_cannot_be_taken_for_another_reason_is_a_refusal(tmp_path, m
     def broken(file, busy):
         raise Refusal("no locks here")
 
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setattr(large, "Lock", broken)
     with pytest.raises(Refusal, match="no locks here"):
         Manifest.read(table(tmp_path, *rows(3)))
 
 
+def test_of_a_large_csv_the_remedy_is_said(tmp_path, capsys, monkeypatch) -> None:
+    small = Manifest.read(table(tmp_path, *rows(4)))
+    small.write(tmp_path / "m.csv")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "LARGE", 4)
+    found = Manifest.read(tmp_path / "m.csv")
+    said = capsys.readouterr().err
+    remedy = re.search(r"\.write\('(.*)'\)\n", said)
+    assert "m.csv: 4 rows, of which every process holds a copy" in said and remedy
+    found.write(remedy[1])
+    assert Manifest.read(remedy[1]).digest == found.digest
+
+
 def test_nobody_waits_for_ever(tmp_path, cache, monkeypatch) -> None:
     path = table(tmp_path, *rows(3))
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setattr(large, "PATIENCE", 0)
     held = []
     take = large.Lock
@@ -337,7 +351,7 @@ def test_nobody_waits_for_ever(tmp_path, cache, monkeypatch) -> None:
 
 
 def test_missing_files_of_a_large_manifest(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     found = Manifest.read(table(tmp_path, *rows(3)))
     with pytest.raises(Refusal, match=r"every file of the manifest is missing \(3 images\); the first are '0.png'"):
         require_files(found)

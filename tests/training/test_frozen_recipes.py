@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from adapt.commands import extract
-from adapt.data import large
+from adapt.data import manifest as module
 from adapt.data.columns import Column
 from adapt.data.groups import Groups
 from adapt.data.manifest import Manifest
@@ -393,7 +393,7 @@ def test_a_manifest_in_shared_memory_gives_the_same_run(probe, fitted, planted, 
     """The probe's scores, and what training reads of each group, are those of the same rows as a small table."""
     small, path = Manifest.read(planted), planted.with_name("shared.parquet")
     small.write(path)
-    monkeypatch.setattr(large, "LARGE", 1)
+    monkeypatch.setattr(module, "LARGE", 1)
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
     shared = Manifest.read(path)
     assert isinstance(shared["group"], Column) and shared.digest == small.digest
