@@ -27,8 +27,6 @@ from adapt.csv_as_written import known_columns
 from adapt.data.checks import check_bytes, check_files_differ, check_groups, refusal_of_mask, refuse_columns
 from adapt.data.columns import Column
 from adapt.data.rows import (
-)
-from adapt.data.rows import (
     OPTIONAL,
     REQUIRED,
     SPELLED,
