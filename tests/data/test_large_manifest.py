@@ -159,6 +159,7 @@ def test_any_table_comes_to_the_same(tmp_path, rows) -> None:
 # --- the columns -----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["", "a", "b", "real", "é"]), max_size=30), st.data())
 def test_a_column_reads_like_an_object_array(texts, data) -> None:
     array = np.empty(len(texts), object)
@@ -202,6 +203,7 @@ def test_a_column_below_a_folder(monkeypatch) -> None:
         assert (column == "/x/b").tolist() == [False, True] and not (column == "b").any()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_groups_are_in_the_order_of_first_appearance(codes) -> None:
     wanted: dict[int, list[int]] = {}
