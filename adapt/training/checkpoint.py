@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adapt.errors import Refusal
 from adapt.files import FULL, disk_full, sha256, sync
 from adapt.lock import Lock
+from adapt.text import one_line
 
 STATE = "trainer_state.json"
 
@@ -64,7 +65,8 @@ def save_checkpoint(
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if disk_full(error):
-            raise Refusal(FULL.format(f" while writing {final}") + "; earlier checkpoints are intact") from error
+            words = FULL.format(f" while writing {final} ({one_line(str(error), 200)})")
+            raise Refusal(f"{words}; earlier checkpoints are intact") from error
         if isinstance(error, OSError):
             raise Refusal(f"cannot write {final}: {error}; earlier checkpoints are intact") from error
         raise
