@@ -189,7 +189,7 @@ def rows_of_latex(text: str) -> list[str]:
     """All lines but the captions, which speak of intervals and marks."""
     lines = text.splitlines()
     rest = [line for line in lines if not line.startswith("\\caption")]
-    assert 0 < len(lines) - len(rest) < 10
+    assert 0 < len(lines) - len(rest) == text.count("\\begin{table*}")  # one caption for each table
     return rest
 
 
@@ -299,7 +299,7 @@ def test_pages_are_made_again_and_none_changes(committed, capsys) -> None:
     for path, right, wrong in (
         (lora, "| none | 0.811 [", "| none | 0.998 ["),
         (understood, "| none | 0.989 [", "| none | 0.999 ["),
-        (committed / "ablation/embedded/table.md", "| lora | 3 | 0.986", "| lora | 3 | 0.996"),
+        (committed / "ablation/embedded/table.md", "| lora | 3 | 0.806", "| lora | 3 | 0.816"),
         (
             committed / "speed/benchmark/table.md",
             "| packed bf16 | open_clip fp32 | 2.22",
