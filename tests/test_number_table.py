@@ -35,8 +35,6 @@ INTS = {
     *("trainable_parameters", "peak_memory_mib"),
 }
 SIX_DIGITS = (  # recipes that wrote six digits when these were run, and items, which do today
-    *("embedded/onboard-heads", "embedded/onboard-lora", "embedded/pair-head"),
-    *("embedded/pair-lora", "embedded/understand", "embedded/understand-jpeg"),
     *("photographs/colour", "photographs/jpeg"),
     *("photographs/tip", "photographs/understand"),
 )

@@ -278,16 +278,23 @@ def uses_gpu(run: PlannedRun, root: Path) -> bool:
 def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRecord:
     """provenance.json of a page made from finished runs: of the first one, with the seconds of all.
 
-    Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ, and
-    the data of runs that leave other generators out or have another fold as their test.
+    Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ, the
+    preprocessing of runs whose line in the plan names a geometry, and the data of runs that leave other generators out
+    or have another fold as their test.
     """
     records = [run.record(root) for run in runs]
     first = records[0]
     like: dict[object, tuple[PlannedRun, RunRecord]] = {}
     for run, record in zip(runs, records, strict=True):
         same_rows = like.setdefault((run.flags.get("leave_out", ()), run.flags.get("fold")), (run, record))
-        for part, (other, of_other) in (("data", same_rows), ("base", (runs[0], first))):
-            if _but_layer(record["identity"][part]) != _but_layer(of_other["identity"][part]):
+        same_geometry = like.setdefault(("geometry", run.flags.get("geometry")), (run, record))
+        for part, others, but in (
+            ("data", same_rows, ()),
+            ("base", same_geometry, ("layer",)),
+            ("base", (runs[0], first), ("layer", "preprocess")),
+        ):
+            other, of_other = others
+            if _without(record["identity"][part], but) != _without(of_other["identity"][part], but):
                 raise Refusal(f"{root}: {run.name} and {other.name} have different {part}: delete the older one")
     return {
         "command": provenance.command(),
@@ -301,8 +308,8 @@ def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRe
     }
 
 
-def _but_layer(fingerprint: object) -> object:
-    return fingerprint | {"layer": None} if isinstance(fingerprint, dict) else fingerprint
+def _without(fingerprint: object, keys: Collection[str]) -> object:
+    return fingerprint | dict.fromkeys(keys) if isinstance(fingerprint, dict) else fingerprint
 
 
 def write_sweep(

@@ -14,7 +14,7 @@ from adapt.evaluation.replicates import ALL, Replicates, replicate
 from adapt.pages.drawing import SEEN, UNSEEN
 from adapt.pages.html import Gallery, Picture
 from adapt.pages.thumbnails import thumbnail
-from adapt.understanding.item import Item, Numbers, Value, mean, number_at, of_resamples
+from adapt.understanding.item import Item, Numbers, Value, mean, number_at, of_resamples, of_shares
 from adapt.understanding.subject import Subject, logits
 
 ABOUT = """\
@@ -88,7 +88,7 @@ def swapped(amplitude: Tensor, phase: Tensor) -> Tensor:
 
 
 def _value(at: Replicates, metric: str) -> Value:
-    return of_resamples(at.values[metric], at.n_real + at.n_fake)
+    return of_shares(at.values[metric], at.n_real + at.n_fake)
 
 
 def _swap(subject: Subject, fakes: np.ndarray, reals: np.ndarray, examples: int) -> tuple[Numbers, Gallery]:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adapt.errors import Refusal
-from adapt.evaluation.jackknife import interval
+from adapt.evaluation.jackknife import interval, share_interval
 from adapt.evaluation.replicates import distinct
 from adapt.files import write_text
 from adapt.number_table import read_table, write_table
@@ -45,12 +45,18 @@ def of_resamples(values: np.ndarray, n: int) -> Value:
     return Value(float(values[0]), *interval(values, len(values) - 1), int(n))
 
 
+def of_shares(values: np.ndarray, n: int) -> Value:
+    """`of_resamples` of a number between 0 and 1, such as a share or an AUC: so is its interval."""
+    return Value(float(values[0]), *share_interval(values, min(int(n), len(values) - 1)), int(n))
+
+
 def mean(values: np.ndarray, weights: np.ndarray) -> Value:
-    """Mean of (n,) numbers under weights (1 + r, n); NaN are left out."""
+    """Mean of (n,) numbers under weights (1 + r, n); NaN are left out. Of yes and no (1, 0; .5 for both) a share."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample without any of them is NaN
         found = weights[:, known] @ values[known] / weights[:, known].sum(axis=1)
-    return of_resamples(found, known.sum())
+    is_share = np.isin(values[known], (0, 0.5, 1)).all()
+    return of_shares(found, known.sum()) if is_share else of_resamples(found, known.sum())
 
 
 def jackknifed(statistic: Callable[[np.ndarray], np.ndarray], units: int, n: int) -> list[Value]:

@@ -11,7 +11,7 @@ from adapt.features.cache import Encoder, Features
 from adapt.models.towers.backbones import Backbone
 from adapt.pages.drawing import COLOURS, LINES, heat_map
 from adapt.training.on_features import fit_on_features, score_features
-from adapt.understanding.item import Item, Numbers, Value, jackknifed, of_resamples
+from adapt.understanding.item import Item, Numbers, Value, jackknifed, of_shares
 from adapt.understanding.subject import Subject, choose
 
 BEFORE, AFTER = "before", "after"
@@ -92,7 +92,7 @@ def _probe(subject: Subject, features: Features, view: str, layer: str) -> dict[
     out = {}
     for kind, mean in KINDS.items():
         at = cells[ALL, view, mean]
-        out[kind] = of_resamples(at.values["auc"], at.n_real + at.n_fake)
+        out[kind] = of_shares(at.values["auc"], at.n_real + at.n_fake)
     return out
 
 

@@ -12,7 +12,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.replicates import distinct
 from adapt.models.towers.backbones import Backbone
 from adapt.pages.drawing import COLOURS, MARKERS
-from adapt.understanding.item import Item, Numbers, Value, jackknifed, mean, of_resamples
+from adapt.understanding.item import Item, Numbers, Value, jackknifed, mean, of_shares
 from adapt.understanding.subject import Subject, logits
 
 PARTS = ("content", "trace", "rest")
@@ -116,7 +116,7 @@ def _ranking(subject: Subject, logit: np.ndarray) -> Numbers:
     inside = centred(logit[used], subject.sample["group"][used])
     kinds = {"logit": logit[used], "logit less the mean of its group": inside}
     for name, values in kinds.items():
-        cells[name, "fake above photograph"] = of_resamples(_auc(values, fake, weights), len(used))
+        cells[name, "fake above photograph"] = of_shares(_auc(values, fake, weights), len(used))
     above = logit[fakes] - logit[reals]
     own = mean((above > 0) + 0.5 * (above == 0), subject.weights[:, fakes])
     cells["logit, its own photograph only", "fake above photograph"] = own

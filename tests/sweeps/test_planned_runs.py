@@ -194,6 +194,27 @@ def test_cells_of_different_data_make_no_page(fake) -> None:
         sweep_record(cell("a").config(fake), cells, fake)
 
 
+def test_runs_whose_line_names_a_geometry_may_see_other_pixels_of_the_same_weights(fake) -> None:
+    def wrote(name: str, seen: str, weights: str = "w", **flags) -> PlannedRun:
+        base = {"name": "tiny", "layer": name, "weights": weights, "preprocess": {"geometry": seen}}
+        (fake / name).mkdir(parents=True, exist_ok=True)
+        identity = {"data": "d", "base": base}
+        rest = {"seconds": 1, "revision": "r", "date": "d", "hardware": {}, "versions": {}, "data": "d"}
+        (fake / name / "provenance.json").write_text(json.dumps({"identity": identity} | rest))
+        return cell(name, **flags)
+
+    config = cell("a").config(fake)
+    plain = [wrote("a", "native"), wrote("b", "native")]
+    assert sweep_record(config, [*plain, wrote("c", "squash", geometry="squash")], fake)["seconds"] == 3
+    with pytest.raises(Refusal, match="c and a have different base"):  # no line said so
+        sweep_record(config, [*plain, wrote("c", "squash")], fake)
+    with pytest.raises(Refusal, match="c and a have different base"):
+        sweep_record(config, [*plain, wrote("c", "squash", "other weights", geometry="squash")], fake)
+    with pytest.raises(Refusal, match="e and c have different base"):
+        named = [wrote("c", "squash", geometry="squash"), wrote("e", "native", geometry="squash")]
+        sweep_record(config, [*plain, *named], fake)
+
+
 @pytest.mark.parametrize(("folder", "keys"), [("embedded/lora", 0), ("embedded/jpeg", 3)])
 def test_metrics_are_read_back(folder, keys) -> None:
     path = ROOT / "results" / folder / "metrics.csv"

@@ -98,6 +98,17 @@ def test_a_mean_has_the_interval_of_its_resamples_and_leaves_nan_out():
     assert np.isnan([few.low, few.high]).all()
 
 
+@pytest.mark.parametrize("yes", [0, 1, 12, 29, 30])
+def test_a_share_lies_between_0_and_1_with_its_interval(yes):
+    values = np.array([1.0] * yes + [0.0] * (30 - yes) + [np.nan])
+    weights = np.concatenate([np.ones((1, 31)), 1 - np.eye(31)[:30]])
+    found = mean(values, weights)
+    assert found.value == yes / 30 and 0 <= found.low <= found.value <= found.high <= 1
+    assert found.high - found.low > 0.05  # also where all images agree: others need not
+    exact = stats.binomtest(yes, 30).proportion_ci(0.95)  # Clopper and Pearson 1934, which is the wider
+    assert abs(found.low - exact.low) < 0.06 and abs(found.high - exact.high) < 0.06
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     x = np.random.default_rng(0).normal(size=30)
     (found,) = jackknifed(lambda kept: np.array([kept @ x / kept.sum()]), 30, 30)
