@@ -15,7 +15,7 @@ from adapt.number_table import columns_of, read_rows, read_table, write_rows, wr
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 OTHER_RULES = {  # CSV files that are no tables of numbers, see the module's docstring
-    *("data/manifest", "embedded/world", "collect/align", "collect/builder", "collect/composites", "commands/prepare"),
+    *("data/tables", "embedded/world", "collect/align", "collect/builder", "collect/composites", "commands/prepare"),
     *("commands/audit", "evaluation/scores", "detector/predict", "data/families", "evaluation/targets"),
     "csv_as_written",
 }

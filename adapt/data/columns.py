@@ -1,11 +1,12 @@
 """Columns of strings that Arrow holds: millions of rows in memory that processes share, read like object arrays."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import DTypeLike
 
 FEW = 4096  # values that are also kept as Python's strings
 BLOCK = 65536  # rows that are Python's strings at a time, when all are asked for in turn
@@ -41,7 +42,7 @@ class Column:
     def __getitem__(self, key: int | np.integer) -> str: ...
     @overload
     def __getitem__(self, key: slice | Sequence[int] | np.ndarray) -> "Column": ...
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: int | np.integer | slice | Sequence[int] | np.ndarray) -> "str | Column":
         codes = self.codes[key]
         if isinstance(codes, np.ndarray) and codes.ndim:
             return Column(self.values, codes, self.prefix)
@@ -51,7 +52,7 @@ class Column:
         for start in range(0, len(self), BLOCK):
             yield from self._block(self.codes[start : start + BLOCK])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if self._few is not None:
             found = self._few[self.codes]
         else:
@@ -73,7 +74,7 @@ class Column:
     def __contains__(self, value: object) -> bool:
         return isinstance(value, str) and bool(self._equal(value)[self.codes].any())
 
-    def astype(self, dtype: Any) -> np.ndarray:
+    def astype(self, dtype: DTypeLike) -> np.ndarray:
         """An array of another kind of strings, or of objects."""
         return np.asarray(self).astype(dtype)
 
@@ -128,7 +129,7 @@ class GroupRows(Sequence[np.ndarray]):
     def __getitem__(self, key: int) -> np.ndarray: ...
     @overload
     def __getitem__(self, key: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(key, slice):
             return [self[i] for i in range(*key.indices(len(self)))]
         at = int(key) + (len(self) if key < 0 else 0)

@@ -29,9 +29,10 @@ def test_hours_and_disk() -> None:
         "features": "3.11 GB",  # 3.6e6 x 2 x (400 + 32)
         "tokens": "7.2 GB",  # 3.6e6 x 2 x 1000
         "image files": "720 GB",
+        "manifest": "468 MB",  # 3.6e6 x 130
         "MB/s read": "20",
     }
-    assert four[2] == "2.50" and four[3:6] == one[3:6] and four[6] == "80"
+    assert four[2] == "2.50" and four[3:7] == one[3:7] and four[7] == "80"
     assert [plan.size(count) for count in (999, 1000, 2.5e12, 7e15)] == ["999 B", "1 kB", "2.5 TB", "7 PB"]
 
 
@@ -55,7 +56,9 @@ def test_rate_is_that_of_the_architecture(tmp_path, capsys) -> None:
     assert plan.rate_of(plan.Config(benchmark=path, views=("none", "qf40")))[0] == 30.0
     plan.main(plan.Config(benchmark=path, backbone="open_clip:ViT-B-32@openai"))
     said = capsys.readouterr().out
-    assert said.startswith("120.0 images/s per device, each under 4 views") and "--num_shards 64" in said
+    assert said.startswith("120.0 images/s per device, each under 4 views")
+    assert "--manifest part-$SLURM_ARRAY_TASK_ID.parquet" in said and "--num_shards" not in said  # a part for each job
+    assert "--num_shards 64" in plan.commands(plan.Config(images=(plan.MOST_ROWS,)))
     assert f"{1e6 / 120 / 3600:,.2f}" in said and f"{5e9 / 120 / 64 / 3600:,.2f}" in said
     assert shlex.split(plan.commands(plan.Config()))[0] == "sbatch"
     with pytest.raises(Refusal, match="no rate of ViT-H-14"):

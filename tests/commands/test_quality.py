@@ -18,7 +18,10 @@ from adapt.data.groups import draw_views
 from adapt.data.images import Unreadable
 from adapt.data.jpeg import MOST, Header, jpeg_tables, read_header, views_like, with_sample_views
 from adapt.data.views import jpeg_bytes, rng
+from adapt.detector.detector import Detector
 from adapt.errors import Refusal
+from adapt.models.heads.linear import LinearHead
+from adapt.models.towers.backbones import load_backbone
 from adapt.sweeps.planned_runs import config_class
 
 RECIPES = {file.stem for file in (Path(__file__).parents[2] / "recipes").glob("*.py")}
@@ -195,8 +198,9 @@ def test_every_recipe_resolves_it_before_any_work(name, tmp_path) -> None:
     recipe = importlib.import_module(name)
     given = {"output_dir": tmp_path / "run", "train_views": ("like:absent",)}
     if name == "onboard":
-        (tmp_path / "detector.json").write_text("{}")
-        given |= {"detector": tmp_path, "generator": "x"}
+        tower = load_backbone("tiny")
+        Detector(tower, LinearHead(tower.dim)).save(tmp_path / "detector", {})
+        given |= {"detector": tmp_path / "detector", "generator": "x"}
     given |= {"onboard": "x", "shots": 1} if name == "refine" else {}
     with pytest.raises(Refusal, match="no input 'absent'"):
         recipe.main(recipe.Config(**given))
