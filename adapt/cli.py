@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 
@@ -52,7 +52,9 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
     """
     threading.excepthook = _thread_failed
     try:
-        main(parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__))
+        with _reader_may_leave():
+            config = parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__)
+        main(config)
     except Refusal as refusal:
         _end(str(refusal))
     except Exception as error:
@@ -62,6 +64,19 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
         if not (isinstance(error, OSError | RuntimeError) and too_many_files(error)):
             raise
         _end(TOO_MANY_FILES.format(limit=_open_files()))
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """`--help | head`: what nobody reads any more is dropped, without a traceback."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _thread_failed(failed: "threading.ExceptHookArgs") -> None:

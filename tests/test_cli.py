@@ -1,7 +1,10 @@
 """Flags, saved configs, and errors in one line."""
 
 import errno
+import os
 import resource
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,6 +107,17 @@ def test_a_refusal_is_one_line_and_status_2(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         cli.run(main, Config)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [("run", "ablation"), ("evaluate",)])
+def test_help_whose_reader_leaves_ends_quietly(words) -> None:
+    """As `adapt ... --help | head -1` does."""
+    command = [sys.executable, "-m", "adapt", *words, "--help"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == b"" and process.returncode == 0, said
 
 
 @pytest.mark.parametrize(

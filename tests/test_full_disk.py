@@ -11,6 +11,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import zoo
@@ -21,9 +23,10 @@ from adapt.detector.detector import Detector
 from adapt.errors import Refusal
 from adapt.files import FULL, atomic, disk_full
 from adapt.models.heads.linear import LinearHead
-from adapt.models.towers.backbones import load_backbone
+from adapt.models.towers.backbones import TINY, load_backbone
 
 ROOMS = (0, 4096, 12288, 40960)  # bytes that are free: in pages
+WEIGHTS = TINY / "open_clip_model.safetensors"
 
 
 @pytest.fixture
@@ -77,15 +80,28 @@ COMMANDS = {
     "composites": "composites --manifest {world} --output {disk}/composites.csv",
     "world": "run linear_probe --output_dir {disk}/probe",
     "probe": "run linear_probe --manifest {world} --output_dir {disk}/probe --test_views none --num_workers 0",
+    "ablation": "run ablation --manifest {world} --output_dir {disk}/ablation --only probe-logistic-*seed0 "
+    "--test_views none --num_workers 0",
+    "hub": "prepare hub --repo {hub} --output {disk}/set.csv",
+    "convert": "convert {tiny} --like tiny --output {disk}/tower",
 }
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    pictures = [zoo.save(zoo.picture(70, 66, seed=i), "JPEG") for i in range(20)]
+    table = {"image": [{"bytes": data, "path": None} for data in pictures], "label": [i % 2 for i in range(20)]}
+    pq.write_table(pa.table(table), folder / "test-00000-of-00001.parquet")
+    return folder
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_on_a_full_disk_ends_in_one_line(
-    name, disk, detector, planted, tmp_path, monkeypatch, capsys
+    name, disk, detector, hub, planted, tmp_path, monkeypatch, capsys
 ) -> None:
-    for room in ROOMS[: {"audit": 1, "world": 1}.get(name, 4)]:
-        words = COMMANDS[name].format(disk=disk, world=planted, detector=detector).split()
+    for room in ROOMS[: {"audit": 1, "world": 1, "ablation": 2}.get(name, 4)]:
+        command = COMMANDS[name].format(disk=disk, world=planted, detector=detector, hub=hub, tiny=WEIGHTS)
         for left in disk.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         for kind in ("real", "sd"):
@@ -95,7 +111,7 @@ def test_a_command_on_a_full_disk_ends_in_one_line(
                 (disk / "mine" / kind / f"{i}.jpg").write_bytes(data)
         fill(disk, room)
         monkeypatch.setattr(tempfile, "tempdir", None)
-        monkeypatch.setattr(sys, "argv", ["adapt", *words])
+        monkeypatch.setattr(sys, "argv", ["adapt", *command.split()])
         capsys.readouterr()
         try:
             program.main()

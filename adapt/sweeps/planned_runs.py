@@ -1,7 +1,7 @@
 """Many runs of recipes from one command: a plan, and each run in a folder of its own.
 
     ROOT/NAME/      the run directory, exactly what its recipe leaves there
-    ROOT/NAME.log   what the recipe said, of every try
+    ROOT/NAME.log   the command and what the recipe said, of every try
 
 A run is started as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one
 do not touch the next. What is finished is not run again, what was stopped continues, what fails is reported, and the
@@ -32,7 +32,7 @@ from adapt import provenance
 from adapt.cli import Flags, as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
-from adapt.files import write_text
+from adapt.files import FULL, write_text, writing
 from adapt.flags import Sweep
 from adapt.number_table import columns_of, read_table
 from adapt.pages.markdown_page import write_page
@@ -192,7 +192,7 @@ def run_all(
     """Run what is not finished, one after the other; returns the last lines of the log of each that failed, by name.
 
     SIGINT, SIGTERM and SIGHUP reach the run as a SIGTERM, so that it writes a checkpoint; then this process ends. A
-    second one kills the run.
+    second one kills the run. A full disk is a `Refusal`: the runs after it would fail, too.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise Refusal("many runs are started by one process: use plain python, and --processes N for each run")
@@ -201,14 +201,19 @@ def run_all(
     for number, run in enumerate(todo, start=1):
         root.mkdir(parents=True, exist_ok=True)
         log = root / f"{run.name}.log"
-        begin = log.stat().st_size if log.is_file() else 0
+        command = run.command(root, processes)
+        with writing(log), log.open("a", encoding="utf-8") as file:  # else it would fail without a word
+            print(f"$ {shlex.join(command)}", file=file)
+        begin = log.stat().st_size
         say(f"[{number}/{len(todo)}] {run.name}: started, see {log}")
-        status = _run(run.command(root, processes), log, processes, say)
+        status = _run(command, log, processes, say)
         if status == 0 and run.state(root) == "finished":
             say(f"[{number}/{len(todo)}] {run.name}: finished in {run.record(root)['seconds'] / 60:.1f} min")
         else:
             failed[run.name] = _last_lines(log, begin)
             say(f"[{number}/{len(todo)}] {run.name}: FAILED with status {status}, last lines:\n{failed[run.name]}")
+            if f"error: {FULL.partition('{')[0]}" in failed[run.name]:
+                raise Refusal(FULL.format(f" while {run.name} was running, see {log}"))
     return failed
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapt.errors import Refusal
-from adapt.files import write_text
+from adapt.files import FULL, disk_full, write_text
 from adapt.models.towers.backbones import TINY
 from adapt.models.towers.checkpoint import Checkpoint, Stored, read_checkpoint
 from adapt.models.towers.open_clip import WEIGHTS, unfilled
@@ -99,12 +99,16 @@ def convert(
 
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output` if nothing fails."""
+    """A folder that becomes `output` if nothing fails; a full disk is a `Refusal`."""
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield folder
         folder.chmod(0o755)
         folder.replace(output)
+    except Exception as error:
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {output}")) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
