@@ -23,7 +23,8 @@ class Track:
         with writing(self.path):
             self.file = self.path.open("ab", buffering=0)  # nothing is left to write at the end of a failed run
         with writing(self.board):
-            self.writer = SummaryWriter(self.board, purge_step=step if step else None)
+            # TensorBoard hides what is older than this line of the events and of `purge_step` or later
+            self.writer = SummaryWriter(self.board, purge_step=step + 1 if step else 0)
             if step == 0:
                 self.writer.add_text("config", f"```yaml\n{config}```")
 
@@ -49,6 +50,8 @@ class Track:
         """To the disk: a checkpoint must never know of steps that the log has lost."""
         with writing(self.path):
             os.fsync(self.file.fileno())
+        with self.writing() as writer:
+            writer.flush()
 
     def close(self) -> None:
         self.file.close()

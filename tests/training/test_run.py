@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from processes import in_children
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import adapt.training.report  # noqa: F401
 from adapt.errors import Refusal
@@ -58,6 +59,13 @@ def results(folder: Path) -> dict[str, str]:
         "detector/adapter/adapter_model.safetensors",
     )
     return {name: sha256(folder / name) for name in names}
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar of TensorBoard, as a reader of the event files sees them; of the speed the steps alone."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()["scalars"]
+    return {t: [(e.step, 0 if t == "train/images_per_s" else e.value) for e in events.Scalars(t)] for t in tags}
 
 
 def killed(config: lora.Config, where: str, at: int, world: int) -> list[int]:
@@ -114,6 +122,8 @@ def test_killed_anywhere_and_resumed_is_bit_identical(config, tmp_path, world, w
     assert results(config.output_dir) == results(whole.output_dir)
     lines = [json.loads(line) for line in (config.output_dir / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert points(config.output_dir) == points(whole.output_dir)
+    assert [step for step, _ in points(config.output_dir)["train/loss"]] == list(range(1, STEPS + 1))
     assert not list(config.output_dir.glob(".*.tmp"))
 
 

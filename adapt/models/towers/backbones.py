@@ -331,7 +331,7 @@ def _activation(tower: nn.Module) -> str:
 
 def _bf16_pays(device: torch.device, tower: nn.Module) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # compute capability 8: V100 and T4 emulate it
     linears = [m.weight for m in tower.modules() if isinstance(m, nn.Linear)]
     wide = sum(weight.numel() for weight in linears if min(weight.shape) >= 512)
     total = sum(parameter.numel() for parameter in tower.parameters())
