@@ -179,11 +179,15 @@ def score_features(
 ) -> Scores:
     """Scores of the rows under every view, with one logit a class if the head has more than two classes.
 
-    `at_once`: how many rows are read and given to the head together; by default `CHUNK`, of long features fewer.
+    The features go to the device of the head. `at_once`: how many rows are read and given to the head together; by
+    default `CHUNK`, of long features fewer.
     """
     views = tuple(dict.fromkeys(views))
     of_classes = head if isinstance(head, ClassHead) and len(head.classes) > 2 else None
     classes = of_classes.classes if of_classes else ()
+    device = torch.device("cpu")
+    if isinstance(head, torch.nn.Module):
+        device = next((tensor.device for tensor in head.state_dict().values()), device)
     logits = np.full((len(rows), len(views), 1 + len(classes)), np.nan)
     reasons = np.stack([features.reasons(view)[rows] for view in views], axis=1)
     for v, view in enumerate(views):
@@ -194,11 +198,12 @@ def score_features(
         for chunk in np.array_split(readable, max(1, -(-len(readable) // (at_once or CHUNK)))):
             if len(chunk):
                 with torch.no_grad():
-                    found = torch.from_numpy(features.take(rows[chunk], view, layer))
+                    found = torch.from_numpy(features.take(rows[chunk], view, layer)).to(device)
                     if of_classes:
                         by_class = of_classes.class_logits(found)
-                        logits[chunk, v, 1:] = by_class.double().numpy()
-                    logits[chunk, v, 0] = (binary_logit(by_class) if of_classes else head(found)).double().numpy()
+                        logits[chunk, v, 1:] = by_class.cpu().double().numpy()
+                    binary = binary_logit(by_class) if of_classes else head(found)
+                    logits[chunk, v, 0] = binary.cpu().double().numpy()
     return as_scores(features.manifest, rows, views, logits, reasons, classes)
 
 
