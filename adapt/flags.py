@@ -97,7 +97,7 @@ class Cached(Checked):
     encoder: Literal["auto", "plain", "packed"] = "auto"  # plain: the library's own tower; packed: towers/packed.py
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what `adapt extract` has not
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Steps(Checked):
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are always fp32
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
-    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from adapt.errors import Refusal
+from adapt.provenance import cores
 
 
 class Encoding(TypedDict):
@@ -54,10 +55,12 @@ class Processes:
         return gather_object(items)
 
     def workers(self, asked: int | None) -> int:
-        """Data processes: as asked, else enough for a GPU, and one beside a CPU that is busy with the model itself."""
+        """Data processes: as asked, else one beside a CPU that is busy with the model itself, and for a GPU all cores
+        but one of this process's share of the machine."""
         if asked is not None:
             return asked
-        return min(8, max(1, (os.cpu_count() or 2) - 1)) if self.device.type == "cuda" else 1
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and by accelerate launch
+        return max(1, cores() // here - 1) if self.device.type == "cuda" else 1
 
     def scoring(self, num_workers: int | None) -> Scoring:
         """What `adapt.detector.detector.score` needs to know about the processes."""

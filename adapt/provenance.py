@@ -1,5 +1,6 @@
 """Where a number comes from: command, code, versions, hardware."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores together, in so many
 PACKAGES = (
     "torch",
     "torchvision",
@@ -79,15 +81,23 @@ def hardware() -> dict[str, str | int]:
             if line.startswith("model name")
         ]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": model,
-        "cores": cores,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpus": ", ".join(gpus) or "none",
     }
+
+
+def cores() -> int:
+    """Cores that this process may use: those of its affinity, as of a SLURM job, within the quota of its container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a quota: "max 100000"
+        quota, period = map(int, QUOTA.read_text().split())
+        allowed = min(allowed, max(1, round(quota / period)))
+    return allowed
 
 
 def peak_memory() -> int:

@@ -95,7 +95,7 @@ class Config(Rows, Rotation, Encoder, Permutations, Sweep):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
-    num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
     pictures: bool = True  # show the worst mistakes in report.html; off: for photographs that are not yours to share
 
     def __post_init__(self) -> None:

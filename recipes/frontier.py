@@ -53,7 +53,7 @@ class Config(Rows, Encoder, Classes, Views, Sweep):
     head_learning_rate: float = 4e-3  # step size for the linear head
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
-    num_workers: int | None = None  # data processes per training process; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
 
     def __post_init__(self) -> None:
         super().__post_init__()

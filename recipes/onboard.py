@@ -51,7 +51,7 @@ class Config(Rows, Classes, Views):
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     cached_only: bool = False  # refuse to encode what is not in the cache
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
     processes: int = 1  # training processes per LoRA run
 
     def __post_init__(self) -> None:

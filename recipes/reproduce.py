@@ -87,7 +87,7 @@ class Config(Intervals):
     configuration: str | None = None  # another configuration than the published one, such as norm
     output_dir: Path = Path("results/runs/reproduce")  # holds one folder per run
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights
-    num_workers: int | None = None  # data processes per process; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
     processes: int = 1  # training processes per run
 
 

@@ -68,7 +68,7 @@ class Config(Rows, Intervals):
     pictures: bool = True  # show images in report.html; off: for photographs that are not yours to share
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval; 0: no intervals
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
     def __post_init__(self) -> None:
         at_least(2, self, "groups", "train_groups", "mapped")

@@ -33,7 +33,7 @@ class Config(Rows, Intervals):
     crops: tuple[Literal["1", "5", "native"], ...] = ("1", "5", "native")  # all but the first are compared with it
     test_views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     backbone: str | None = None  # another place of the detector's base weights
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
 
 def main(cfg: Config) -> None:

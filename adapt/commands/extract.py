@@ -30,7 +30,7 @@ class Config(Rows, Shards):
     )
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     batch_size: int = 32  # inputs (image x view) per pass of the encoder
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
     def __post_init__(self) -> None:
         super().__post_init__()

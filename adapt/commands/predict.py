@@ -67,7 +67,7 @@ class Config(Shards):
     thresholds: Literal["global", "quality"] = "global"  # quality: that of the JPEG quality nearest to the file's
     calibration: Literal["none", "temperature", "sigmoid", "isotonic"] | None = None  # of p_fake; None: the best
     known_recall: float = 0.95  # share of fakes of trained families that keep their family; others become `unknown`
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
     def __post_init__(self) -> None:
         super().__post_init__()

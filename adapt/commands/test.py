@@ -39,7 +39,7 @@ class Config(Rows, Intervals):
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     threshold: tuple[float, ...] = ()  # a logit for all, or one for each detector; default: the frozen ones
     backbone: str | None = None  # another place of the detectors' base weights
-    num_workers: int | None = None  # data processes; None: 1 on a CPU, up to 8 for a GPU
+    num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
     def __post_init__(self) -> None:
         super().__post_init__()
