@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adapt.errors import Refusal
 from adapt.files import FULL, disk_full, sha256, sync
 from adapt.lock import Lock
+from adapt.processes import Processes
 from adapt.text import one_line
 
 STATE = "trainer_state.json"
@@ -80,13 +82,36 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], State] | None:
     """Tensors and state of the newest checkpoint whose files are all as they were written; None if there is none."""
     for path in _newest_first(folder):
-        try:
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            if all(sha256(path / name) == digest for name, digest in state["sha256"].items()):
-                return {Path(name).stem: load_file(path / name) for name in state["sha256"]}, state
-        except (OSError, ValueError, KeyError):
-            pass
+        if (found := _read(path)) is not None:
+            return found
         print(f"{path.name} is damaged and left out: its files are not those that were written")
+    return None
+
+
+def load_same_checkpoint(folder: Path, processes: Processes) -> tuple[dict[str, dict[str, Tensor]], State] | None:
+    """As `load_checkpoint`: what the first process finds, in all processes. Refuses if another one reads otherwise,
+    as from a folder of a machine of its own."""
+    found = load_checkpoint(folder) if processes.main else None
+    step = broadcast_object_list([found and found[1]["step"]])[0]
+    if step is not None and not processes.main:
+        found = _read(folder / f"checkpoint-{step}")
+    states = processes.gather([found and found[1]])
+    others = [str(rank) for rank, state in enumerate(states) if state != states[0]]
+    if others:
+        raise Refusal(
+            f"process {', '.join(others)} does not read the checkpoint-{step} of {folder} that process 0 reads: "
+            "give an --output_dir that all machines share"
+        )
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], State] | None:
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if all(sha256(path / name) == digest for name, digest in state["sha256"].items()):
+            return {Path(name).stem: load_file(path / name) for name in state["sha256"]}, state
+    except (OSError, ValueError, KeyError):
+        pass
     return None
 
 

@@ -155,7 +155,7 @@ class Run(Processes):
         self.bare, self.optimizer, self._schedule = model.to(self.device), optimizer, schedule
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self._identify(identity)
-        saved = checkpoint.load_checkpoint(self.folder)
+        saved = checkpoint.load_same_checkpoint(self.folder, self)
         if saved is not None:
             tensors, state = saved
             self._refuse_difference(state["identity"], self.identity)

@@ -206,6 +206,34 @@ def test_damaged_checkpoints_are_left_out(stopped, capfd) -> None:
     assert "checkpoint-3 is damaged" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("seen", ["nothing", "another"])
+def test_processes_that_read_different_checkpoints_are_refused(config, seen, tmp_path) -> None:
+    """As those of two machines whose results lie on disks of their own."""
+    assert killed(config, "update", 4, 2)[0] == -signal.SIGKILL
+    read = checkpoint._read
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(config.output_dir, elsewhere)
+    if seen == "another":
+        path = elsewhere / "checkpoint-3" / checkpoint.STATE
+        path.write_text(path.read_text().replace('"bad": 0', '"bad": 1'))
+    else:
+        shutil.rmtree(elsewhere / "checkpoint-3")
+
+    def body() -> None:
+        if os.environ["RANK"] == "1":
+            checkpoint._read = lambda path: read(elsewhere / path.name)
+        try:
+            lora.main(config)
+        except Refusal as refusal:
+            (tmp_path / os.environ["RANK"]).write_text(str(refusal))
+            os._exit(2)
+
+    assert in_children(body, 2) == [2, 2]
+    for rank in "01":
+        said = (tmp_path / rank).read_text()
+        assert said.startswith(f"process 1 does not read the checkpoint-3 of {config.output_dir}") and "share" in said
+
+
 def test_a_folder_serves_one_run_at_a_time(tmp_path) -> None:
     def second() -> None:
         try:
