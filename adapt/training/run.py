@@ -20,6 +20,7 @@ from typing import Protocol, TypedDict, TypeVar, cast
 
 import psutil
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -124,12 +125,14 @@ class Run(Processes):
     def finished(self, **identity: object) -> bool:
         """Whether this directory already holds the complete result of this very config; another one is refused.
 
-        `identity`: further facts that are known before any work.
+        `identity`: further facts that are known before any work. The first process looks, for all of them.
         """
-        path = self.folder / "provenance.json"
-        if not path.is_file():
+        path, before = self.folder / "provenance.json", None
+        if self.main and path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        before = broadcast_object_list([before])[0]
+        if before is None:
             return False
-        before = json.loads(path.read_text(encoding="utf-8"))["identity"]
         now = self._config_identity() | identity
         self._refuse_difference({key: before.get(key) for key in now}, now)
         return True
