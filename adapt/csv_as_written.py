@@ -45,6 +45,16 @@ def open_rows(path: Path) -> Iterator[Rows]:
         raise Refusal(f"{path} begins as UTF-16 but is not ({error.reason}): save it as UTF-8") from error
 
 
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV file, without empty lines; refuses quotes that do not match."""
+    try:
+        with open_rows(path) as lines:
+            header, *rows = [row for row in lines if row] or [[]]
+    except csv.Error as error:
+        raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
+    return header, rows
+
+
 def known_columns(header: Sequence[str], known: Collection[str], where: str) -> list[str]:
     """The header, with `Path` or ` GENERATOR ` as the `known` name that is meant; others stay as they are.
 

@@ -11,6 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
@@ -484,3 +485,12 @@ PP3BMP5lKFEfJGPIdL/G2R0Xk4eT+6jVuKHAcDlwHWiWmDs+PzeE3sovgTEbWr+vgAAAAGsoAa8J4OOE
 qFBmsgbB4nz+p5+ZjzHD/6gcX+ymr/NGeHH2/xynJVBcCkN37nlaCR836VF5gMqXvT4cnThQHY735u/98Ra9+EKdAbabwrbSunXXGb0g==""",
     }.items()
 }
+
+
+def make_ways_out(root: Path) -> None:
+    """Make a folder with links that lead out of it, to a file beside it."""
+    (root / "b").mkdir(parents=True)
+    (root.parent / "a.png").write_bytes(b"1")
+    (root / "up").symlink_to("..")
+    (root / "leaf.png").symlink_to("../a.png")
+    (root / "up.tar").symlink_to("../a.png")

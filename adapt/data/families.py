@@ -1,6 +1,5 @@
 """Families: which kind of generator made an image."""
 
-import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
+from adapt.csv_as_written import known_columns, read_rows, refusal_of_bytes, undecodable
 from adapt.data.manifest import Manifest
 from adapt.data.spelling import refuse_two_spellings
 from adapt.errors import Refusal
@@ -63,11 +62,7 @@ def _key(generator: str) -> str:
 def _read(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise Refusal(f"no table of families {str(path)!r}: name a CSV with the columns generator,family")
-    try:
-        with open_rows(path) as lines:
-            header, *rows = [row for row in lines if row] or [[]]
-    except csv.Error as error:
-        raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
+    header, rows = read_rows(path)
     header = known_columns(header, ("generator", "family"), str(path))
     if not {"generator", "family"} <= set(header):
         raise Refusal(

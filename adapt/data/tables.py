@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapt.csv_as_written import open_rows
+from adapt.csv_as_written import read_rows
 from adapt.data.rows import strings
 from adapt.errors import Refusal
 
@@ -23,11 +23,7 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         return _read_parquet(path)
     if path.suffix.lower() != ".csv":
         raise Refusal(f"{path} is neither .csv nor .parquet: rename or convert the manifest")
-    try:
-        with open_rows(path) as lines:
-            header, *rows = [row for row in lines if row] or [[]]
-    except csv.Error as error:
-        raise Refusal(f"{path} is not a readable CSV file ({error}): check its quotes") from error
+    header, rows = read_rows(path)
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise Refusal(f"{path}: column {twice[0]!r} stands twice: keep one")
     for number, row in enumerate(rows, 1):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,11 +124,7 @@ BAD = [
 @pytest.mark.parametrize(("row", "said"), BAD)
 def test_refusals_are_those_of_a_small_manifest(tmp_path, row, said) -> None:
     root = tmp_path / "root"
-    (root / "b").mkdir(parents=True)
-    (tmp_path / "a.png").write_bytes(b"1")
-    (root / "up").symlink_to("..")
-    (root / "leaf.png").symlink_to("../a.png")
-    (root / "up.tar").symlink_to("../a.png")
+    zoo.make_ways_out(root)
     # a second good row behind: the row that is named is the bad one's
     found = same(table(root, GOOD, row, ("9.png", "g9", "sd", "val", "", "", "", SHA[7])))
     assert isinstance(found, str) and said in found

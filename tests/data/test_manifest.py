@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,11 +235,7 @@ def test_a_digest_is_64_hexadecimal_digits(tmp_path):
 )
 def test_a_path_that_leaves_the_folder(tmp_path, path):
     root = tmp_path / "root"
-    (root / "b").mkdir(parents=True)
-    (tmp_path / "a.png").write_bytes(b"1")
-    (root / "up").symlink_to("..")
-    (root / "leaf.png").symlink_to("../a.png")
-    (root / "up.tar").symlink_to("../a.png")
+    zoo.make_ways_out(root)
     said = refused("leaves the manifest's folder", write(root, f"ok.png,g,real,train\n{path},g,real,train"))
     assert "row 2" in said and repr(path) in said
 
