@@ -17,9 +17,11 @@ import yaml
 
 from adapt.errors import Refusal
 from adapt.files import FULL, disk_full, too_many_files
+from adapt.launch import honour
 from adapt.text import one_line
 
 C = TypeVar("C", bound="Flags")
+NOT_REPEATABLE = "does not have a deterministic implementation"  # PyTorch, under use_deterministic_algorithms
 TOO_MANY_FILES = (
     "too many open files (this shell allows {limit}): run `ulimit -n 65536` before the same command, or give fewer "
     "data processes with --num_workers"
@@ -54,13 +56,15 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
     try:
         with _reader_may_leave():
             config = parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__)
-        main(config)
+        main(honour(config))
     except Refusal as refusal:
         _end(str(refusal))
     except Exception as error:
         if disk_full(error):
             where = getattr(error, "filename", None)
             _end(FULL.format(f" while writing {where}" if where else f" ({one_line(str(error), 200)})"))
+        if isinstance(error, RuntimeError) and NOT_REPEATABLE in str(error):
+            _end(f"{one_line(str(error).partition(',')[0], 200)}: give --fast_kernels, without which this stops")
         if not (isinstance(error, OSError | RuntimeError) and too_many_files(error)):
             raise
         _end(TOO_MANY_FILES.format(limit=_open_files()))

@@ -90,7 +90,20 @@ class Views(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cached(Checked):
+class Launch(Checked):
+    """How processes work together, and how a GPU multiplies."""
+
+    timeout_hours: float = 24.0  # how long processes wait for one that still encodes, hashes or scores
+    tf32: bool = False  # GPUs multiply fp32 matrices in TF32: faster, three digits instead of seven
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.timeout_hours > 0:
+            raise Refusal(f"--timeout_hours {self.timeout_hours}: give more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached(Launch):
     """How features of a frozen encoder are made and kept."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder's weights
@@ -101,7 +114,7 @@ class Cached(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps(Checked):
+class Steps(Launch):
     """How a tower is trained, step by step."""
 
     epochs: int = 5  # passes over the training groups
@@ -114,6 +127,8 @@ class Steps(Checked):
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are always fp32
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
+    fast_kernels: bool = False  # GPUs may train with kernels that add in any order: faster, not repeatable bit for bit
+    other_processes: bool = False  # continue a run that had another number of processes: not bit-identical
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
 
 

@@ -1,16 +1,51 @@
 """The processes of one launch: which device, which share of the rows, one voice."""
 
+import math
 import os
-from collections.abc import Callable
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Protocol, TypedDict, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from tqdm import tqdm
 
 from adapt.errors import Refusal
+from adapt.flags import Launch
 from adapt.provenance import cores
+
+AT_ONCE = 64 << 20  # bytes that a process gives to the others at once
+G = TypeVar("G", list, np.ndarray)
+
+
+class Gather(Protocol):
+    """Items of all processes, in all processes, those of the first one first.
+
+    An array, whose first axis is rows, is for what each row has: objects of a list are pickled one by one.
+    """
+
+    def __call__(self, items: G, /) -> G: ...
+
+
+def alone(items: G) -> G:
+    """`Gather` of a single process."""
+    return items
+
+
+def gather_words(gather: Gather, words: Sequence[str]) -> np.ndarray:
+    """`gather` of one word per row, of which few differ: (n,) object."""
+    known = sorted(set(gather(sorted(set(words)))))
+    number = {word: place for place, word in enumerate(known)}
+    return np.array(known, dtype=object)[gather(np.array([number[word] for word in words], dtype=np.int64))]
+
+
+def dealt(values: np.ndarray, world: int) -> np.ndarray:
+    """The inverse of `rows[rank::world]` in each process and `gather`: values in the order of the rows."""
+    out = np.empty_like(values)
+    out[np.concatenate([np.arange(len(values))[rank::world] for rank in range(world)])] = values
+    return out
 
 
 class Encoding(TypedDict):
@@ -18,7 +53,7 @@ class Encoding(TypedDict):
 
     workers: int
     share: tuple[int, int]
-    gather: Callable[[list], list]
+    gather: Gather
     say: Callable[[str], object] | None
 
 
@@ -27,16 +62,20 @@ class Scoring(TypedDict):
 
     workers: int
     share: tuple[int, int]
-    gather: Callable[[list], list]
+    gather: Gather
 
 
 class Processes:
     """What `accelerate launch`, `torchrun` or plain `python` has started; the first process speaks."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch: Launch | None = None) -> None:
+        launch = launch or Launch()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
         # cpu=True also makes `torchrun` without a GPU form one group instead of silent independent copies
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=launch.timeout_hours))
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience]
+        )
         wanted = int(os.environ.get("ADAPT_PROCESSES") or os.environ.get("WORLD_SIZE") or 1)
         if wanted != self.accelerator.num_processes:
             raise Refusal(
@@ -44,15 +83,40 @@ class Processes:
                 "--cpu` starts one only; use `torchrun --nproc_per_node N recipes/...`"
             )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        if self.device.type == "cuda":  # PyTorch's own defaults differ between products and convolutions
+            torch.set_float32_matmul_precision("high" if launch.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = launch.tf32
 
     @property
     def share_of_rows(self) -> tuple[int, int]:
         """(rank, world): which rows this process works on."""
         return self.accelerator.process_index, self.accelerator.num_processes
 
-    def gather(self, items: list) -> list:
-        """The items of all processes, in all processes."""
-        return gather_object(items)
+    def gather(self, items: G) -> G:
+        """See `Gather`."""
+        if self.accelerator.num_processes == 1:
+            return items
+        return gather_object(items) if isinstance(items, list) else self._gather_rows(items)
+
+    def _gather_rows(self, values: np.ndarray) -> np.ndarray:
+        """As bytes in pieces of equal size: collectives want tensors of one shape."""
+        if values.dtype.hasobject:
+            raise ValueError("an array of objects holds addresses of this process: give a list")
+        counts: list[int] = gather_object([len(values)])
+        width = values.dtype.itemsize * math.prod(values.shape[1:])
+        own = torch.from_numpy(np.array(values, order="C").reshape(-1).view(np.uint8).reshape(len(values), width))
+        piece = max(1, AT_ONCE // max(1, width))
+        found: list[list[torch.Tensor]] = [[] for _ in counts]
+        for start in range(0, max(counts), piece):
+            rows = min(piece, max(counts) - start)
+            given = torch.zeros(rows, width, dtype=torch.uint8)
+            part = own[start : start + rows]
+            given[: len(part)] = part
+            of_all = self.accelerator.gather(given.to(self.device)).cpu().view(len(counts), rows, width)
+            for rank, count in enumerate(counts):
+                found[rank].append(of_all[rank, : max(0, count - start)].clone())
+        joined = torch.cat([own[:0], *(part for parts in found for part in parts)])
+        return joined.numpy().reshape(-1).view(values.dtype).reshape(sum(counts), *values.shape[1:])
 
     def workers(self, asked: int | None) -> int:
         """Data processes: as asked, else one beside a CPU that is busy with the model itself, and for a GPU all cores

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Intervals, Rows
+from adapt.flags import Intervals, Launch, Rows
 
 if TYPE_CHECKING:  # --help needs none of them
     from adapt.training.run import Run, RunRecord
@@ -45,7 +45,7 @@ THEMES = {  # a name, and prompts whose mean it is; the vocabulary of tiny knows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Rows, Intervals):
+class Config(Rows, Launch, Intervals):
     detector: Path  # folder of a saved detector
     output_dir: Path = Path("results/runs/understand")
     items: tuple[Item, ...] = ()  # what is measured; none: all that this detector and manifest allow

@@ -1,15 +1,19 @@
-"""What a process takes of its machine."""
+"""What a process takes of its machine, and what processes give each other."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from processes import in_children
 
 from adapt import processes, provenance
-from adapt.processes import Processes
+from adapt.flags import Launch
+from adapt.processes import Processes, dealt, gather_words
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,56 @@ def test_cores_are_within_the_quota_of_a_container(text, count, tmp_path, monkey
     assert provenance.cores() == 5
     (tmp_path / "cpu.max").write_text(text)
     assert provenance.cores() == count
+
+
+def test_arrays_of_all_processes_come_in_their_order(monkeypatch) -> None:
+    """Of any length and type, in pieces too, and equal to what a plain concatenation gives."""
+    monkeypatch.setattr(processes, "AT_ONCE", 100)  # bytes: many pieces
+    draw = np.random.default_rng(0)
+    counts = (5, 0, 17)
+    made = [
+        {
+            "float": draw.normal(size=(count, 2, 3)),
+            "digest": draw.integers(0, 256, (count, 32), np.uint8).view("V32")[:, 0],
+            "int": draw.integers(-(2**62), 2**62, count),
+            "empty": np.empty((count, 0, 4), np.float32),
+            "none": np.empty((0, 3), np.uint32),
+        }
+        for count in counts
+    ]
+    words = [["", "missing"], [], ["missing", "bad-archive", ""]]
+
+    def member() -> None:
+        group = Processes()
+        rank = group.accelerator.process_index
+        for name, own in made[rank].items():
+            found, expected = group.gather(own), np.concatenate([one[name] for one in made])
+            assert found.dtype == expected.dtype and found.shape == expected.shape
+            assert found.tobytes() == expected.tobytes(), name
+        assert list(gather_words(group.gather, words[rank])) == ["", "missing", "missing", "bad-archive", ""]
+        with pytest.raises(ValueError, match="addresses of this process"):
+            group.gather(np.array(["a"], dtype=object))
+
+    assert in_children(member, 3) == [0, 0, 0]
+    order = np.arange(11)
+    assert (dealt(np.concatenate([order[rank::3] for rank in range(3)]), 3) == order).all()
+
+
+@pytest.mark.parametrize(("hours", "statuses"), [(24.0, [0, 0]), (0.0005, [7, 0])])
+def test_processes_wait_as_long_as_the_flag_says(hours, statuses) -> None:
+    def member() -> None:
+        group = Processes(Launch(timeout_hours=hours))
+        if not group.main:
+            time.sleep(6)  # still scoring
+            os._exit(0) if hours < 1 else None
+        try:
+            assert group.gather([1]) == [1, 1]
+        except RuntimeError:
+            os._exit(7)
+
+    assert in_children(member, 2) == statuses
+
+
+def test_a_single_process_gathers_what_it_has() -> None:
+    items = np.arange(3)
+    assert Processes().gather(items) is items and Processes().gather([1]) == [1]

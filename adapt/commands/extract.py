@@ -15,11 +15,11 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
-from adapt.flags import Rows, Shards
+from adapt.flags import Launch, Rows, Shards
 
 
 @dataclass(frozen=True)
-class Config(Rows, Shards):
+class Config(Rows, Launch, Shards):
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both, _tokens; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
@@ -51,7 +51,7 @@ def main(cfg: Config) -> None:
     from adapt.features.remembered import frozen_backbone, state_tokens
     from adapt.processes import Processes
 
-    processes = Processes()
+    processes = Processes(cfg)
     rows = read_manifests(cfg.manifest)
     require_files(rows)
     rows = rows.select(np.arange(cfg.shard, len(rows), cfg.num_shards))

@@ -47,11 +47,11 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Shards
+from adapt.flags import Launch, Shards
 
 
 @dataclass(frozen=True)
-class Config(Shards):
+class Config(Launch, Shards):
     detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several judge as one
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl
@@ -88,7 +88,7 @@ def main(cfg: Config) -> None:
     from adapt.processes import Processes
     from adapt.progress import bar
 
-    processes = Processes()
+    processes = Processes(cfg)
     root, inputs = inputs_for(cfg.input, outputs(cfg), cfg.maps)
     what: dict[str, object] = {
         "detector": [detector_digest(name) for name in cfg.detector],

@@ -42,6 +42,7 @@ from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.heads.token_choice import TokenChoice
 from adapt.models.towers.backbones import Backbone, Precision, load_backbone
+from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 from adapt.text import one_line
 
@@ -397,7 +398,7 @@ def score(
     batch_size: int = 64,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    gather: Callable[[list], list] = list,
+    gather: Gather = alone,
     progress: str | None = None,
     crops: Kind = "1",
 ) -> Scores:
@@ -427,7 +428,7 @@ def logits_of(
     batch_size: int = 64,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    gather: Callable[[list], list] = list,
+    gather: Gather = alone,
     progress: str | None = None,
     crops: Kind = "1",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -446,7 +447,9 @@ def logits_of(
         collate_fn=list,
         worker_init_fn=heed_main_process,
     )
-    found: list[tuple[int, list[list[float]], list[str]]] = []
+    logits_found = np.empty((len(images), len(views), 1 + len(classes)))
+    reasons: list[str] = []  # of each image, under each view
+    done = 0
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
     for items in loader:
@@ -457,16 +460,15 @@ def logits_of(
         logits = detector.head(features)[:, None]
         if classes and isinstance(detector.head, LinearHead | Classifier):
             logits = torch.cat([logits, detector.head.class_logits(features).to(logits)], dim=1)
-        lines = logits.view(len(items), len(views), 1 + len(classes)).tolist()
-        found += [(item.row, line, item.reasons) for item, line in zip(items, lines, strict=True)]
+        logits_found[done : done + len(items)] = logits.view(len(items), len(views), 1 + len(classes)).cpu()
+        reasons += [reason for item in items for reason in item.reasons]
+        done += len(items)
         progress_bar.update(len(items))
     progress_bar.close()
-    by_row = {row: (line, reasons) for row, line, reasons in gather(found)}
-    logits_found = np.array([by_row[row][0] for row in rows], dtype=np.float64)
-    logits_found = logits_found.reshape(len(rows), len(views), 1 + len(classes))
-    reasons = np.array([by_row[row][1] for row in rows], dtype=object).reshape(len(rows), len(views))
-    logits_found[reasons != ""] = np.nan
-    return logits_found, reasons
+    logits_found = dealt(gather(logits_found), share[1])
+    why = dealt(gather_words(gather, reasons).reshape(len(rows), len(views)), share[1])
+    logits_found[why != ""] = np.nan
+    return logits_found, why
 
 
 def images_at_once(views: Sequence[str], batch_size: int = 64) -> int:

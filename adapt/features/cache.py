@@ -31,6 +31,7 @@ from adapt.data.views import parse_view
 from adapt.errors import Refusal
 from adapt.features.shards import Shard, Space, stored
 from adapt.files import write_text
+from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 
 FORMAT = 1
@@ -198,7 +199,7 @@ def extract(
     batch_size: int = 32,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    gather: Callable[[list], list] = list,
+    gather: Gather = alone,
     cached_only: bool = False,
     say: Callable[[str], object] | None = None,
 ) -> Features:
@@ -235,7 +236,11 @@ def extract(
             encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
         )
     # All processes meet here, also those that had nothing to do: until then not all shards are published.
-    for row, reason in gather(lost):
+    for row, reason in zip(
+        gather(np.array([row for row, _ in lost], dtype=np.int64)).tolist(),
+        gather_words(gather, [reason for _, reason in lost]),
+        strict=True,
+    ):
         missing |= dict.fromkeys(np.flatnonzero(ids == ids[row]).tolist(), reason)
     if todo:
         spaces = {key: Space.open(folder) for key, folder in folders.items()}
@@ -300,29 +305,24 @@ def _encode(
     return lost
 
 
-def _identify(
-    manifest: Manifest, share: tuple[int, int], gather: Callable[[list], list], folder: Path
-) -> tuple[np.ndarray, dict]:
+def _identify(manifest: Manifest, share: tuple[int, int], gather: Gather, folder: Path) -> tuple[np.ndarray, dict]:
     """The SHA-256 of every row's bytes, (n,) 32 raw bytes, and why a file could not be opened, by row.
 
     A digest in the manifest is believed here: reading checks it before an image is encoded. So is one in `folder`.
     """
-    found: list[tuple[int, bytes | str]] = []
+    rows = range(share[0], len(manifest), share[1])
+    ids, reasons = np.zeros(len(rows), "V32"), [""] * len(rows)
     known = Digests(folder)
-    for row in range(share[0], len(manifest), share[1]):
+    for place, row in enumerate(rows):
         digest = manifest["sha256"][row]
         try:
-            found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
+            ids[place] = np.frombuffer(bytes.fromhex(digest) or known.of(manifest["file"][row]), "V32")[0]
         except Unreadable as problem:
-            found.append((row, str(problem)))
+            reasons[place] = str(problem)
     known.close()
-    ids, missing = np.zeros(len(manifest), "V32"), {}
-    for row, value in gather(found):
-        if isinstance(value, str):
-            missing[row] = value
-        else:
-            ids[row] = np.frombuffer(value, "V32")[0]
-    return ids, missing
+    why = dealt(gather_words(gather, reasons), share[1])
+    missing = {int(row): why[row] for row in np.flatnonzero(why != "")}
+    return dealt(gather(ids), share[1]), missing
 
 
 def _digest(value: dict) -> str:

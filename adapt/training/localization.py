@@ -1,6 +1,6 @@
 """A localiser on rows of a manifest: scores, pictures for TensorBoard, its page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -25,6 +25,7 @@ from adapt.evaluation.replicates import distinct
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic
 from adapt.pages.map_tables import map_sections, write_map_tables
+from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 from adapt.training.report import Adds, keep_scores, report
 from adapt.training.run import Run
@@ -83,7 +84,7 @@ def score_maps(
     batch_size: int = 16,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
-    gather: Callable[[list], list] = list,
+    gather: Gather = alone,
     progress: str | None = None,
 ) -> Maps:
     """Maps and decisions on rows of the manifest under every view; an unreadable file is a row that says why.
@@ -99,31 +100,36 @@ def score_maps(
         collate_fn=list,
         worker_init_fn=heed_main_process,
     )
-    found: list[tuple[int, list]] = []
+    lines: list[tuple] = []  # of each image, under each view
     shown = bar(progress is not None and share[0] == 0, total=len(rows[share[0] :: share[1]]), unit="image",
                 desc=progress, leave=False)  # fmt: skip
     for items in loader:
         flat = [each for _, made in items for each in made]
         results = _locate_all(localizer, [pixels for _, pixels, _ in flat])
-        lines = [_statistics(reason, mask, one) for (reason, _, mask), one in zip(flat, results, strict=True)]
-        found += [(row, lines[i * len(views) : (i + 1) * len(views)]) for i, (row, _) in enumerate(items)]
+        lines += [_statistics(reason, mask, one) for (reason, _, mask), one in zip(flat, results, strict=True)]
         shown.update(len(items))
     shown.close()
-    by_row = dict(gather(found))
-    lines = [line for row in rows for line in by_row[row]]
-    reasons, fake, extent, tools, changed, unchanged = (list(column) for column in zip(*lines, strict=True))
+    reasons, fake, extent, tools, changed, unchanged = map(list, zip(*lines, strict=True)) if lines else [[]] * 6
     count = len(localizer.head.tools)
     of_extents, of_tools = (
-        np.array([v if v is not None else np.full(k, np.nan) for v in values], np.float64)
+        np.array([v if v is not None else np.full(k, np.nan) for v in values], np.float64).reshape(-1, k)
         for values, k in ((extent, 3), (tools, count))
     )
-    table = (len(rows), len(views))
-    logits, why = np.array(fake, np.float64).reshape(*table, 1), np.array(reasons, dtype=object).reshape(table)
+    of_changed, of_unchanged = (np.array(counts, np.uint32).reshape(-1, BINS) for counts in (changed, unchanged))
+
+    def whole(own: np.ndarray) -> np.ndarray:
+        """The rows of all processes in the order of the images, each with its views."""
+        return dealt(gather(own.reshape(-1, len(views), *own.shape[1:])), share[1])
+
+    why = dealt(gather_words(gather, reasons).reshape(len(rows), len(views)), share[1])
     repeated = np.repeat(rows, len(views))
+    of_extents, of_tools, of_changed, of_unchanged = (
+        whole(own).reshape(-1, *own.shape[1:]) for own in (of_extents, of_tools, of_changed, of_unchanged)
+    )
     return Maps(
-        as_scores(scored_as(manifest), rows, views, logits, why),
+        as_scores(scored_as(manifest), rows, views, whole(np.array(fake, np.float64))[:, :, None], why),
         extents(manifest)[repeated], tool[repeated], of_extents, of_tools, localizer.head.tools,
-        np.array(changed, np.uint32), np.array(unchanged, np.uint32),
+        of_changed, of_unchanged,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ micro-batch, rank) right before each forward pass; the learning rate is a functi
 an epoch's last step is written after that epoch's validation.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -29,6 +30,8 @@ from adapt.cli import Flags, as_dict, dump
 from adapt.data.groups import Batch, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
 from adapt.files import write_text
+from adapt.flags import Launch, Steps
+from adapt.launch import dynamo
 from adapt.processes import Processes
 from adapt.progress import bar
 from adapt.training import checkpoint
@@ -42,6 +45,8 @@ NOT_IDENTITY = {
     "checkpoint_activations",
     "cache",
     "cached_only",
+    "timeout_hours",
+    "other_processes",
 }
 MAX_BAD_STEPS = 3
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
@@ -100,7 +105,7 @@ class Run(Processes):
     """Everything around the lines that a scientist reads. `config` is the recipe's frozen dataclass."""
 
     def __init__(self, config: RunConfig) -> None:
-        super().__init__()
+        super().__init__(config if isinstance(config, Launch) else None)
         self.config, self.folder, self.seed = config, Path(config.output_dir), config.seed
         self.step_number, self.seconds, self.epoch_ended = 0, 0.0, False
         self.selected: tuple[dict[str, float], dict[str, Tensor]] | None = None
@@ -117,7 +122,6 @@ class Run(Processes):
             checkpoint.remove_leftovers(self.folder)
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-            torch.use_deterministic_algorithms(True, warn_only=True)
         self.say(f"{config.output_dir}: {self.accelerator.num_processes} process(es) on {self.device.type}")
 
     # -- start, resume, end ------------------------------------------------------------------------------------
@@ -134,7 +138,7 @@ class Run(Processes):
         if before is None:
             return False
         now = self._config_identity() | identity
-        self._refuse_difference({key: before.get(key) for key in now}, now)
+        self._refuse_difference({key: before[key] for key in now if key in before}, now)
         return True
 
     def take_up(self, before: dict[str, object], step: int, **identity: object) -> None:
@@ -143,7 +147,7 @@ class Run(Processes):
         `identity` (the digest of the data) and the config must be those of the run; a difference is refused and shown.
         """
         now = json.loads(json.dumps(self._config_identity() | identity))
-        self._refuse_difference({key: before.get(key) for key in now}, now)
+        self._refuse_difference({key: before[key] for key in now if key in before}, now)
         self.identity, self.step_number = before, step
         self._open()
 
@@ -157,11 +161,14 @@ class Run(Processes):
         """
         self.bare, self.optimizer, self._schedule = model.to(self.device), optimizer, schedule
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self._identify(identity)
+        steps = self.config if isinstance(self.config, Steps) else None
+        # without warn_only, which would leave attention's backward pass to kernels that add in any order
+        torch.use_deterministic_algorithms(self.device.type == "cuda" and not (steps and steps.fast_kernels))
+        self._identify(identity | ({"dynamo": backend} if (backend := dynamo()) else {}))
         saved = checkpoint.load_same_checkpoint(self.folder, self)
         if saved is not None:
             tensors, state = saved
-            self._refuse_difference(state["identity"], self.identity)
+            self._refuse_difference(self._of_these_processes(state["identity"], steps), self.identity)
             checkpoint.load_trainable(self.bare, tensors["model"])
             checkpoint.load_optimizer(self.bare, optimizer, tensors["optimizer"])
             self.step_number, self.seconds = state["step"], state["seconds"]
@@ -327,6 +334,7 @@ class Run(Processes):
     def use_selected(self) -> dict[str, float]:
         """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.use_deterministic_algorithms(False)
         self.trained()
         assert self.selected is not None, "no epoch was finished: `select` keeps the weights of the best"
         info, weights = self.selected
@@ -398,7 +406,20 @@ class Run(Processes):
     def _config_identity(self) -> dict[str, object]:
         return {key: value for key, value in as_dict(self.config).items() if key not in NOT_IDENTITY}
 
+    def _of_these_processes(self, before: dict[str, object], steps: Steps | None) -> dict[str, object]:
+        """The identity of a checkpoint, under as many processes as there are where `--other_processes` allows it."""
+        count = self.accelerator.num_processes
+        if before["processes"] == count or not (steps and steps.other_processes):
+            return before
+        self.say(
+            f"{before['processes']} process(es) before, {count} now: not bit-identical to a run with either number"
+        )
+        return before | {"processes": count}
+
     def _refuse_difference(self, before: dict[str, object], now: dict[str, object]) -> None:
+        # a flag that is newer than the run had its default then
+        defaults = {f.name: f.default for f in dataclasses.fields(self.config) if f.name in now}
+        before = json.loads(json.dumps(defaults, default=str)) | before
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)

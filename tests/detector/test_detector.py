@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from processes import in_children
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -29,6 +30,7 @@ from adapt.models.heads.probes import Probe
 from adapt.models.heads.tip_adapter import TipAdapter
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import load_backbone
+from adapt.processes import Processes
 
 TINY = Path(__file__).parents[2] / "adapt" / "embedded" / "tiny"
 
@@ -341,16 +343,20 @@ def test_scores_one_row_an_image_and_view(detector, planted) -> None:
         assert scores["logit"][i] == pytest.approx(expected, abs=1e-4) and scores["view"][i] == view
 
 
-def test_two_shares_joined_equal_one(detector, planted) -> None:
+def test_shares_of_three_processes_joined_equal_one(detector, planted) -> None:
     rows = Manifest.read(planted)
     chosen = np.flatnonzero(rows["split"] == "val")[:9]
-    expected = score(detector, rows, chosen, ("qf40",))
-    first: list = []
-    with pytest.raises(KeyError):  # rank 0 alone lacks the rows of rank 1
-        score(detector, rows, chosen, ("qf40",), share=(0, 2), gather=lambda part: first.extend(part) or part)
-    joined = score(detector, rows, chosen, ("qf40",), share=(1, 2), gather=lambda part: first + part)
-    np.testing.assert_allclose(joined["logit"], expected["logit"], atol=1e-5)
-    assert list(joined["path"]) == list(expected["path"])
+    views = ("none", "qf40")
+    rows.columns["file"][chosen[5]] = "gone"
+    expected = score(detector, rows, chosen, views)
+
+    def member() -> None:
+        one = score(detector, rows, chosen, views, **Processes().scoring(0))
+        np.testing.assert_allclose(one["logit"], expected["logit"], atol=1e-5)
+        for column in ("path", "view", "status"):
+            assert list(one[column]) == list(expected[column])
+
+    assert in_children(member, 3) == [0, 0, 0]
 
 
 def test_head_ignores_the_length_of_features_and_starts_undecided() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import in_children
 from safetensors.numpy import load_file
 
 from adapt.data.images import read_image
@@ -23,6 +24,7 @@ from adapt.features.cache import extract, fingerprint
 from adapt.features.shards import Shard, Space
 from adapt.files import sha256
 from adapt.models.towers.backbones import Backbone, load_backbone
+from adapt.processes import Processes
 
 VIEWS = ("none", "qf40")
 
@@ -198,19 +200,26 @@ def test_features_that_are_not_finite_are_refused_by_name(rows, tiny, tmp_path, 
         features.take(np.arange(3), "none")
 
 
-def test_shares_of_two_processes_make_one_cache(rows, tiny, tmp_path, passes) -> None:
-    everyone: list[list] = []
-    for rank in range(2):  # one after the other: what the first gathers is only its own
-        extract(
-            tiny,
-            rows,
-            ("none",),
-            cache=tmp_path / str(rank),
-            share=(rank, 2),
-            gather=lambda x: everyone.append(x) or x,
-        )
-    halves = [{row for row, _ in everyone[i]} for i in (0, 2)]
-    assert halves == [set(range(0, 24, 2)), set(range(1, 24, 2))]
+def test_shares_of_two_processes_make_one_cache(rows, tiny, tmp_path) -> None:
+    lost = rows.columns | {"file": rows["file"].copy()}
+    lost["file"][[4, 9]] = str(tmp_path / "gone.png"), str(tmp_path)
+    rows = Manifest(lost)
+    readable = np.setdiff1d(np.arange(len(rows)), [4, 9])
+    alone = extract(tiny, rows, VIEWS, cache=tmp_path / "alone")
+
+    def member() -> None:
+        encoded: list[int] = []
+        encode = Backbone.encode
+        Backbone.encode = lambda self, x, layers: encoded.append(len(x)) or encode(self, x, layers)
+        processes = Processes()
+        both = extract(tiny, rows, VIEWS, cache=tmp_path / "both", **processes.encoding(0))
+        assert both.missing == alone.missing == {4: "missing", 9: "not-a-file"}
+        assert (both.ids == alone.ids).all()
+        for view in VIEWS:
+            assert np.abs(both.take(readable, view) - alone.take(readable, view)).max() < 1e-5
+        assert sum(processes.gather([sum(encoded)])) == 2 * len(readable)  # each image once, under two views
+
+    assert in_children(member, 2) == [0, 0]
 
 
 CHILD = """
