@@ -96,11 +96,6 @@ class Launch(Checked):
     timeout_hours: float = 24.0  # how long processes wait for one that still encodes, hashes or scores
     tf32: bool = False  # GPUs multiply fp32 matrices in TF32: faster, three digits instead of seven
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.timeout_hours > 0:
-            raise Refusal(f"--timeout_hours {self.timeout_hours}: give more than 0")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cached(Launch):

@@ -70,6 +70,8 @@ class Processes:
 
     def __init__(self, launch: Launch | None = None) -> None:
         launch = launch or Launch()
+        if not launch.timeout_hours > 0:
+            raise Refusal(f"--timeout_hours {launch.timeout_hours}: give more than 0")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
         # cpu=True also makes `torchrun` without a GPU form one group instead of silent independent copies
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=launch.timeout_hours))

@@ -12,6 +12,7 @@ import torch
 from processes import in_children
 
 from adapt import processes, provenance
+from adapt.errors import Refusal
 from adapt.flags import Launch
 from adapt.processes import Processes, dealt, gather_words
 
@@ -98,6 +99,12 @@ def test_processes_wait_as_long_as_the_flag_says(hours, statuses) -> None:
             os._exit(7)
 
     assert in_children(member, 2) == statuses
+
+
+def test_a_time_to_wait_of_nothing_is_refused() -> None:
+    for hours in (0, -1, float("nan")):
+        with pytest.raises(Refusal, match=f"--timeout_hours {hours}: give more than 0"):
+            Processes(Launch(timeout_hours=hours))
 
 
 def test_a_single_process_gathers_what_it_has() -> None:

@@ -423,8 +423,10 @@ class Run(Processes):
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
+            other = "--other_processes continues it, not bit-identically; or " if keys == ["processes"] else ""
             raise Refusal(
-                f"{self.folder} holds a run with other settings ({changes}): choose another --output_dir, or delete it"
+                f"{self.folder} holds a run with other settings ({changes}): {other}choose another --output_dir, or "
+                "delete it"
             )
 
     def _skip_bad_step(self, loss: float) -> None:

@@ -194,7 +194,38 @@ def message(config: lora.Config, world: int = 1) -> str:
 def test_changed_settings_and_process_count_are_refused_with_the_difference(stopped) -> None:
     said = message(dataclasses.replace(stopped, learning_rate=1e-4, groups=8))
     assert "groups: 4 -> 8; learning_rate: 0.002 -> 0.0001" in said and "--output_dir" in said
-    assert "processes: 1 -> 2" in message(stopped, world=2)
+    said = message(stopped, world=2)
+    assert "processes: 1 -> 2" in said and "--other_processes continues it, not bit-identically" in said
+
+
+def test_a_run_continues_with_another_number_of_processes_where_the_flag_allows_it(config, tmp_path, capfd) -> None:
+    config = dataclasses.replace(config, dropout=0.0)
+    whole = dataclasses.replace(config, output_dir=tmp_path / "whole")
+    assert in_children(lambda: lora.main(whole)) == [0]
+    assert killed(config, "update", 5, 1) == [-signal.SIGKILL]
+    allowed = dataclasses.replace(config, other_processes=True)
+    assert killed(allowed, "validation", 8, 2)[0] == -signal.SIGKILL
+    assert "1 process(es) before, 2 now: not bit-identical" in capfd.readouterr().out
+    assert in_children(lambda: lora.main(dataclasses.replace(allowed, timeout_hours=1)), 2) == [0, 0]
+    assert "not bit-identical" not in capfd.readouterr().out  # two processes, as before
+    logs = [
+        [json.loads(line) for line in (one.output_dir / "log.jsonl").read_text().splitlines()]
+        for one in (config, whole)
+    ]
+    assert [line["step"] for line in logs[0]] == list(range(1, STEPS + 1))
+    losses = [[line["loss"] for line in log] for log in logs]
+    assert losses[0][:3] == losses[1][:3] and losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_flag_that_is_newer_than_the_run_had_its_default(stopped) -> None:
+    """So a run of an earlier version continues."""
+    state = stopped.output_dir / "checkpoint-3" / checkpoint.STATE
+    record = json.loads(state.read_text())
+    assert record["identity"].pop("tf32") is False and record["identity"].pop("fast_kernels") is False
+    state.write_text(json.dumps(record))
+    assert "fast_kernels: False -> True" in message(dataclasses.replace(stopped, fast_kernels=True))
+    assert in_children(lambda: lora.main(stopped)) == [0]
 
 
 def test_damaged_checkpoints_are_left_out(stopped, capfd) -> None:
