@@ -91,10 +91,9 @@ class Views(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Launch(Checked):
-    """How processes work together, and how a GPU multiplies."""
+    """How processes work together."""
 
     timeout_hours: float = 24.0  # how long processes wait for one that still encodes, hashes or scores
-    tf32: bool = False  # GPUs multiply fp32 matrices in TF32: faster, three digits instead of seven
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +121,7 @@ class Steps(Launch):
     max_grad_norm: float = 1.0  # gradients are clipped to this norm
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the frozen weights; adapters and head are always fp32
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
+    tf32: bool = False  # GPUs train fp32 weights in TF32: faster, products of three digits instead of seven
     fast_kernels: bool = False  # GPUs may train with kernels that add in any order: faster, not repeatable bit for bit
     other_processes: bool = False  # continue a run that had another number of processes: not bit-identical
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one

@@ -34,6 +34,11 @@ def alone(items: G) -> G:
     return items
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether GPUs may multiply fp32 in TF32, in products and in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def gather_words(gather: Gather, words: Sequence[str]) -> np.ndarray:
     """`gather` of one word per row, of which few differ: (n,) object."""
     known = sorted(set(gather(sorted(set(words)))))
@@ -85,9 +90,7 @@ class Processes:
                 "--cpu` starts one only; use `torchrun --nproc_per_node N recipes/...`"
             )
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        if self.device.type == "cuda":  # PyTorch's own defaults differ between products and convolutions
-            torch.set_float32_matmul_precision("high" if launch.tf32 else "highest")
-            torch.backends.cudnn.allow_tf32 = launch.tf32
+        allow_tf32(False)  # PyTorch's own defaults differ between products and convolutions
 
     @property
     def share_of_rows(self) -> tuple[int, int]:

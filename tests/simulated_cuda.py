@@ -125,6 +125,10 @@ def refuse_mixture(name: str, args, kwargs) -> None:
     if plain and name not in BETWEEN:
         shapes = [tuple(tensor.shape) for tensor in plain]
         raise RuntimeError(f"simulated: Expected all tensors to be on the same device: {name}, {shapes} on the CPU")
+    refuse_generator(name, kwargs)
+
+
+def refuse_generator(name: str, kwargs) -> None:
     generator = kwargs.get("generator")
     if generator is not None and generator.device.type == "cpu":
         raise RuntimeError(f"simulated: Expected a 'cuda' device type for generator but found 'cpu': {name}")
@@ -191,6 +195,7 @@ class _Functions(TorchFunctionMode):
             if is_cuda(device):
                 return _Move.apply(args[0] if dtype is None else function(args[0], dtype))
         elif is_cuda(kwargs.get("device")):
+            refuse_generator(function.__name__, kwargs)
             return on_device(function(*args, **kwargs | {"device": CPU}))
         return function(*args, **kwargs)
 
@@ -213,9 +218,15 @@ def device(bf16: bool = False) -> None:
     torch.Tensor.cuda = lambda self, *_, **__: self.to("cuda")
     torch.__future__.set_swap_module_params_on_conversion(True)
 
+    states = PartialState._shared_state, AcceleratorState._shared_state
+
     def init(self, *args, **kwargs):
+        for state in states:  # accelerate itself must take the CPU, also a second time
+            state.update({"device": CPU} if state else {})
         start(self, *args, **kwargs)
-        PartialState._shared_state["device"] = AcceleratorState._shared_state["device"] = self.device = CUDA
+        self.device = CUDA
+        for state in states:
+            state["device"] = CUDA
 
     Processes.__init__ = init
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

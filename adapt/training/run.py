@@ -32,7 +32,7 @@ from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.flags import Launch, Steps
 from adapt.launch import dynamo
-from adapt.processes import Processes
+from adapt.processes import Processes, allow_tf32
 from adapt.progress import bar
 from adapt.training import checkpoint
 from adapt.training.tracking import Track
@@ -164,6 +164,7 @@ class Run(Processes):
         steps = self.config if isinstance(self.config, Steps) else None
         # without warn_only, which would leave attention's backward pass to kernels that add in any order
         torch.use_deterministic_algorithms(self.device.type == "cuda" and not (steps and steps.fast_kernels))
+        allow_tf32(steps is not None and steps.tf32)
         self._identify(identity | ({"dynamo": backend} if (backend := dynamo()) else {}))
         saved = checkpoint.load_same_checkpoint(self.folder, self)
         if saved is not None:
@@ -335,6 +336,7 @@ class Run(Processes):
         """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.use_deterministic_algorithms(False)
+        allow_tf32(False)
         self.trained()
         assert self.selected is not None, "no epoch was finished: `select` keeps the weights of the best"
         info, weights = self.selected
