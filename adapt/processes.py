@@ -4,12 +4,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Protocol, TypedDict, TypeVar
+from typing import Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from adapt.errors import Refusal
@@ -18,6 +18,7 @@ from adapt.provenance import cores
 
 AT_ONCE = 64 << 20  # bytes that a process gives to the others at once
 G = TypeVar("G", list, np.ndarray)
+T = TypeVar("T")
 
 
 class Gather(Protocol):
@@ -102,6 +103,21 @@ class Processes:
         if self.accelerator.num_processes == 1:
             return items
         return gather_object(items) if isinstance(items, list) else self._gather_rows(items)
+
+    def of_first(self, find: Callable[[], T]) -> T:
+        """What the first process finds, in all of them; so is its refusal. For what lies on a disk: others may read it
+        too early, too late, or on a machine of their own."""
+        found: T | None = None
+        refused = None
+        if self.main:
+            try:
+                found = find()
+            except Refusal as refusal:
+                refused = refusal
+        found, refused = broadcast_object_list([found, refused])
+        if refused is not None:
+            raise refused
+        return cast("T", found)
 
     def _gather_rows(self, values: np.ndarray) -> np.ndarray:
         """As bytes in pieces of equal size: collectives want tensors of one shape."""

@@ -101,6 +101,19 @@ def test_processes_wait_as_long_as_the_flag_says(hours, statuses) -> None:
     assert in_children(member, 2) == statuses
 
 
+def test_what_the_first_process_finds_all_have_and_its_refusal_too() -> None:
+    def refuse() -> None:
+        raise Refusal(f"damaged, says {os.environ['RANK']}")
+
+    def member() -> None:
+        group = Processes()
+        assert group.of_first(lambda: os.environ["RANK"]) == "0"
+        with pytest.raises(Refusal, match="damaged, says 0"):
+            group.of_first(refuse)
+
+    assert in_children(member, 2) == [0, 0]
+
+
 def test_a_time_to_wait_of_nothing_is_refused() -> None:
     for hours in (0, -1, float("nan")):
         with pytest.raises(Refusal, match=f"--timeout_hours {hours}: give more than 0"):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -92,7 +91,7 @@ def load_same_checkpoint(folder: Path, processes: Processes) -> tuple[dict[str, 
     """As `load_checkpoint`: what the first process finds, in all processes. Refuses if another one reads otherwise,
     as from a folder of a machine of its own."""
     found = load_checkpoint(folder) if processes.main else None
-    step = broadcast_object_list([found and found[1]["step"]])[0]
+    step = processes.of_first(lambda: found and found[1]["step"])
     if step is not None and not processes.main:
         found = _read(folder / f"checkpoint-{step}")
     states = processes.gather([found and found[1]])

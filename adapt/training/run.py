@@ -21,7 +21,6 @@ from typing import Protocol, TypedDict, TypeVar, cast
 
 import psutil
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -131,13 +130,11 @@ class Run(Processes):
 
         `identity`: further facts that are known before any work. The first process looks, for all of them.
         """
-        path, before = self.folder / "provenance.json", None
-        if self.main and path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        before = broadcast_object_list([before])[0]
+        path = self.folder / "provenance.json"
+        before = self.of_first(lambda: json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None)
         if before is None:
             return False
-        now = self._config_identity() | identity
+        before, now = before["identity"], self._config_identity() | identity
         self._refuse_difference({key: before[key] for key in now if key in before}, now)
         return True
 

@@ -114,8 +114,7 @@ def scored_before(run: Run, rows: Manifest, **identity: object) -> Scored | None
 
     Refuses a directory that holds the scores of other settings, rows or other facts of `identity`.
     """
-    found = read_scored(run.folder)
-    run.accelerator.wait_for_everyone()  # before the first process takes the file away
+    found = run.of_first(lambda: read_scored(run.folder))
     if found is None:
         return None
     run.take_up(found.record["identity"], found.step, data=rows.digest, **identity)
