@@ -280,12 +280,12 @@ class Files(Dataset):
         return len(self.inputs)
 
     def __getitem__(self, i: int) -> tuple[Known, list[torch.Tensor], str]:
-        _, file, sha256, reason = self.inputs[i]
+        _, file, sha256, reason, place = self.inputs[i]
         header, blanks = None, [torch.zeros(look.shape, dtype=look.dtype) for look in self.looks]
         try:
             if reason:
                 raise Unreadable(reason)
-            data = read_bytes(file)
+            data = read_bytes(file, place)
             if sha256 and hashlib.sha256(data).hexdigest() != sha256:
                 raise Unreadable("sha256-mismatch")
             header = read_header(data)

@@ -34,7 +34,8 @@ from adapt.files import write_text
 from adapt.progress import bar
 
 FORMAT = 1
-OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
+# of the file, not of the image
+OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "not-at-offset", "sha256-mismatch")
 MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
 
 

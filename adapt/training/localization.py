@@ -61,7 +61,7 @@ class _Whole(Dataset):
         row = int(self.rows[i])
         made: list[tuple[str, Tensor | None, np.ndarray | None]] = []
         try:
-            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
             mask = mask_of(self.manifest, row, image)
         except Unreadable as problem:
             return row, [(str(problem), None, None)] * len(self.views)
@@ -159,7 +159,7 @@ def show_maps(run: Run, localizer: Localizer, rows: Manifest, which: np.ndarray,
     chosen = chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN]
     for place, row in enumerate(chosen):
         try:
-            image = read_image(rows["file"][row], rows["sha256"][row])
+            image = read_image(rows["file"][row], rows["sha256"][row], rows.place(row))
             mask = parse_view(view).follow(mask_of(rows, row, image))
             image = parse_view(view)(image)
         except Unreadable:
