@@ -48,7 +48,7 @@ def shuffled(count: int, archive: np.ndarray | None, draw: np.random.Generator) 
     """An order (count,) of all groups; `archive` is the number (count,) of each group's tar file.
 
     Tar files are shuffled and taken at most `WINDOW` at a time, and the groups of these are shuffled together. Groups
-    outside of tar files fall into any window. With no more than `WINDOW` tar files it is the permutation of all groups.
+    outside of tar files fall into any window. With at most `WINDOW` tar files it is the permutation of all groups.
     """
     order = draw.permutation(count)
     tars = 0 if archive is None else int(archive.max(initial=-1)) + 1

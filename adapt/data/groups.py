@@ -10,7 +10,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -270,6 +270,28 @@ class Views:
     reasons: list[str]  # "" where there are pixels
     crops: list[int]  # how many of each view
     described: Tensor  # (views, d) float32: statistics of the whole image, d = 0 where none are asked for
+
+
+class ViewBatch(NamedTuple):
+    """`Views` of several images, joined where they were made: on its way from a data process each tensor holds a file
+    descriptor, and there are few."""
+
+    rows: list[int]
+    pixels: Tensor  # image by image
+    reasons: list[list[str]]  # of each image, by view
+    crops: list[list[int]]
+    described: Tensor  # (images * views, d)
+
+
+def join_views(items: Sequence[Views]) -> ViewBatch:
+    """What `Images` gives, as the `collate_fn` of a loader."""
+    return ViewBatch(
+        [item.row for item in items],
+        torch.cat([item.pixels for item in items]),
+        [item.reasons for item in items],
+        [item.crops for item in items],
+        torch.cat([item.described for item in items]),
+    )
 
 
 class Images(Dataset):

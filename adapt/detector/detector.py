@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 import adapt
 from adapt.data.crops import Crops, Kind
 from adapt.data.families import read_families
-from adapt.data.groups import Images, heed_main_process
+from adapt.data.feed import feed
+from adapt.data.groups import Images, join_views
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
@@ -125,7 +125,8 @@ class Detector(nn.Module):
 
         The tower gets at most `most` crops at a time.
         """
-        found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
+        device = self.backbone.device
+        found = torch.cat([self.backbone(part.to(device, non_blocking=True)) for part in crops.split(most)])
         mean = torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
         if self.descriptor is None:
             return mean
@@ -439,27 +440,21 @@ def logits_of(
     classes = classes_of_head(detector)
     look = Crops(detector.backbone.preprocess, crops)
     images = Images(manifest, rows[share[0] :: share[1]], look, views, detector.descriptor)
-    loader = DataLoader(
-        images,
-        batch_size=images_at_once(views, batch_size),
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=heed_main_process,
-    )
+    device = detector.backbone.device
+    loader = feed(images, device, workers, join_views, batch_size=images_at_once(views, batch_size))
     found: list[tuple[int, list[list[float]], list[str]]] = []
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
-    for items in loader:
-        counts = [count for item in items for count in item.crops]
-        pixels = torch.cat([item.pixels for item in items])
-        described = torch.cat([item.described for item in items]) if detector.descriptor else None
-        features = detector.features(pixels, counts, max(batch_size, len(views)), described)
+    for batch in loader:
+        counts = [count for crops_of in batch.crops for count in crops_of]
+        described = batch.described if detector.descriptor else None
+        features = detector.features(batch.pixels, counts, max(batch_size, len(views)), described)
         logits = detector.head(features)[:, None]
         if classes and isinstance(detector.head, LinearHead | Classifier):
             logits = torch.cat([logits, detector.head.class_logits(features).to(logits)], dim=1)
-        lines = logits.view(len(items), len(views), 1 + len(classes)).tolist()
-        found += [(item.row, line, item.reasons) for item, line in zip(items, lines, strict=True)]
-        progress_bar.update(len(items))
+        lines = logits.view(len(batch.rows), len(views), 1 + len(classes)).tolist()
+        found += zip(batch.rows, lines, batch.reasons, strict=True)
+        progress_bar.update(len(batch.rows))
     progress_bar.close()
     by_row = {row: (line, reasons) for row, line, reasons in gather(found)}
     logits_found = np.array([by_row[row][0] for row in rows], dtype=np.float64)
