@@ -83,7 +83,7 @@ def main(cfg: Config) -> None:
     described, read, unreadable = [], [], []
     for i, file in enumerate(bar(iterable=photos["file"], unit="image", desc="describe")):
         try:
-            image = start(read_image(file, photos["sha256"][i]))
+            image = start(read_image(file, photos["sha256"][i], photos.place(i)))
             seen = [image, *(view(image) for view in views)]
         except Unreadable as problem:
             unreadable.append([photos["path"][i], problem.reason])

@@ -9,17 +9,18 @@ from PIL import JpegImagePlugin
 from adapt.data.images import FORMATS, Unreadable, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest
+from adapt.data.rows import Place
 from adapt.errors import Refusal
 
 
-def describe(file: str | os.PathLike) -> dict[str, float]:
+def describe(file: str | os.PathLike, place: Place | None = None) -> dict[str, float]:
     """Numbers about a file that say nothing of its picture, its name and path left out; raises `Unreadable`.
 
     `is_jpeg` ... `is_heif` (0/1), `log_bytes`, `width`, `height` (px, before EXIF orientation), `aspect`
     (width / height), `jpeg_quality` (1 to 100, nearest IJG quality; NaN without tables), `subsampling`
     (0 is 4:4:4, 1 4:2:2, 2 4:2:0, -1 other or none), `has_exif` (0/1).
     """
-    return describe_bytes(read_bytes(file))
+    return describe_bytes(read_bytes(file, place))
 
 
 def describe_bytes(data: bytes) -> dict[str, float]:
@@ -45,7 +46,7 @@ def metadata_logits(manifest: Manifest) -> np.ndarray:
     """
     from sklearn.tree import DecisionTreeClassifier
 
-    rows = [_described(file) for file in manifest["file"]]
+    rows = [_described(file, manifest.place(row)) for row, file in enumerate(manifest["file"])]
     readable = np.array([row is not None for row in rows], bool)
     train = readable & (manifest["split"] == "train").astype(bool)
     if len(set(manifest.fake[train])) < 2:
@@ -60,8 +61,8 @@ def metadata_logits(manifest: Manifest) -> np.ndarray:
     return logits
 
 
-def _described(file: str) -> dict[str, float] | None:
+def _described(file: str, place: Place | None) -> dict[str, float] | None:
     try:
-        return describe(file)
+        return describe(file, place)
     except Unreadable:
         return None

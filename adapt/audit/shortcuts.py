@@ -26,7 +26,7 @@ from adapt.audit.probes import FOLDS, fixed_place, fixed_probe, thumbnail_probe
 from adapt.data.images import FORMATS, Unreadable, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest
-from adapt.data.rows import Words, split_member
+from adapt.data.rows import Place, Words, split_member
 from adapt.errors import Refusal
 from adapt.evaluation.jackknife import Interval, leave_out, share_interval
 from adapt.evaluation.metrics import CHANCE, outcome_of
@@ -146,7 +146,8 @@ class Facts:
 def examine(manifest: Manifest, processes: int = 1, pixels: int = 0, seed: int = 0) -> Facts:
     """Read and decode every image once; unreadable ones are rows with a reason. About `pixels` images are measured."""
     measured = chosen(manifest, pixels, seed) if pixels else np.zeros(len(manifest), bool)
-    jobs = list(zip(manifest["file"], manifest["sha256"], measured.tolist(), strict=True))
+    places = (manifest.place(row) for row in range(len(manifest)))
+    jobs = list(zip(manifest["file"], manifest["sha256"], places, measured.tolist(), strict=True))
     with contextlib.ExitStack() as stack:
         looks: Iterable[_Look] = map(_look, jobs)
         if processes > 1:
@@ -185,10 +186,10 @@ def _sample(found: Sequence[_Look]) -> Sample | None:
     return Sample(rows, numbers, np.stack([one.thumbnail for one in seen]), np.stack([one.places for one in seen]))
 
 
-def _look(job: tuple[str, str, bool]) -> _Look:
-    file, sha256, measured = job
+def _look(job: tuple[str, str, Place | None, bool]) -> _Look:
+    file, sha256, place, measured = job
     try:
-        data = read_bytes(file)
+        data = read_bytes(file, place)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise Unreadable("sha256-mismatch")
         image = decode(data)

@@ -20,9 +20,11 @@ import PIL
 from PIL import Image, JpegImagePlugin
 
 from adapt.audit.compression import NEVER, compression
+from adapt.data.archives import archives_of_groups, share
 from adapt.data.images import POLICY, Unreadable, dct_scale, decode, opened, read_bytes
 from adapt.data.jpeg import nearest_tables
 from adapt.data.manifest import Manifest
+from adapt.data.rows import MEMBER
 from adapt.errors import Refusal
 from adapt.files import atomic, sha256
 from adapt.journal import Entry, Journal, entries
@@ -105,7 +107,7 @@ def align(
     groups = manifest.groups()
     path = folder / "journal" / f"{shard}-of-{num_shards}.jsonl"
     busy = f"another process is working at {path}: wait for it, or stop it"
-    mine = groups[shard::num_shards]
+    mine = [groups[number] for number in share(archives_of_groups(manifest["file"], groups), shard, num_shards)]
     with Journal(path, busy, lambda: max((entry.end for entry in _finished(path)), default=0)) as journal:
         done = _read_journals(folder, policy.spec)
         for members in bar(iterable=mine, unit="group", desc="align"):
@@ -144,7 +146,7 @@ def _finished(path: Path) -> Iterator[Entry]:
 def _source(manifest: Manifest, row: int) -> tuple[bytes, str, str]:
     """Bytes, their SHA-256, and the reason why there are none."""
     try:
-        data = read_bytes(manifest["file"][row])
+        data = read_bytes(manifest["file"][row], manifest.place(row))
     except Unreadable as problem:
         return b"", "", problem.reason
     digest = hashlib.sha256(data).hexdigest()
@@ -275,7 +277,7 @@ def _write_tables(manifest: Manifest, groups: list[np.ndarray], found: list[list
         raise Refusal(f"none of {len(table)} images could be aligned, e.g. {table[0]['path']!r}: {table[0]['reason']}")
     _refuse_equal(manifest, table)
     aligned = [about for about in table if not about["reason"]]
-    columns = {name: values[kept] for name, values in manifest.columns.items() if name != "file"}
+    columns = {name: values[kept] for name, values in manifest.columns.items() if name not in ("file", *MEMBER)}
     new = {"path": "file", "sha256": "sha256", "jpeg_before": "jpeg_before", "scale": "scale"}
     new |= {name: f"to_{name}" for name in ("width", "height") if name in columns}
     columns |= {name: [about[source] for about in aligned] for name, source in new.items()}

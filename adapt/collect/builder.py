@@ -4,13 +4,13 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class Part:
         whole = 0
         for entry, end in _committed(self.path, self.output):
             if not whole and entry.get("what") != what:
-                if restart or ("what" in entry and len(list(islice(entries(self.path, "end"), 2))) == 1):
+                if restart or ("what" in entry and len(list(itertools.islice(entries(self.path, "end"), 2))) == 1):
                     return 0
                 raise Refusal(
                     f"{self.path} was made with {_difference(entry.get('what'), what)}: "
@@ -155,7 +155,8 @@ class Part:
         self.done = entry.get("done", False)
 
     def _store(self, rows: list[dict[str, str]], images: Sequence[bytes]) -> dict:
-        """Append one sample to the open tar file; fills in the rows' `path` and what their headers say."""
+        """Append one sample to the open tar file; fills in the rows' `path`, their places in it, and what the images'
+        headers say."""
         if self.size >= SHARD_BYTES:
             self._append(END)
             self.tar, self.size = self.tar + 1, 0
@@ -175,7 +176,11 @@ class Part:
         for row in about:
             row.pop("file", None)
         members.append((f"{key}.json", json.dumps(about, ensure_ascii=True).encode()))
-        data = b"".join(_member(name, data) for name, data in members)
+        blocks = [_member(name, data) for name, data in members]
+        starts = itertools.accumulate(map(len, blocks), initial=self.size)
+        for row, image, start in zip(rows, images, starts, strict=False):  # the json and the end have no row
+            row |= {"member_offset": str(start), "member_size": str(len(image))}
+        data = b"".join(blocks)
         self._append(data)
         return {"tar": (self.tar, self.size + len(data))}
 

@@ -20,6 +20,7 @@ from adapt.collect.regions import SHAPES, draw_region, soften
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.masks import CHANGED
+from adapt.data.rows import MEMBER, place_of
 from adapt.errors import Refusal
 from adapt.files import atomic, sha256, writing
 from adapt.progress import bar
@@ -121,7 +122,7 @@ class _Job:
     stem: Path
     photo: dict[str, str]
     fakes: Sequence[dict[str, str]]
-    donor: str
+    donor: dict[str, str]
 
 
 def _jobs(manifest: Manifest, folder: Path, recipe: Recipe) -> Iterator[_Job]:
@@ -136,12 +137,14 @@ def _jobs(manifest: Manifest, folder: Path, recipe: Recipe) -> Iterator[_Job]:
     donors = {row: circle[(i + 1) % len(circle)] for circle in circles.values() for i, row in enumerate(circle)}
 
     def facts(row: int) -> dict[str, str]:
-        return {name: str(manifest[name][row]) for name in ("file", *KEPT, "sha256")}
+        return {name: str(manifest[name][row]) for name in ("file", *KEPT, "sha256")} | {
+            name: str(manifest[name][row]) for name in MEMBER if name in manifest.columns
+        }
 
     for number, (photo, fakes) in enumerate(members):
         if (recipe.parts and len(fakes)) or recipe.edits:
             stem = folder / manifest["split"][photo] / f"{number:06d}"
-            yield _Job(recipe, stem, facts(photo), [facts(row) for row in fakes], manifest["file"][donors[photo]])
+            yield _Job(recipe, stem, facts(photo), [facts(row) for row in fakes], facts(donors[photo]))
 
 
 def _write_group(job: _Job) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -149,12 +152,12 @@ def _write_group(job: _Job) -> tuple[list[dict[str, str]], list[dict[str, str]]]
     rows, lost, recipe = [], [], job.recipe
     job.stem.parent.mkdir(parents=True, exist_ok=True)
     try:
-        photo = read_image(job.photo["file"], job.photo["sha256"])
+        photo = _read(job.photo)
     except Unreadable as problem:
         return [], [_lost(job.photo, problem.reason)]
     for number, fake in enumerate(job.fakes if recipe.parts else ()):
         try:
-            image = read_image(fake["file"], fake["sha256"])
+            image = _read(fake)
             if image.size != photo.size:
                 raise Unreadable("other-size")
         except Unreadable as problem:
@@ -167,7 +170,7 @@ def _write_group(job: _Job) -> tuple[list[dict[str, str]], list[dict[str, str]]]
     for number, edit in enumerate(recipe.edits):
         draw, row = _draw(recipe.seed, job.photo["group"], f"edit:{edit}", 0), job.photo | {"edit": edit}
         try:
-            donor = read_image(job.donor) if edit == "splice" else photo
+            donor = _read(job.donor) if edit == "splice" else photo
         except Unreadable as problem:
             lost.append(_lost(row, f"donor: {problem.reason}"))
             continue
@@ -198,6 +201,10 @@ def _place(
     made = {column: row[column] for column in KEPT} | {"source": "composite", "shape": shape, "share": f"{area:.4f}"}
     made |= {"path": paths[0].relative_to(home).as_posix(), "mask": paths[1].relative_to(home).as_posix()}
     return made | {"sha256": sha256(paths[0])}
+
+
+def _read(row: dict[str, str]) -> Image.Image:
+    return read_image(row["file"], row["sha256"], place_of(*(row.get(name, "") for name in MEMBER)))
 
 
 def _draw(seed: int, *names: object) -> np.random.Generator:

@@ -5,8 +5,9 @@
     adapt extract --manifest data.csv --shard 3 --num_shards 16      (one job of an array)
 
 Every image is decoded once for all views and encoded once for all layers; what the cache holds already is skipped,
-so the same command continues after a kill. Several writers may fill one cache. The recipes on frozen features then
-read it, with --cached_only without encoding anything. Time: results/README.md gives images per second.
+so the same command continues after a kill. Several writers may fill one cache; of a manifest of tar files each job
+takes whole ones. The recipes on frozen features then read the cache, with --cached_only without encoding anything.
+Time: results/README.md gives images per second.
 """
 
 from dataclasses import dataclass
@@ -43,8 +44,7 @@ class Config(Rows, Launch, Shards):
 
 
 def main(cfg: Config) -> None:
-    import numpy as np
-
+    from adapt.data.archives import archives, share
     from adapt.data.manifest import require_files
     from adapt.embedded import read_manifests
     from adapt.features.cache import extract
@@ -54,7 +54,7 @@ def main(cfg: Config) -> None:
     processes = Processes(cfg)
     rows = read_manifests(cfg.manifest)
     require_files(rows)
-    rows = rows.select(np.arange(cfg.shard, len(rows), cfg.num_shards))
+    rows = rows.select(share(archives(rows["file"]), cfg.shard, cfg.num_shards))
     backbone = frozen_backbone(cfg, processes.device)
     layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers
     encoding = processes.encoding(cfg.num_workers)

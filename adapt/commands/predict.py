@@ -79,6 +79,7 @@ class Config(Launch, Shards):
 
 
 def main(cfg: Config) -> None:
+    from adapt.data.archives import archives, share
     from adapt.data.inputs import inputs_digest, inputs_for
     from adapt.detector.detector import Saved, detector_digest, load_detector
     from adapt.detector.finished_batches import BatchJournal, kept
@@ -116,7 +117,8 @@ def main(cfg: Config) -> None:
             raise Refusal(f"--output {path} exists, without the {parts} it was made from: delete it or name another")
 
     rank, world = processes.share_of_rows
-    shard = range(cfg.shard, total, cfg.num_shards)
+    archive = archives(inputs[number * BATCH].file for number in range(total))
+    shard = share(archive, cfg.shard, cfg.num_shards).tolist()
     todo = [number for number in shard if number not in done]
     past, todo = (len(shard) - len(todo)) // world, todo[rank::world]
     name = f"{cfg.shard}-of-{cfg.num_shards}.{rank}-of-{world}"

@@ -65,7 +65,7 @@ def export(cfg: Config, file: Path) -> None:
         for item in find_inputs(cfg.images)[1] if cfg.images else ():
             try:
                 if not item.reason:
-                    yield detector.backbone.preprocess(read_image(item.file, item.sha256))
+                    yield detector.backbone.preprocess(read_image(item.file, item.sha256, item.place))
             except Unreadable:  # whoever wants to know why asks `adapt predict`
                 continue
 

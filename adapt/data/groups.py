@@ -10,7 +10,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from adapt.data.archives import archives_of_groups, shuffled
 from adapt.data.crops import Crops
 from adapt.data.focus import Focus
 from adapt.data.images import Unreadable, read_image
@@ -114,6 +115,7 @@ class Groups(Dataset):
         self.labels = labels or ClassLabels(self.fake.astype(np.int64))
         self.class_weight = self.labels.weight
         self.group_weight = len(self.fake) / len(self.groups)  # mean of the summed weights of a group
+        self.archive = archives_of_groups(manifest["file"], self.groups)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -130,7 +132,7 @@ class Groups(Dataset):
         read, unreadable = [], []
         for place, row in enumerate(rows):
             try:
-                image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+                image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
                 made = [self.preprocess(self.views[view](image, at), crop_at) for view in views]
             except Unreadable as problem:
                 unreadable.append((self.manifest["path"][row], str(problem)))
@@ -212,7 +214,8 @@ class GroupSampler(Sampler):
 
     An epoch is a permutation of the groups drawn from (seed, epoch), cut into steps of `per_step` groups over all
     processes; the remainder that fills no step is left out, another one each epoch. One step is `accumulation`
-    micro-batches of equal size in each process. `steps_per_epoch` ends an epoch earlier.
+    micro-batches of equal size in each process. `steps_per_epoch` ends an epoch earlier. `archive` is the number of
+    each group's tar file, where groups lie in some: of more than a few only some are read from at a time (`shuffled`).
     """
 
     def __init__(
@@ -226,7 +229,9 @@ class GroupSampler(Sampler):
         world: int,
         start: int,
         steps_per_epoch: int | None = None,
+        archive: np.ndarray | None = None,
     ) -> None:
+        self.archive = archive
         self.groups, self.per_step, self.epochs, self.seed = groups, min(per_step, groups), epochs, seed
         self.accumulation, self.rank, self.world, self.start = accumulation, rank, world, start
         self.steps_per_epoch = min(groups // self.per_step, steps_per_epoch or groups)
@@ -235,9 +240,11 @@ class GroupSampler(Sampler):
         return (self.epochs * self.steps_per_epoch - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        drawn, order = -1, np.empty(0, np.int64)
         for step in range(self.start, self.epochs * self.steps_per_epoch):
             epoch, position = divmod(step, self.steps_per_epoch)
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.groups)
+            if epoch != drawn:
+                drawn, order = epoch, shuffled(self.groups, self.archive, np.random.default_rng((self.seed, epoch)))
             chosen = order[position * self.per_step : (position + 1) * self.per_step]
             for part in np.array_split(chosen, self.world * self.accumulation)[self.rank :: self.world]:
                 yield [(epoch, int(g)) for g in part]
@@ -263,6 +270,28 @@ class Views:
     reasons: list[str]  # "" where there are pixels
     crops: list[int]  # how many of each view
     described: Tensor  # (views, d) float32: statistics of the whole image, d = 0 where none are asked for
+
+
+class ViewBatch(NamedTuple):
+    """`Views` of several images, joined where they were made: on its way from a data process each tensor holds a file
+    descriptor, and there are few."""
+
+    rows: list[int]
+    pixels: Tensor  # image by image
+    reasons: list[list[str]]  # of each image, by view
+    crops: list[list[int]]
+    described: Tensor  # (images * views, d)
+
+
+def join_views(items: Sequence[Views]) -> ViewBatch:
+    """What `Images` gives, as the `collate_fn` of a loader."""
+    return ViewBatch(
+        [item.row for item in items],
+        torch.cat([item.pixels for item in items]),
+        [item.reasons for item in items],
+        [item.crops for item in items],
+        torch.cat([item.described for item in items]),
+    )
 
 
 class Images(Dataset):
@@ -291,7 +320,7 @@ class Images(Dataset):
         described = [torch.zeros(self.describe.shape if self.describe else 0)] * len(self.views)
         reasons = [""] * len(self.views)
         try:
-            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
             prepared = self._prepare(image)
             for v, view in enumerate(self.views):
                 try:

@@ -11,7 +11,7 @@ import tarfile
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from adapt.data import jpeg2000
 from adapt.data.containers import frames_of, in_one_pass, kind_of
 from adapt.data.profiles import Profiles, heed_profile
-from adapt.data.rows import split_member
+from adapt.data.rows import Place, split_member
 from adapt.errors import Refusal
 from adapt.files import too_many_files
 
@@ -51,6 +51,8 @@ _TURNS = {
 
 _CODECS = {"avif": "avif", "jp2": "jpg_2000"}  # kinds that some builds of Pillow lack -> the name in PIL.features
 
+_BAD_TAR = (tarfile.TarError, ValueError, EOFError, RecursionError)  # the last: a thousand long names in a row
+
 _lock = threading.RLock()  # warning filters belong to the process, so threads decode one after the other
 
 
@@ -65,10 +67,10 @@ os.register_at_fork(after_in_child=_unlocked)  # a worker forked while a thread 
 class Unreadable(Exception):
     """An image that gives no pixels. `reason` is one of:
 
-    missing, not-a-file, no-access, io-error, too-many-bytes, bad-archive, sha256-mismatch, not-an-image,
-    too-large, too-small, aspect, truncated, corrupt, unsupported-mode; and, by the marks in its bytes, an image that
-    nothing here decodes: unsupported: heic or unsupported: heif (without the extra `heic`), unsupported: avif or
-    unsupported: jp2 (a Pillow without that decoder), unsupported: jxl, unsupported: raw (a camera's), and
+    missing, not-a-file, no-access, io-error, too-many-bytes, bad-archive, not-at-offset, sha256-mismatch,
+    not-an-image, too-large, too-small, aspect, truncated, corrupt, unsupported-mode; and, by the marks in its bytes,
+    an image that nothing here decodes: unsupported: heic or unsupported: heif (without the extra `heic`), unsupported:
+    avif or unsupported: jp2 (a Pillow without that decoder), unsupported: jxl, unsupported: raw (a camera's), and
     unsupported: raw-thumbnail (a TIFF, mostly a camera's raw file, whose first image is a thumbnail).
     """
 
@@ -77,29 +79,39 @@ class Unreadable(Exception):
         self.reason = reason
 
 
-def read_image(file: str | os.PathLike, sha256: str = "") -> Image.Image:
-    """RGB image of a file, or of `shard.tar::member`; raises `Unreadable`.
+def read_image(file: str | os.PathLike, sha256: str = "", place: Place | None = None) -> Image.Image:
+    """RGB image of a file, or of `shard.tar::member`, at `place` as of `read_bytes`; raises `Unreadable`.
 
     With `sha256` (hex) the bytes that are decoded are those that were hashed: the file is read once.
     """
-    data = read_bytes(file)
+    data = read_bytes(file, place)
     if sha256 and hashlib.sha256(data).hexdigest() != sha256.lower():
         raise Unreadable("sha256-mismatch")
     return decode(data)
 
 
-def read_bytes(file: str | os.PathLike) -> bytes:
-    """All bytes of a file or of an archive's member, at most `MAX_BYTES`; raises `Unreadable`."""
+def read_bytes(file: str | os.PathLike, place: Place | None = None) -> bytes:
+    """All bytes of a file or of an archive's member, at most `MAX_BYTES`; raises `Unreadable`.
+
+    A member with a `place` is read by one seek; without one its archive is listed. A place where the archive has
+    another member, or none, gives `not-at-offset`: the archive was written anew, and the manifest has to be.
+    """
     name, member = split_member(os.fspath(file))
     try:
         status = os.stat(name)  # noqa: PTH116 (a Path refuses no name that os does not)
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable("not-a-file")
-        start, size = _find(name, member, status) if member else (0, status.st_size)
+        start, size = 0, status.st_size
+        if member:
+            start, size = place or _find(name, member, status)
+            if start > status.st_size:
+                raise Unreadable("not-at-offset")
         if size > MAX_BYTES:
             raise Unreadable("too-many-bytes")
         with open(name, "rb") as stream:  # noqa: PTH123
             stream.seek(start)
+            if member and place:
+                stream.seek(_behind_header(stream, member, size))
             data = stream.read(size)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise Unreadable("missing") from error
@@ -262,6 +274,22 @@ def stays_inside(member: str) -> bool:
     return not (name in (".", "..") or name.startswith(("/", "../")) or "\0" in name)
 
 
+def _behind_header(stream: BinaryIO, member: str, size: int) -> int:
+    """Where the bytes of a member begin whose header `stream` stands at."""
+    found = None
+    with contextlib.suppress(*_BAD_TAR), tarfile.open(fileobj=stream, mode="r:") as tar:  # reads one header
+        found = tar.next()
+    if found is None or not _plain(found) or posixpath.normpath(found.name) != posixpath.normpath(member):
+        raise Unreadable("not-at-offset")
+    if found.size != size:
+        raise Unreadable("not-at-offset")
+    return found.offset_data
+
+
+def _plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse() and stays_inside(member.name)
+
+
 def _find(archive: str, member: str, status: os.stat_result) -> tuple[int, int]:
     members = _members(archive, status.st_size, status.st_mtime_ns)
     if not members:
@@ -279,8 +307,8 @@ def _members(archive: str, size: int, changed: int) -> dict[str, tuple[int, int]
     """
     members = {}
     # A damaged archive ends the list: the members before the damage stay readable.
-    with contextlib.suppress(tarfile.TarError, ValueError, EOFError), tarfile.open(archive, "r:") as tar:
+    with contextlib.suppress(*_BAD_TAR), tarfile.open(archive, "r:") as tar:
         for member in tar:
-            if member.isreg() and not member.issparse() and stays_inside(member.name):
+            if _plain(member):
                 members[posixpath.normpath(member.name)] = (member.offset_data, member.size)
     return members

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from adapt.csv_as_written import known_columns
 from adapt.data.images import stays_inside
 from adapt.data.manifest import Manifest
-from adapt.data.rows import split_member
+from adapt.data.rows import MEMBER, Place, split_member
 from adapt.data.tables import read_table
 from adapt.errors import Refusal
 from adapt.files import SYSTEM_FILES, left_by_system, too_many_files
@@ -30,6 +30,7 @@ class Input(NamedTuple):
     file: str
     sha256: str = ""  # of a manifest, checked when the file is read
     reason: str = ""  # what the listing knows already: no-access, io-error, outside, archive-name, bad-archive...
+    place: Place | None = None  # in its tar file, where that was listed or a manifest says it
 
 
 def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
@@ -43,14 +44,15 @@ def find_inputs(names: Sequence[str]) -> tuple[str, list[Input]]:
     twice, by whatever way, comes once. Refuses a name that is not there, and inputs without a single file.
     """
     folders: list[str] = []
-    found: dict[str, tuple[str, str]] = {}  # file -> sha256, reason
+    found: dict[str, tuple[str, str, Place | None]] = {}  # file -> sha256, reason, place
     for name in names:
         folder, files = _look(name)
         folders.append(folder)
-        for file, sha256, reason in files:
-            had = found.get(file, (sha256, reason))
-            found[file] = (max(sha256, had[0]), min(reason, had[1]))  # in any order: a digest wins, a reason loses
-    if (system := [file for file, (_, reason) in found.items() if reason == SYSTEM]) and os.environ.get(
+        for file, sha256, reason, place in files:
+            had = found.get(file, (sha256, reason, place))
+            # in any order: a digest wins, a reason loses
+            found[file] = (max(sha256, had[0]), min(reason, had[1]), max(place, had[2], key=lambda p: p or (-1, -1)))
+    if (system := [file for file, (_, reason, _) in found.items() if reason == SYSTEM]) and os.environ.get(
         "RANK", "0"
     ) == "0":
         print(
@@ -99,14 +101,14 @@ def inputs_for(names: Sequence[str], outputs: Sequence[Path], maps: Path | None 
 def inputs_digest(inputs: Sequence[Input]) -> str:
     """SHA-256 (hex) over names, sizes and times of change: another one where a file came, went or was replaced."""
     digest, states = hashlib.sha256(), {}
-    for path, file, *rest in inputs:
+    for path, file, *rest, _ in inputs:  # a place follows from the state of its tar file
         if (name := split_member(file)[0]) not in states:
             states[name] = _state(name)
         digest.update(json.dumps([path, *rest, *states[name]]).encode() + b"\n")
     return digest.hexdigest()
 
 
-Found = Iterator[tuple[str, str, str]]  # file, sha256, reason
+Found = Iterator[tuple[str, str, str, Place | None]]  # file, sha256, reason, place in its tar file
 
 
 def _look(name: str) -> tuple[str, Found]:
@@ -123,13 +125,13 @@ def _look(name: str) -> tuple[str, Found]:
     file = posixpath.join(folder, base)
     if member:
         if not stays_inside(member):
-            return folder, iter([(f"{file}::{member}", "", "outside")])
-        return folder, iter([(f"{file}::{posixpath.normpath(member)}", "", "")])
+            return folder, iter([(f"{file}::{member}", "", "outside", None)])
+        return folder, iter([(f"{file}::{posixpath.normpath(member)}", "", "", None)])
     if suffix == ".tar":
         return folder, _tar(file)
     if suffix in (".csv", ".parquet"):
         return folder, _table(path)
-    return folder, iter([(file, "", "")])
+    return folder, iter([(file, "", "", None)])
 
 
 def _folder(root: str) -> Found:
@@ -142,23 +144,23 @@ def _folder(root: str) -> Found:
         except OSError as error:
             if too_many_files(error):
                 raise
-            yield folder, "", "no-access" if isinstance(error, PermissionError) else "io-error"
+            yield folder, "", "no-access" if isinstance(error, PermissionError) else "io-error", None
             continue
         for entry in entries:
             if split_member(entry.path)[1]:
-                yield entry.path, "", "archive-name"  # would be read as a member of an archive
+                yield entry.path, "", "archive-name", None  # would be read as a member of an archive
             elif left_by_system(entry.name) or entry.name == "__MACOSX":
-                yield entry.path, "", SYSTEM
+                yield entry.path, "", SYSTEM, None
             elif entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not f"{target}/".startswith(inside):
-                    yield entry.path, "", "outside"
+                    yield entry.path, "", "outside", None
                 elif not Path(target).is_dir():  # a folder in here is listed under its own name
-                    yield entry.path, "", ""
+                    yield entry.path, "", "", None
             elif entry.is_dir():
                 waiting.append(entry.path)
             else:
-                yield entry.path, "", ""
+                yield entry.path, "", "", None
 
 
 def _relative(file: str, root: str) -> str:
@@ -170,17 +172,18 @@ def _relative(file: str, root: str) -> str:
 
 
 def _tar(file: str) -> Found:
-    met: list[tuple[str, str]] = []  # name and reason
+    met: list[tuple[str, str, Place | None]] = []  # name, reason and place
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 name = posixpath.normpath(member.name)
                 if left_by_system(posixpath.basename(name)):
-                    yield f"{file}::{name}", "", SYSTEM
+                    yield f"{file}::{name}", "", SYSTEM, None
                 elif not stays_inside(member.name):
-                    met.append((member.name, "outside"))
+                    met.append((member.name, "outside", None))
                 elif not member.isdir() and not name.lower().endswith(TEXTS):
-                    met.append((name, "" if member.isreg() and not member.issparse() else "not-a-file"))
+                    plain = member.isreg() and not member.issparse()
+                    met.append((name, "", (member.offset, member.size)) if plain else (name, "not-a-file", None))
     except (
         tarfile.TarError,
         OSError,
@@ -189,14 +192,14 @@ def _tar(file: str) -> Found:
     ) as error:  # the members before the damage have been listed
         if too_many_files(error):
             raise
-        yield file, "", "bad-archive"
-    last = {name: number for number, (name, _) in enumerate(met)}
-    last |= {name: number for number, (name, reason) in enumerate(met) if not reason}  # the one that is read
-    for number, (name, reason) in enumerate(met):
+        yield file, "", "bad-archive", None
+    last = {name: number for number, (name, *_) in enumerate(met)}
+    last |= {name: number for number, (name, reason, _) in enumerate(met) if not reason}  # the one that is read
+    for number, (name, reason, place) in enumerate(met):
         if number == last[name]:
-            yield f"{file}::{name}", "", reason
+            yield f"{file}::{name}", "", reason, place
         else:
-            yield f"{file}::{_unused(name, number, last)}", "", reason or "member-twice"
+            yield f"{file}::{_unused(name, number, last)}", "", reason or "member-twice", None
 
 
 def _unused(name: str, number: int, used: Container[str]) -> str:
@@ -207,19 +210,23 @@ def _unused(name: str, number: int, used: Container[str]) -> str:
 
 def _table(path: Path) -> Found:
     columns = read_table(path)
-    columns = dict(zip(known_columns([*columns], ("path", "sha256"), str(path)), columns.values(), strict=True))
+    names = known_columns([*columns], ("path", "sha256", *MEMBER), str(path))
+    columns = dict(zip(names, columns.values(), strict=True))
     if "path" not in columns:
         raise Refusal(f"{path}: no column 'path', only {', '.join(columns) or 'none'}: add or rename it")
-    digests = columns.get("sha256", [""] * len(columns["path"]))
+    known = [name for name in ("sha256", *MEMBER) if name in columns]
     rows = {tuple(map(posixpath.normpath, split_member(name))): name for name in columns["path"][::-1]}
-    of = dict(zip(columns["path"], digests, strict=True))
-    names = list(rows.values())
+    of = {name: row for row, name in enumerate(columns["path"])}
+    paths = list(rows.values())
     same = {"group": "g", "generator": "real", "split": "test"}  # nothing is known of them: only paths are checked
     table = Manifest.of(
-        {"path": names, "sha256": [of[name] for name in names]} | {key: [v] * len(names) for key, v in same.items()},
+        {"path": paths}
+        | {key: [columns[key][of[name]] for name in paths] for key in known}
+        | {key: [value] * len(paths) for key, value in same.items()},
         path.parent,
     )
-    yield from ((file, digest, "") for file, digest in zip(table["file"], table["sha256"], strict=True))
+    for row, file in enumerate(table["file"]):
+        yield file, table["sha256"][row], "", table.place(row)
 
 
 def _state(name: str) -> tuple[int, int]:

@@ -92,11 +92,11 @@ def read_header(data: bytes) -> Header:
 
 def read_headers(inputs: Sequence[Input], shown: bool = True) -> Iterable[tuple[Header | None, str]]:
     """For each input its header and "", or None and the reason why there is none. No pixel is decoded."""
-    for _, file, _, reason in bar(shown, iterable=inputs, unit="file", desc="headers", leave=False):
+    for _, file, _, reason, place in bar(shown, iterable=inputs, unit="file", desc="headers", leave=False):
         try:
             if reason:
                 raise Unreadable(reason)
-            yield read_header(read_bytes(file)), ""
+            yield read_header(read_bytes(file, place)), ""
         except Unreadable as problem:
             yield None, problem.reason
 

@@ -27,10 +27,12 @@ from adapt.csv_as_written import known_columns
 from adapt.data.checks import check_bytes, check_files_differ, check_groups, refusal_of_mask, refuse_columns
 from adapt.data.columns import Column
 from adapt.data.rows import (
+    MEMBER,
     OPTIONAL,
     REQUIRED,
     SPELLED,
     SPLITS,
+    WHOLE,
     WORDS,
     inside_of,
     locate,
@@ -167,7 +169,7 @@ def _checked(path: Path) -> tuple[Arrays, str]:
     name, root = str(path), os.path.realpath(path.parent)
     file = pq.ParquetFile(path)
     given, count = file.schema_arrow.names, file.metadata.num_rows
-    known = dict(zip(given, known_columns(given, (*REQUIRED, *OPTIONAL), name), strict=True))
+    known = dict(zip(given, known_columns(given, (*REQUIRED, *OPTIONAL, *MEMBER), name), strict=True))
     refuse_columns(dict.fromkeys(known.values(), range(count)), name)
     arrays = {column: _blank(count) for column in OPTIONAL}
     arrays |= {known[column]: _encoded(known[column], cells) for column, cells in parquet_columns(path)}
@@ -253,6 +255,11 @@ def _check_rows(arrays: Arrays, name: str) -> None:
         blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(values)), 0).to_numpy(zero_copy_only=False)
         return blank[array.indices.to_numpy()] if pa.types.is_dictionary(array.type) else blank
 
+    def matches(array: pa.Array, pattern: str) -> np.ndarray:
+        values = array.dictionary if pa.types.is_dictionary(array.type) else array
+        found = pc.match_substring_regex(values, pattern).to_numpy(zero_copy_only=False)
+        return found[array.indices.to_numpy()] if pa.types.is_dictionary(array.type) else found
+
     generator = arrays["generator"]
     real, photo = _is(generator, ["real"]), [v for v in generator.dictionary.to_pylist() if folded(v) == "real"]
     blank = {column: lengths(arrays[column]) for column in ("path", "group", "generator", "edit", "mask")}
@@ -261,9 +268,18 @@ def _check_rows(arrays: Arrays, name: str) -> None:
     odd |= (_is(generator, photo) & ~real) | (~blank["edit"] & ~real) | (~blank["mask"] & real & blank["edit"])
     if pa.types.is_dictionary(arrays["sha256"].type):
         odd |= True
+    places = [arrays[column] for column in MEMBER if column in arrays]
+    if places:
+        given = [matches(array, f"^{WHOLE}$") for array in places]
+        none = [matches(array, "^$") for array in places]
+        inside = matches(arrays["path"], r"\.tar::.")
+        odd |= ~((np.all(given, axis=0) & inside & (len(places) == 2)) | np.all(none, axis=0))
     for row in np.flatnonzero(odd):
-        cells = [arrays[column][int(row)].as_py() for column in (*REQUIRED, "edit", "mask", "sha256")]
-        cells[-1] = cells[-1].hex() if isinstance(cells[-1], bytes) else cells[-1] or ""
+        cells = [
+            arrays[column][int(row)].as_py() if column in arrays else ""
+            for column in (*REQUIRED, "edit", "mask", "sha256", *MEMBER)
+        ]
+        cells[6] = cells[6].hex() if isinstance(cells[6], bytes) else cells[6] or ""
         if wrong := problem(*cells):
             raise Refusal(f"{name}, row {row + 1}: {wrong}")
 

@@ -18,13 +18,16 @@ from adapt.data.checks import check_bytes, check_files_differ, check_groups, ref
 from adapt.data.rows import (
     FILES,
     LARGE,
+    MEMBER,
     OPTIONAL,
     PLACES,
     REQUIRED,
     SPELLED,
     WORDS,
+    Place,
     Words,
     locate,
+    place_of,
     problem,
     split_member,
     strings,
@@ -46,7 +49,8 @@ class Manifest:
     `group` (one scene: a photograph and its fakes), `generator` (`real` for a camera image), `split`, `set`,
     `edit` (ordinary processing of a real image, which stays real), `mask` (image of which pixels were changed, where
     only a part was; by the generator, or by the `edit` of a real image), `family`, `source`, `sha256`. Other columns
-    of the file are kept. Make one with `read` or `of`, which refuse what would make a score wrong.
+    of the file are kept; `member_offset` and `member_size` say where in its tar file an image lies. Make one with
+    `read` or `of`, which refuse what would make a score wrong.
     """
 
     columns: dict[str, np.ndarray]
@@ -112,6 +116,12 @@ class Manifest:
     def mask_files(self) -> np.ndarray:
         """Masks (n,) as absolute names, to open; empty where the whole image is what its row says."""
         return self.columns.get("mask_file", self["mask"])  # without the column no row has a mask
+
+    def place(self, row: int) -> Place | None:
+        """Where in its tar file the image of a row lies, for `read_bytes`; None where the table does not say."""
+        if MEMBER[0] not in self.columns:
+            return None
+        return place_of(*(self.columns[name][row] for name in MEMBER))
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Manifest":
         """Rows by boolean mask or by indices, in the order of the indices."""
@@ -192,15 +202,17 @@ def split_by_group(groups: Words, seed: int, val: float = 0.15, test: float = 0.
 
 def _complete(columns: dict[str, np.ndarray], folder: Path, name: str) -> dict[str, np.ndarray]:
     """One manifest's columns with `file` and the optional ones added, after the checks within a row."""
-    columns = dict(zip(known_columns([*columns], (*REQUIRED, *OPTIONAL), name), columns.values(), strict=True))
+    names = known_columns([*columns], (*REQUIRED, *OPTIONAL, *MEMBER), name)
+    columns = dict(zip(names, columns.values(), strict=True))
     refuse_columns(columns, name)
     count = len(columns["path"])
     columns = dict.fromkeys(OPTIONAL, np.full(count, "", object)) | columns
     _check_text(columns, name)
     columns |= {word: _without_blanks_around(columns[word]) for word in WORDS}
     columns["sha256"] = strings([digest.lower() for digest in columns["sha256"]])
-    cells = zip(*(columns[column] for column in (*REQUIRED, "edit", "mask", "sha256")), strict=True)
-    for number, row in enumerate(cells, 1):
+    nothing = np.full(count, "", object)
+    cells = [columns.get(column, nothing) for column in (*REQUIRED, "edit", "mask", "sha256", *MEMBER)]
+    for number, row in enumerate(zip(*cells, strict=True), 1):
         if wrong := problem(*row):
             raise Refusal(f"{name}, row {number}: {wrong}")
     columns["path"], columns["file"] = locate(columns["path"], folder, name)

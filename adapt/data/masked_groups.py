@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from adapt.data.archives import archives_of_groups
 from adapt.data.groups import Batch, draw_views
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
@@ -47,6 +48,7 @@ class MaskedGroups(Dataset):
         self.crop = parse_view(f"crop{crop}")
         self.extent = extents(manifest)
         self.groups = manifest.groups()
+        self.archive = archives_of_groups(manifest["file"], self.groups)
         self.group_weight = float(np.mean([min(members, len(rows)) for rows in self.groups]))
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ class MaskedGroups(Dataset):
         rows, pixels, changed, unreadable = [], [], [], []
         for row in self._members(self.groups[g], draw):
             try:
-                image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+                image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
                 mask = self.crop.follow(view.follow(mask_of(self.manifest, row, image), at), crop_at)
                 image = self.crop(view(image, at), crop_at)
             except Unreadable as problem:

@@ -11,6 +11,7 @@ from PIL import Image
 from adapt.data.families import read_families
 from adapt.data.images import Unreadable, decode, decoded_size, opened, read_bytes
 from adapt.data.manifest import Manifest
+from adapt.data.rows import Place
 from adapt.errors import Refusal
 from adapt.progress import bar
 
@@ -73,9 +74,9 @@ def decode_mask(data: bytes, size: tuple[int, int] | None = None, changed: White
     return mask
 
 
-def size_of(file: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) as decoding gives them; raises `Unreadable`."""
-    data = read_bytes(file)
+def size_of(file: str | os.PathLike, place: Place | None = None) -> tuple[int, int]:
+    """(width, height) as decoding gives them; `place` as of `read_bytes`; raises `Unreadable`."""
+    data = read_bytes(file, place)
     with opened(data) as image:
         return decoded_size(image)
 
@@ -89,7 +90,7 @@ def require_masks(manifest: Manifest) -> None:
 
     def problem(row: int) -> str:
         try:
-            size = size_of(manifest["file"][row])
+            size = size_of(manifest["file"][row], manifest.place(row))
         except Unreadable:
             return ""
         try:

@@ -17,16 +17,24 @@ REQUIRED = ("path", "group", "generator", "split")
 PLACES = ("file", "mask_file")  # absolute names, which are found and never written
 OPTIONAL = ("set", "edit", "mask", "family", "source", "sha256")
 FILES = ("path", "mask")  # names of files, which may hold any bytes
+MEMBER = ("member_offset", "member_size")  # where in its archive an image lies, if the table says so
 WORDS = ("group", "generator", "split", "set", "edit", "family", "source", "sha256")  # blanks around mean nothing
 SPELLED = ("generator", "set", "edit", "family")  # one name, one spelling
+WHOLE = "[0-9]{1,18}"  # a number of bytes, below 2^63
 LARGE = 100_000  # rows from which a manifest is better Parquet, which processes share
 Words = Sequence[str] | np.ndarray  # (n,) strings: a list, or a column of a table
+Place = tuple[int, int]  # of a member in its tar file: the byte at which its header begins, and its size in bytes
 
 
 def split_member(path: str) -> tuple[str, str]:
     """`shard.tar::member` -> (`shard.tar`, `member`); any other path -> (path, "")."""
     stem, archived, member = path.partition(".tar::")
     return (stem + ".tar", member) if archived else (path, "")
+
+
+def place_of(member_offset: str, member_size: str) -> Place | None:
+    """Two cells of a table as a place in a tar file; None where they are empty."""
+    return (int(member_offset), int(member_size)) if member_offset else None
 
 
 def strings(values: Words) -> np.ndarray:
@@ -36,7 +44,17 @@ def strings(values: Words) -> np.ndarray:
     return array
 
 
-def problem(path: str, group: str, generator: str, split: str, edit: str, mask: str, digest: str) -> str:
+def problem(
+    path: str,
+    group: str,
+    generator: str,
+    split: str,
+    edit: str,
+    mask: str,
+    digest: str,
+    member_offset: str = "",
+    member_size: str = "",
+) -> str:
     """What is wrong with one row's values, and the remedy; empty if nothing is."""
     if not (path and group.strip() and generator.strip()):
         return f"empty path, group or generator ({path!r}, {group!r}, {generator!r}): fill it in"
@@ -52,6 +70,12 @@ def problem(path: str, group: str, generator: str, split: str, edit: str, mask: 
         return f"mask {mask!r} on a camera image without an edit: name the edit or the generator that changed a part"
     if digest and not re.fullmatch("[0-9a-f]{64}", digest):
         return f"sha256 {digest!r} is not 64 hexadecimal digits: correct it or leave it empty"
+    place = member_offset, member_size
+    if any(place) and not (split_member(path)[1] and all(re.fullmatch(WHOLE, number) for number in place)):
+        return (
+            f"member_offset {member_offset!r}, member_size {member_size!r} of {path!r}: write two whole numbers of "
+            "bytes for an image in a tar file, else leave both empty"
+        )
     return ""
 
 

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 import adapt
 from adapt.data.crops import Crops, Kind
 from adapt.data.families import read_families
-from adapt.data.groups import Images, heed_main_process
+from adapt.data.feed import feed
+from adapt.data.groups import Images, join_views
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
@@ -126,7 +126,8 @@ class Detector(nn.Module):
 
         The tower gets at most `most` crops at a time.
         """
-        found = torch.cat([self.backbone(part.to(self.backbone.device)) for part in crops.split(most)])
+        device = self.backbone.device
+        found = torch.cat([self.backbone(part.to(device, non_blocking=True)) for part in crops.split(most)])
         mean = torch.stack([of_image.mean(dim=0) for of_image in found.split(list(counts))])
         if self.descriptor is None:
             return mean
@@ -440,30 +441,25 @@ def logits_of(
     classes = classes_of_head(detector)
     look = Crops(detector.backbone.preprocess, crops)
     images = Images(manifest, rows[share[0] :: share[1]], look, views, detector.descriptor)
-    loader = DataLoader(
-        images,
-        batch_size=images_at_once(views, batch_size),
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=heed_main_process,
-    )
+    device = detector.backbone.device
+    loader = feed(images, device, workers, join_views, batch_size=images_at_once(views, batch_size))
     logits_found = np.empty((len(images), len(views), 1 + len(classes)))
     reasons: list[str] = []  # of each image, under each view
     done = 0
     shown = progress is not None and share[0] == 0
     progress_bar = bar(shown, total=len(images), unit="image", desc=progress, leave=False)
-    for items in loader:
-        counts = [count for item in items for count in item.crops]
-        pixels = torch.cat([item.pixels for item in items])
-        described = torch.cat([item.described for item in items]) if detector.descriptor else None
-        features = detector.features(pixels, counts, max(batch_size, len(views)), described)
+    for batch in loader:
+        counts = [count for crops_of in batch.crops for count in crops_of]
+        described = batch.described if detector.descriptor else None
+        features = detector.features(batch.pixels, counts, max(batch_size, len(views)), described)
         logits = detector.head(features)[:, None]
         if classes and isinstance(detector.head, LinearHead | Classifier):
             logits = torch.cat([logits, detector.head.class_logits(features).to(logits)], dim=1)
-        logits_found[done : done + len(items)] = logits.view(len(items), len(views), 1 + len(classes)).cpu()
-        reasons += [reason for item in items for reason in item.reasons]
-        done += len(items)
-        progress_bar.update(len(items))
+        count = len(batch.rows)
+        logits_found[done : done + count] = logits.view(count, len(views), 1 + len(classes)).cpu()
+        reasons += [reason for reasons_of in batch.reasons for reason in reasons_of]
+        done += count
+        progress_bar.update(count)
     progress_bar.close()
     logits_found = dealt(gather(logits_found), share[1])
     why = dealt(gather_words(gather, reasons).reshape(len(rows), len(views)), share[1])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapt.data.images import Unreadable, read_bytes
 from adapt.data.inputs import Input
+from adapt.data.rows import Place
 from adapt.detector.finished_batches import Kept
 from adapt.detector.predict import Row, quality, summary, tally, write_predictions
 from adapt.files import write_text
@@ -139,15 +140,15 @@ def _tile(row: Row, item: Input, maps: Path | None) -> Picture | tuple[Picture, 
     notes += [f"first of {row['frames']} pictures"] if (row["frames"] or 1) > 1 else []
     if notes := notes + ([f"profile {row['profile']}"] if row["profile"] else []):
         lines.append(", ".join(notes))
-    picture = Picture(_thumbnail(item.file), row["path"], tuple(lines))
+    picture = Picture(_thumbnail(item.file, item.place), row["path"], tuple(lines))
     if not maps or not row["map"]:
         return picture
     return picture, Picture(_thumbnail(str(maps / row["map"])), f"map of {row['path']}", ("called changed: tinted",))
 
 
-def _thumbnail(file: str) -> bytes:
+def _thumbnail(file: str, place: Place | None = None) -> bytes:
     try:
-        return thumbnail(read_bytes(file))
+        return thumbnail(read_bytes(file, place))
     except Unreadable as problem:  # it was there when it was judged
         return placeholder(problem.reason)
 

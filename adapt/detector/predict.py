@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast, get_args, get_typ
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from adapt.data.crops import Crops, Kind, Whole
-from adapt.data.groups import heed_main_process
+from adapt.data.feed import feed
 from adapt.data.images import Unreadable, decode_fully, read_bytes
 from adapt.data.inputs import Input
 from adapt.data.jpeg import Header, read_header
@@ -132,28 +132,23 @@ def predict(
         if detector.descriptor is not None:
             place[d] = len(looks)
             looks.append(detector.descriptor)
-    loader = DataLoader(
-        Files(inputs, looks, profiles),
-        batch_sampler=[list(range(n * BATCH, min((n + 1) * BATCH, len(inputs)))) for n in numbers],
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=heed_main_process,
-    )
-    for number, items in zip(numbers, loader, strict=True):
+    which = [list(range(n * BATCH, min((n + 1) * BATCH, len(inputs)))) for n in numbers]
+    device = detectors[0].backbone.device
+    loader = feed(Files(inputs, looks, profiles), device, workers, join_files, batch_sampler=which)
+    for number, batch in zip(numbers, loader, strict=True):
         passes, logits, class_logits = 0, [], []
         for d, detector in enumerate(detectors):
-            counts = [len(made[d]) for _, made, _ in items]
-            described = torch.stack([made[place[d]] for _, made, _ in items]) if d in place else None
-            features = detector.features(torch.cat([made[d] for _, made, _ in items]), counts, BATCH, described)
+            described = batch.made[place[d]] if d in place else None
+            features = detector.features(batch.made[d], batch.counts[d], BATCH, described)
             logits.append(detector.head(features).tolist())
             if classes and isinstance(detector.head, LinearHead | Classifier):
                 class_logits.append(detector.head.class_logits(features).double())
-            passes += sum(counts)
-        of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
-        first = number * BATCH
+            passes += sum(batch.counts[d])
+        of_classes = _mean_classes(class_logits) if classes else [None] * len(batch.known)
+        first, of_images = number * BATCH, zip(batch.known, batch.reasons, zip(*logits, strict=True), strict=True)
         rows = [
             row_of(inputs[first + i].path, known, reason, joint(of_image, detectors), rules, classes, of_classes[i])
-            for i, ((known, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
+            for i, (known, reason, of_image) in enumerate(of_images)
         ]
         yield number, rows, passes
 
@@ -280,12 +275,12 @@ class Files(Dataset):
         return len(self.inputs)
 
     def __getitem__(self, i: int) -> tuple[Known, list[torch.Tensor], str]:
-        _, file, sha256, reason = self.inputs[i]
+        _, file, sha256, reason, place = self.inputs[i]
         header, blanks = None, [torch.zeros(look.shape, dtype=look.dtype) for look in self.looks]
         try:
             if reason:
                 raise Unreadable(reason)
-            data = read_bytes(file)
+            data = read_bytes(file, place)
             if sha256 and hashlib.sha256(data).hexdigest() != sha256:
                 raise Unreadable("sha256-mismatch")
             header = read_header(data)
@@ -294,6 +289,23 @@ class Files(Dataset):
             return known, [look(found.image) for look in self.looks], ""
         except Unreadable as problem:
             return Known(header), blanks, problem.reason
+
+
+class FileBatch(NamedTuple):
+    """What `Files` gives of several files, joined where it was made."""
+
+    known: list[Known]
+    made: list[torch.Tensor]  # by look, file by file
+    counts: list[list[int]]  # by look, how many each file has
+    reasons: list[str]
+
+
+def join_files(items: Sequence[tuple[Known, list[torch.Tensor], str]]) -> FileBatch:
+    """What `Files` gives, as the `collate_fn` of a loader; statistics (d,) of an image become a row."""
+    known, made, reasons = zip(*items, strict=True)
+    by_look = [[torch.atleast_2d(each) for each in of_look] for of_look in zip(*made, strict=True)]
+    counts = [[len(each) for each in of_look] for of_look in by_look]
+    return FileBatch(list(known), [torch.cat(of_look) for of_look in by_look], counts, list(reasons))
 
 
 def row_of(

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from adapt.data.crops import Kind, Whole
-from adapt.data.groups import heed_main_process
+from adapt.data.feed import feed
 from adapt.data.inputs import Input
 from adapt.data.masks import EXTENTS
 from adapt.data.profiles import Profiles
@@ -64,10 +63,8 @@ def predict_maps(
     rules, head = written(rules or rules_of([localizer.detector])), localizer.eval().head
     rules = replace(rules, basis=basis_in_words([localizer.detector], rules))
     wanted = [i for n in numbers for i in range(n * BATCH, min((n + 1) * BATCH, len(inputs)))]
-    files = DataLoader(
-        Files(inputs, [Whole()], profiles), batch_size=None, sampler=wanted, num_workers=workers,
-        worker_init_fn=heed_main_process,
-    )  # fmt: skip
+    device = localizer.detector.backbone.device
+    files = feed(Files(inputs, [Whole()], profiles), device, workers, None, batch_size=None, sampler=wanted)
     rows, passes = [], 0
     for i, (known, (pixels,), reason) in zip(wanted, files, strict=True):
         image, found = Image.fromarray(pixels.numpy()), None

@@ -19,11 +19,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from adapt import provenance
 from adapt.data.digests import Digests
-from adapt.data.groups import Images, heed_main_process
+from adapt.data.feed import feed
+from adapt.data.groups import Images, join_views
 from adapt.data.images import Unreadable
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
@@ -35,7 +35,8 @@ from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 
 FORMAT = 1
-OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
+# of the file, not of the image
+OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "not-at-offset", "sha256-mismatch")
 MAKERS = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "numpy", "pillow")
 
 
@@ -279,26 +280,24 @@ def _encode(
     for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
         here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
         needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
-        loader = DataLoader(
-            Images(manifest, rows[here], encoder.preprocess, needed),
-            batch_size=max(1, batch_size // len(needed)),
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=heed_main_process,
-        )
+        images = Images(manifest, rows[here], encoder.preprocess, needed)
+        loader = feed(images, device, workers, join_views, batch_size=max(1, batch_size // len(needed)))
         done = 0
-        for items in loader:
-            lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
-            found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
+        for batch in loader:
+            count = len(batch.rows)
+            lost += [
+                (row, why[0]) for row, why in zip(batch.rows, batch.reasons, strict=True) if why[0] in OF_THE_FILE
+            ]
+            found = encoder.encode(batch.pixels.to(device, non_blocking=True), layers)
             for layer, values in found.items():
-                rows_of = stored(values.view(len(items), len(needed), -1).cpu())
+                rows_of = stored(values.view(count, len(needed), -1).cpu())
                 for v, view in enumerate(needed):
-                    lacks = absent[layer, view][here[done : done + len(items)]]
-                    kept = [i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE]
-                    images = ids[[items[i].row for i in kept]]
-                    shards[layer, view].add(images, rows_of[kept, v], [items[i].reasons[v] for i in kept])
-            done += len(items)
-            progress.update(len(items))
+                    lacks, reasons = absent[layer, view][here[done : done + count]], [why[v] for why in batch.reasons]
+                    kept = [i for i, why in enumerate(reasons) if lacks[i] and why not in OF_THE_FILE]
+                    of_images = ids[[batch.rows[i] for i in kept]]
+                    shards[layer, view].add(of_images, rows_of[kept, v], [reasons[i] for i in kept])
+            done += count
+            progress.update(count)
     for shard in shards.values():
         shard.publish()
     progress.close()

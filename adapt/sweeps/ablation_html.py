@@ -198,7 +198,7 @@ class Report:
         if self.images is None or (number := self.place_of.get(path)) is None:
             return placeholder("missing")
         try:
-            image = read_image(self.images["file"][number], self.images["sha256"][number])
+            image = read_image(self.images["file"][number], self.images["sha256"][number], self.images.place(number))
             return thumbnail(parse_view(view)(image))
         except Unreadable as error:
             return placeholder(error.reason)

@@ -1,16 +1,17 @@
 """A localiser on rows of a manifest: scores, pictures for TensorBoard, its page."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from adapt.data.families import read_families
-from adapt.data.groups import heed_main_process
+from adapt.data.feed import feed
 from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.masked_groups import mask_of
@@ -47,6 +48,24 @@ def scored_as(rows: Manifest) -> Manifest:
     return Manifest(rows.columns | {"generator": names, "family": family})
 
 
+class _Joined(NamedTuple):
+    """What `_Whole` gives of several images, joined where it was made, though they differ in size."""
+
+    rows: list[int]
+    reasons: list[str]  # this and what follows: image by image, of each its views
+    masks: list[np.ndarray | None]
+    shapes: list[tuple[int, ...]]  # (0,) where there are no pixels
+    pixels: Tensor  # all of them, flat
+
+
+def _joined(items: Sequence[tuple[int, list[tuple[str, Tensor | None, np.ndarray | None]]]]) -> _Joined:
+    rows, made = zip(*items, strict=True)
+    reasons, images, masks = zip(*(each for of_image in made for each in of_image), strict=True)
+    tensors = [torch.empty(0, dtype=torch.uint8) if image is None else image for image in images]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    return _Joined([*rows], [*reasons], [*masks], [tuple(tensor.shape) for tensor in tensors], flat)
+
+
 class _Whole(Dataset):
     """Item i: row, then (reason, pixels, mask) of row `rows[i]` under each view; decoded once."""
 
@@ -62,7 +81,7 @@ class _Whole(Dataset):
         row = int(self.rows[i])
         made: list[tuple[str, Tensor | None, np.ndarray | None]] = []
         try:
-            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row])
+            image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
             mask = mask_of(self.manifest, row, image)
         except Unreadable as problem:
             return row, [(str(problem), None, None)] * len(self.views)
@@ -93,21 +112,17 @@ def score_maps(
     """
     localizer.eval()
     views = tuple(dict.fromkeys(views))
-    loader = DataLoader(
-        _Whole(localizer, manifest, rows[share[0] :: share[1]], views),
-        batch_size=max(1, batch_size // len(views)),
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=heed_main_process,
-    )
+    data, device = _Whole(localizer, manifest, rows[share[0] :: share[1]], views), localizer.detector.backbone.device
+    loader = feed(data, device, workers, _joined, batch_size=max(1, batch_size // len(views)))
     lines: list[tuple] = []  # of each image, under each view
     shown = bar(progress is not None and share[0] == 0, total=len(rows[share[0] :: share[1]]), unit="image",
                 desc=progress, leave=False)  # fmt: skip
-    for items in loader:
-        flat = [each for _, made in items for each in made]
-        results = _locate_all(localizer, [pixels for _, pixels, _ in flat])
-        lines += [_statistics(reason, mask, one) for (reason, _, mask), one in zip(flat, results, strict=True)]
-        shown.update(len(items))
+    for numbers, why_not, masks, shapes, pixels in loader:
+        parts = pixels.split([math.prod(shape) for shape in shapes])
+        images = [part.view(shape) if len(part) else None for part, shape in zip(parts, shapes, strict=True)]
+        results = _locate_all(localizer, images)
+        lines += [_statistics(*each) for each in zip(why_not, masks, results, strict=True)]
+        shown.update(len(numbers))
     shown.close()
     reasons, fake, extent, tools, changed, unchanged = map(list, zip(*lines, strict=True)) if lines else [[]] * 6
     count = len(localizer.head.tools)
@@ -165,7 +180,7 @@ def show_maps(run: Run, localizer: Localizer, rows: Manifest, which: np.ndarray,
     chosen = chosen[:: max(1, len(chosen) // SHOWN)][:SHOWN]
     for place, row in enumerate(chosen):
         try:
-            image = read_image(rows["file"][row], rows["sha256"][row])
+            image = read_image(rows["file"][row], rows["sha256"][row], rows.place(row))
             mask = parse_view(view).follow(mask_of(rows, row, image))
             image = parse_view(view)(image)
         except Unreadable:

@@ -255,9 +255,11 @@ class Run(Processes):
         if self.step_number:
             accumulation = max(accumulation, self._accumulation)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        archive = getattr(train, "archive", None)  # features from the cache lie in no tar file
         sampler = GroupSampler(
-            len(train), per_step, epochs, self.seed, accumulation, rank, world, self.step_number, steps_per_epoch
-        )
+            len(train), per_step, epochs, self.seed, accumulation, rank, world, self.step_number, steps_per_epoch,
+            archive,
+        )  # fmt: skip
         if sampler.per_step < world * accumulation:
             raise Refusal(
                 f"--groups {sampler.per_step} per step cannot be shared by {world} processes x {accumulation} batches"

@@ -121,7 +121,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 def _view_gallery(subject: Subject, views: Sequence[str]) -> Gallery:
     """The first photograph of the sample under every view."""
     first = int(np.flatnonzero(~subject.sample.fake)[0])
-    image = read_image(subject.sample["file"][first])
+    image = read_image(subject.sample["file"][first], place=subject.sample.place(first))
     pictures = []
     for view in views:
         try:

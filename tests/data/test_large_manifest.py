@@ -88,6 +88,29 @@ def test_columns_digest_and_groups_are_those_of_a_small_manifest(tmp_path) -> No
     assert same(table(tmp_path / "9", *absolute))[0]["file"][0] == f"{tmp_path}/9/0.png"
 
 
+PLACED = (*COLUMNS[:4], "member_offset", "Member_Size")
+
+
+def test_places_in_tar_files(tmp_path) -> None:
+    row, other = ("x.tar::0.png", "g0", "real", "train", "512", "77"), ("1.png", "g1", "sd", "train", "", "")
+    texts, *_ = same(table(tmp_path, row, other, columns=PLACED))
+    assert texts["member_offset"] == ["512", ""] and texts["member_size"] == ["77", ""]
+    module.LARGE, before = 1, module.LARGE
+    found = Manifest.read(tmp_path / "m.parquet")
+    module.LARGE = before
+    assert isinstance(found["path"], Column) and [found.place(0), found.place(1)] == [(512, 77), None]
+    for path, offset, size in [
+        ("x.tar::2", "1", ""),
+        ("x.tar::2", "", "1"),
+        ("2.png", "1", "1"),
+        ("x.tar::2", "-1", "1"),
+    ]:
+        bad = (path, "g2", "sd", "val", offset, size)
+        assert "write two whole numbers of bytes" in same(table(tmp_path, row, bad, other, columns=PLACED))
+    assert "member_size ''" in same(table(tmp_path, row[:5], columns=PLACED[:5]))
+    same(table(tmp_path / "1", row, other, columns=PLACED), table(tmp_path / "2", (*other[:4], "s")))
+
+
 def test_masks(tmp_path) -> None:
     rows = [
         (f"{i}.png", f"g{i}", "real", "train", "", "blur" if i else "", f"m/{i}.png" if i else "") for i in range(3)

@@ -11,8 +11,10 @@ from typing import Literal
 
 from adapt.cli import at_least
 from adapt.collect.builder import Part, header_facts, join
+from adapt.data.archives import archives, share
 from adapt.data.images import Unreadable, read_bytes
 from adapt.data.manifest import split_by_group
+from adapt.data.rows import MEMBER, place_of
 from adapt.data.spelling import folded, refuse_two_spellings
 from adapt.errors import Refusal
 from adapt.progress import bar
@@ -117,9 +119,12 @@ class Output:
                 row["split"] = split
         # What was listed is the identity of this work: after files came or went, or other shares, all begins anew.
         listed = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-        mine = list(groups.values())[self.shard :: self.num_shards]
+        archive = archives(members[0]["file"] for members in groups.values())
+        every = [*groups.values()]
+        mine = [every[number] for number in share(archive, self.shard, self.num_shards)]
+        what = {"listing": listed} | ({"shared": "by tar file"} if archive.max() >= 0 else {})
         jobs = {"shard": self.shard, "num_shards": self.num_shards}
-        with Part(output, {"listing": listed}, **jobs, restart=True) as part, ThreadPoolExecutor(THREADS) as pool:
+        with Part(output, what, **jobs, restart=True) as part, ThreadPoolExecutor(THREADS) as pool:
             start = part.at or 0
             if fetch is not None and not part.done:
                 fetch([row for members in mine for row in members])
@@ -160,7 +165,7 @@ def _look(row: dict[str, str]) -> dict[str, str]:
     if row.get("reason"):
         return row
     try:
-        facts = header_facts(read_bytes(row["file"]))
+        facts = header_facts(read_bytes(row["file"], place_of(*(row.get(name, "") for name in MEMBER))))
     except Unreadable as problem:
         return row | {"reason": problem.reason}
     facts.pop("format")

@@ -19,11 +19,13 @@ from typing import IO, Any
 
 from adapt.collect.sources.output import Output
 from adapt.data.images import Unreadable
+from adapt.data.rows import MEMBER
 from adapt.errors import Refusal
 from adapt.files import left_by_system, too_many_files
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "j2k", "heic", "heif", "jxl")
 DAMAGE = "damaged, or no uncompressed tar file"
+PLACED = ("path", "file", *MEMBER)  # where an image lies now is no matter of its json
 MAX_TEXT = 2**20  # bytes of a json, txt or cls member
 
 
@@ -60,8 +62,9 @@ class Source(Output):
         unknown = {"generator": "unknown", "set": self.set}
         try:
             for key, images, texts in samples(tar):
-                for name in images:
+                for name, offset, size in images:
                     row = unknown | {"group": f"{place}/{key}", "file": f"{tar.resolve()}::{name}"}
+                    row |= {"member_offset": str(offset), "member_size": str(size)}
                     try:
                         yield row | self._describe(name, texts)
                     except _NoLabel as problem:
@@ -76,7 +79,7 @@ class Source(Output):
             found = [row for row in rows if isinstance(row, dict) and row.get("path") == posixpath.basename(name)]
             if not found or not {"group", "generator"} <= found[0].keys():
                 raise _NoLabel("json holds no row of the image; give --label")
-            row = {column: str(value) for column, value in found[0].items() if column not in ("path", "file")}
+            row = {column: str(value) for column, value in found[0].items() if column not in PLACED}
             return row | {"generator": _printable(row["generator"])}
         kind, _, field = self.label.partition(":")
         if kind not in texts:
@@ -124,17 +127,18 @@ def _field(about: dict[str, Any], name: str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)  # true and false, as json spells them
 
 
-def samples(path: Path) -> Iterator[tuple[str, list[str], dict[str, bytes]]]:
-    """Key, names of the images, and extension -> bytes of the texts, of each sample of a tar file.
+def samples(path: Path) -> Iterator[tuple[str, list[tuple[str, int, int]], dict[str, bytes]]]:
+    """Key, (name, offset, size) of the images, and extension -> bytes of the texts, of each sample of a tar file.
 
     Members of a sample stand beside each other and share the name up to the first dot of its last part. Raises
     `Unreadable` behind the last whole sample of a damaged file, and for one that is no uncompressed tar file.
     """
-    key, images, texts, damage = None, [], {}, None
+    key, texts, damage = None, {}, None
+    images: list[tuple[str, int, int]] = []
     members = _members(path)
     while True:
         try:
-            name, size, stream = next(members, ("", 0, None))
+            name, offset, size, stream = next(members, ("", 0, 0, None))
         except Unreadable as problem:
             name, damage = "", problem
         folder, base = posixpath.split(name)
@@ -147,19 +151,19 @@ def samples(path: Path) -> Iterator[tuple[str, list[str], dict[str, bytes]]]:
         if not name:
             break
         if extension in IMAGES:
-            images.append(name)
+            images.append((name, offset, size))
         elif extension in ("json", "txt", "cls") and size <= MAX_TEXT:
             texts[extension] = stream.read()
     if damage is not None:
         raise damage
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _members(path: Path) -> Iterator[tuple[str, int, int, IO[bytes]]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isreg() and not member.issparse() and not left_by_system(posixpath.basename(member.name)):
-                    yield member.name, member.size, tar.extractfile(member)
+                    yield member.name, member.offset, member.size, tar.extractfile(member)
             tar.fileobj.seek(tar.offset)
             if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError("damaged")
