@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adapt.data.preprocess import FILTERS, Geometry, Preprocess
@@ -20,11 +21,12 @@ WEIGHTS = "open_clip_model.safetensors"
 RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
 
 
-def create_clip(name: str, model: str, activation: str | None = None) -> nn.Module:
+def create_clip(name: str, model: str, activation: str | None = None, texts: bool = True) -> nn.Module:
     """Both towers of MODEL@TAG, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused.
 
     They get the activation of the weights' own record, or that which a detector was trained with. Of a folder with the
-    image tower alone (`vision_only`) the text tower is random.
+    image tower alone (`vision_only`) the text tower is random. Without `texts` the text tower takes no memory: its
+    names and shapes are checked against the weights, and it holds none of them.
     """
     import open_clip
 
@@ -60,8 +62,13 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
     heard = logging.root.manager.disable
     logging.disable(logging.ERROR)  # open_clip writes what it raises to the log, too
     try:
-        with warnings.catch_warnings(), unfilled() if without else contextlib.nullcontext():
+        with (
+            warnings.catch_warnings(),
+            unfilled() if without else contextlib.nullcontext(),
+            contextlib.nullcontext() if texts else _texts_on_meta(),
+        ):
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
+            warnings.filterwarnings("ignore", message=".*to a meta parameter.*which is a no-op")
             clip = open_clip.create_model(model if ":" in model else architecture, **options)
         if without:
             _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
@@ -75,6 +82,26 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
         ) from error
     finally:
         logging.disable(heard)
+
+
+@contextlib.contextmanager
+def _texts_on_meta() -> Iterator[None]:
+    """open_clip builds text towers without memory, and moves no model: a tower on the meta device cannot be moved."""
+    from open_clip import factory
+    from open_clip import model as towers
+
+    build, move = towers._build_text_tower, factory._set_model_device_and_precision
+
+    def build_on_meta(*args: Any, **options: Any) -> nn.Module:
+        with torch.device("meta"):
+            return build(*args, **options)
+
+    towers._build_text_tower = build_on_meta
+    factory._set_model_device_and_precision = lambda *_: None  # it is built where it is wanted: in fp32 on the CPU
+    try:
+        yield
+    finally:
+        towers._build_text_tower, factory._set_model_device_and_precision = build, move
 
 
 @contextlib.contextmanager
@@ -116,7 +143,7 @@ def _quick_gelu(name: str, model: str, activation: str | None) -> bool | None:
 
 
 def load_open_clip(name: str, model: str, activation: str | None = None) -> Loaded:
-    visual = create_clip(name, model, activation).visual
+    visual = create_clip(name, model, activation, texts=False).visual
     extra: dict[str, Any] = {}
     if model.startswith("local-dir:"):
         extra = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name).get("adapt", {})
