@@ -14,8 +14,8 @@ from adapt.data.preprocess import FILTERS, Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
 from adapt.models.towers.records import PLAIN, QUICK, quick_gelu
-from adapt.models.towers.timm import depth_of, patches, pools_first, walk_trunk
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, walk_trunk
+from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, near, read_json
 
 WEIGHTS = "open_clip_model.safetensors"
 RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
@@ -161,13 +161,15 @@ def load_open_clip(name: str, model: str, activation: str | None = None) -> Load
     preprocess = Preprocess(size, size, config["interpolation"], geometry)
     if hasattr(visual, "trunk"):
         walk, depth, first = walk_trunk_tower, depth_of(visual.trunk, name), pools_first(visual.trunk)
+        cut = Cut("trunk.blocks", end_of_trunk_tower) if has_blocks(visual.trunk) else None
     elif hasattr(visual, "transformer"):
         split_all(visual)
         walk, depth = walk_transformer, len(visual.transformer.resblocks)
         first = visual.attn_pool is None and visual.pool_type == "tok"
+        cut = Cut("transformer.resblocks", end_of_transformer)
     else:
         raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
-    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first)
+    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first, cut)
 
 
 def walk_transformer(
@@ -188,6 +190,12 @@ def walk_transformer(
     return found, End(last, normed, last if visual.proj is None else last @ visual.proj)
 
 
+def end_of_transformer(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """See adapt.models.towers.tokens.Cut."""
+    last, _ = visual._pool(tokens)
+    return last, last if visual.proj is None else last @ visual.proj
+
+
 def walk_trunk_tower(
     tower: nn.Module, pixels: Tensor, blocks: Collection[int], end: bool
 ) -> tuple[dict[int, Tokens], End | None]:
@@ -198,7 +206,17 @@ def walk_trunk_tower(
     found, tokens = walk_trunk(trunk, pixels, blocks, end)
     if not end:
         return found, None
-    feature = trunk.forward_head(tokens, pre_logits=True)
-    proj = visual.head(trunk.get_classifier()(feature))
-    last = feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+    last, proj = _trunk_end(visual, tokens)
     return found, End(last, patches(trunk, tokens), proj)
+
+
+def end_of_trunk_tower(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """See adapt.models.towers.tokens.Cut."""
+    return _trunk_end(visual, visual.trunk.norm(tokens))
+
+
+def _trunk_end(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled feature and projected embedding of tokens behind the trunk's norm."""
+    feature = visual.trunk.forward_head(tokens, pre_logits=True)
+    last = feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+    return last, visual.head(visual.trunk.get_classifier()(feature))
