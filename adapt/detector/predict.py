@@ -1,5 +1,6 @@
 """Detectors on unknown files: one row each, in fixed batches; the table and what it counts."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -31,6 +32,7 @@ from adapt.evaluation.open_set import familiarity
 from adapt.evaluation.thresholds import NOT_RECORDED
 from adapt.files import atomic
 from adapt.hub import detector_folder
+from adapt.models.adapters.lora import merged
 from adapt.models.descriptors.descriptor import Descriptor
 from adapt.models.heads.classifier import Classifier
 from adapt.models.heads.linear import LinearHead
@@ -139,23 +141,28 @@ def predict(
         collate_fn=list,
         worker_init_fn=heed_main_process,
     )
-    for number, items in zip(numbers, loader, strict=True):
-        passes, logits, class_logits = 0, [], []
-        for d, detector in enumerate(detectors):
-            counts = [len(made[d]) for _, made, _ in items]
-            described = torch.stack([made[place[d]] for _, made, _ in items]) if d in place else None
-            features = detector.features(torch.cat([made[d] for _, made, _ in items]), counts, BATCH, described)
-            logits.append(detector.head(features).tolist())
-            if classes and isinstance(detector.head, LinearHead | Classifier):
-                class_logits.append(detector.head.class_logits(features).double())
-            passes += sum(counts)
-        of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
-        first = number * BATCH
-        rows = [
-            row_of(inputs[first + i].path, known, reason, joint(of_image, detectors), rules, classes, of_classes[i])
-            for i, ((known, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
-        ]
-        yield number, rows, passes
+    with contextlib.ExitStack() as scoring:
+        for detector in detectors:
+            scoring.enter_context(merged(detector.backbone))
+        for number, items in zip(numbers, loader, strict=True):
+            passes, logits, class_logits = 0, [], []
+            for d, detector in enumerate(detectors):
+                counts = [len(made[d]) for _, made, _ in items]
+                described = torch.stack([made[place[d]] for _, made, _ in items]) if d in place else None
+                features = detector.features(torch.cat([made[d] for _, made, _ in items]), counts, BATCH, described)
+                logits.append(detector.head(features).tolist())
+                if classes and isinstance(detector.head, LinearHead | Classifier):
+                    class_logits.append(detector.head.class_logits(features).double())
+                passes += sum(counts)
+            of_classes = _mean_classes(class_logits) if classes else [None] * len(items)
+            first = number * BATCH
+            rows = [
+                row_of(
+                    inputs[first + i].path, known, reason, joint(of_image, detectors), rules, classes, of_classes[i]
+                )
+                for i, ((known, _, reason), of_image) in enumerate(zip(items, zip(*logits, strict=True), strict=True))
+            ]
+            yield number, rows, passes
 
 
 def joint(logits: Sequence[float], detectors: "Sequence[Detector | Saved]") -> float:

@@ -24,6 +24,7 @@ from adapt.evaluation.metrics import Difference
 from adapt.evaluation.replicates import distinct
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic
+from adapt.models.adapters.lora import merged
 from adapt.pages.map_tables import map_sections, write_map_tables
 from adapt.progress import bar
 from adapt.training.report import Adds, keep_scores, report
@@ -102,12 +103,13 @@ def score_maps(
     found: list[tuple[int, list]] = []
     shown = bar(progress is not None and share[0] == 0, total=len(rows[share[0] :: share[1]]), unit="image",
                 desc=progress, leave=False)  # fmt: skip
-    for items in loader:
-        flat = [each for _, made in items for each in made]
-        results = _locate_all(localizer, [pixels for _, pixels, _ in flat])
-        lines = [_statistics(reason, mask, one) for (reason, _, mask), one in zip(flat, results, strict=True)]
-        found += [(row, lines[i * len(views) : (i + 1) * len(views)]) for i, (row, _) in enumerate(items)]
-        shown.update(len(items))
+    with merged(localizer.detector.backbone):
+        for items in loader:
+            flat = [each for _, made in items for each in made]
+            results = _locate_all(localizer, [pixels for _, pixels, _ in flat])
+            lines = [_statistics(reason, mask, one) for (reason, _, mask), one in zip(flat, results, strict=True)]
+            found += [(row, lines[i * len(views) : (i + 1) * len(views)]) for i, (row, _) in enumerate(items)]
+            shown.update(len(items))
     shown.close()
     by_row = dict(gather(found))
     lines = [line for row in rows for line in by_row[row]]
