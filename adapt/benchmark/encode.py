@@ -59,7 +59,7 @@ def upstream(name: str, settings: Settings) -> nn.Module:
     """open_clip's own image tower with the weights of `load_backbone(name)`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tower = create_clip(name, name.partition(":")[2]).get_submodule("visual")
+        tower = create_clip(name, name.partition(":")[2], texts=False).get_submodule("visual")
     return tower.eval().requires_grad_(False).to(settings.device)
 
 

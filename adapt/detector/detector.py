@@ -29,7 +29,7 @@ from adapt.evaluation.scores import Scores
 from adapt.evaluation.thresholds import NOT_RECORDED, Basis, basis_of, pick_threshold
 from adapt.files import atomic, not_finite, read_json, require_regular, sha256, write_text
 from adapt.hub import detector_folder
-from adapt.models.adapters.lora import load_adapter, save_adapter
+from adapt.models.adapters.lora import load_adapter, merged, save_adapter
 from adapt.models.descriptors.color import Colours
 from adapt.models.descriptors.descriptor import Descriptor
 from adapt.models.heads.attention_pooling import AttentionPooling
@@ -412,10 +412,11 @@ def score(
     neither padding nor order can move a score. The whole manifest is asked where each generator was met in training.
     """
     views = tuple(dict.fromkeys(views))
-    logits, reasons = logits_of(
-        detector, manifest, rows, views,
-        batch_size=batch_size, workers=workers, share=share, gather=gather, progress=progress, crops=crops,
-    )  # fmt: skip
+    with merged(detector.backbone):
+        logits, reasons = logits_of(
+            detector, manifest, rows, views,
+            batch_size=batch_size, workers=workers, share=share, gather=gather, progress=progress, crops=crops,
+        )  # fmt: skip
     return as_scores(manifest, rows, views, logits, reasons, classes_of_head(detector))
 
 
@@ -435,7 +436,8 @@ def logits_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (rows, views, 1 + classes) float64, NaN where there is none, and the reasons (rows, views), "" for none.
 
-    The arguments are those of `score`, each view once; `classes_of_head` names the classes.
+    The arguments are those of `score`, each view once; `classes_of_head` names the classes. Call it with the adapters
+    `merged`, as `score` does.
     """
     detector.eval()
     classes = classes_of_head(detector)

@@ -1,5 +1,6 @@
 """Detectors on unknown files: one row each, in fixed batches; the table and what it counts."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -31,6 +32,7 @@ from adapt.evaluation.open_set import familiarity
 from adapt.evaluation.thresholds import NOT_RECORDED
 from adapt.files import atomic
 from adapt.hub import detector_folder
+from adapt.models.adapters.lora import merged
 from adapt.models.descriptors.descriptor import Descriptor
 from adapt.models.heads.classifier import Classifier
 from adapt.models.heads.linear import LinearHead
@@ -135,22 +137,27 @@ def predict(
     which = [list(range(n * BATCH, min((n + 1) * BATCH, len(inputs)))) for n in numbers]
     device = detectors[0].backbone.device
     loader = feed(Files(inputs, looks, profiles), device, workers, join_files, batch_sampler=which)
-    for number, batch in zip(numbers, loader, strict=True):
-        passes, logits, class_logits = 0, [], []
-        for d, detector in enumerate(detectors):
-            described = batch.made[place[d]] if d in place else None
-            features = detector.features(batch.made[d], batch.counts[d], BATCH, described)
-            logits.append(detector.head(features).tolist())
-            if classes and isinstance(detector.head, LinearHead | Classifier):
-                class_logits.append(detector.head.class_logits(features).double())
-            passes += sum(batch.counts[d])
-        of_classes = _mean_classes(class_logits) if classes else [None] * len(batch.known)
-        first, of_images = number * BATCH, zip(batch.known, batch.reasons, zip(*logits, strict=True), strict=True)
-        rows = [
-            row_of(inputs[first + i].path, known, reason, joint(of_image, detectors), rules, classes, of_classes[i])
-            for i, (known, reason, of_image) in enumerate(of_images)
-        ]
-        yield number, rows, passes
+    with contextlib.ExitStack() as scoring:
+        for detector in detectors:
+            scoring.enter_context(merged(detector.backbone))
+        for number, batch in zip(numbers, loader, strict=True):
+            passes, logits, class_logits = 0, [], []
+            for d, detector in enumerate(detectors):
+                described = batch.made[place[d]] if d in place else None
+                features = detector.features(batch.made[d], batch.counts[d], BATCH, described)
+                logits.append(detector.head(features).tolist())
+                if classes and isinstance(detector.head, LinearHead | Classifier):
+                    class_logits.append(detector.head.class_logits(features).double())
+                passes += sum(batch.counts[d])
+            of_classes = _mean_classes(class_logits) if classes else [None] * len(batch.known)
+            first, of_images = number * BATCH, zip(batch.known, batch.reasons, zip(*logits, strict=True), strict=True)
+            rows = [
+                row_of(
+                    inputs[first + i].path, known, reason, joint(of_image, detectors), rules, classes, of_classes[i]
+                )
+                for i, (known, reason, of_image) in enumerate(of_images)
+            ]
+            yield number, rows, passes
 
 
 def joint(logits: Sequence[float], detectors: "Sequence[Detector | Saved]") -> float:

@@ -19,6 +19,7 @@ from adapt.detector.predict import BATCH, Files, Row, basis_in_words, predict, r
 from adapt.errors import Refusal
 from adapt.evaluation.decision import Rules
 from adapt.files import atomic
+from adapt.models.adapters.lora import merged
 from adapt.models.heads.map_head import MapHead
 
 Batches = Iterator[tuple[int, list[Row], int]]  # number, rows, encoder passes
@@ -66,22 +67,23 @@ def predict_maps(
     device = localizer.detector.backbone.device
     files = feed(Files(inputs, [Whole()], profiles), device, workers, None, batch_size=None, sampler=wanted)
     rows, passes = [], 0
-    for i, (known, (pixels,), reason) in zip(wanted, files, strict=True):
-        image, found = Image.fromarray(pixels.numpy()), None
-        if not reason:
-            found = locate(localizer, localizer.tiling(image)[None])[0]
-            passes += localizer.tiling.count(image.height, image.width)
-        row = row_of(inputs[i].path, known, reason, found.fake if found else 0.0, rules, (), None)
-        if found and row["status"] == "ok":
-            row["extent"], row["tool"], row["changed"] = _where(head, found, image)
-            if folder is not None:
-                row["map"] = name = f"{i:08d}.jpg"
-                with atomic(folder / name) as temporary:
-                    overlay(image, found, head.threshold.item()).save(temporary, "JPEG", quality=90, subsampling=0)
-        rows.append(row)
-        if (i + 1) % BATCH == 0 or i + 1 == len(inputs):
-            yield i // BATCH, rows, passes
-            rows, passes = [], 0
+    with merged(localizer.detector.backbone):
+        for i, (known, (pixels,), reason) in zip(wanted, files, strict=True):
+            image, found = Image.fromarray(pixels.numpy()), None
+            if not reason:
+                found = locate(localizer, localizer.tiling(image)[None])[0]
+                passes += localizer.tiling.count(image.height, image.width)
+            row = row_of(inputs[i].path, known, reason, found.fake if found else 0.0, rules, (), None)
+            if found and row["status"] == "ok":
+                row["extent"], row["tool"], row["changed"] = _where(head, found, image)
+                if folder is not None:
+                    row["map"] = name = f"{i:08d}.jpg"
+                    with atomic(folder / name) as temporary:
+                        overlay(image, found, head.threshold.item()).save(temporary, "JPEG", quality=90, subsampling=0)
+            rows.append(row)
+            if (i + 1) % BATCH == 0 or i + 1 == len(inputs):
+                yield i // BATCH, rows, passes
+                rows, passes = [], 0
 
 
 def _where(head: MapHead, found: Found, image: Image.Image) -> tuple[str, str | None, float]:

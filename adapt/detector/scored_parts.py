@@ -16,6 +16,7 @@ from adapt.detector.detector import Detector, as_scores, classes_of_head, images
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.journal import Journal, entries
+from adapt.models.adapters.lora import merged
 from adapt.processes import Scoring
 from adapt.progress import bar
 
@@ -78,6 +79,7 @@ def score_in_parts(
         total = -(-len(rows) // size)
         past = sum(len(rows[number * size : (number + 1) * size]) for number in done)
         progress = opened.enter_context(bar(rank == 0, total=len(rows), initial=past, unit="image", desc=name))
+        opened.enter_context(merged(detector.backbone))
         for number in (number for number in range(total) if number not in done):
             part = rows[number * size : (number + 1) * size]
             logits, reasons = logits_of(detector, manifest, part, views, **scoring)

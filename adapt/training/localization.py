@@ -25,6 +25,7 @@ from adapt.evaluation.metrics import Difference
 from adapt.evaluation.replicates import distinct
 from adapt.evaluation.scores import Scores
 from adapt.files import atomic
+from adapt.models.adapters.lora import merged
 from adapt.pages.map_tables import map_sections, write_map_tables
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
@@ -117,12 +118,13 @@ def score_maps(
     lines: list[tuple] = []  # of each image, under each view
     shown = bar(progress is not None and share[0] == 0, total=len(rows[share[0] :: share[1]]), unit="image",
                 desc=progress, leave=False)  # fmt: skip
-    for numbers, why_not, masks, shapes, pixels in loader:
-        parts = pixels.split([math.prod(shape) for shape in shapes])
-        images = [part.view(shape) if len(part) else None for part, shape in zip(parts, shapes, strict=True)]
-        results = _locate_all(localizer, images)
-        lines += [_statistics(*each) for each in zip(why_not, masks, results, strict=True)]
-        shown.update(len(numbers))
+    with merged(localizer.detector.backbone):
+        for numbers, why_not, masks, shapes, pixels in loader:
+            parts = pixels.split([math.prod(shape) for shape in shapes])
+            images = [part.view(shape) if len(part) else None for part, shape in zip(parts, shapes, strict=True)]
+            results = _locate_all(localizer, images)
+            lines += [_statistics(*each) for each in zip(why_not, masks, results, strict=True)]
+            shown.update(len(numbers))
     shown.close()
     reasons, fake, extent, tools, changed, unchanged = map(list, zip(*lines, strict=True)) if lines else [[]] * 6
     count = len(localizer.head.tools)

@@ -15,6 +15,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.features.cache import extract, feature_cache, space_folder, state_room
 from adapt.models.adapters.cut_tower import Prefix, TrainedPart
+from adapt.models.adapters.lora import merged
 from adapt.models.heads.linear import binary_logit, classes_of
 from adapt.processes import Processes
 from adapt.training.on_features import FeatureGroups, score_features
@@ -73,7 +74,8 @@ def _from_cache(
 
     def validate() -> Scores:
         part.eval()
-        return score_features(features, val, names, _OnTokens(part), at_once=AT_ONCE)
+        with merged(part.backbone):
+            return score_features(features, val, names, _OnTokens(part), at_once=AT_ONCE)
 
     train = used.select(used["split"] == "train")
     return FeatureGroups(features, train, views, seed, labels=labels), validate

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import lora
 import numpy as np
 import pytest
+import test_towers as towers
 import torch
 from processes import in_children
 from torch import nn
@@ -25,9 +26,11 @@ from adapt.training import tokens as prefix
 from adapt.training.micro_batches import accumulation_that_fits, kept_bytes
 from adapt.training.run import Run
 
+small = towers.small  # the fixture: one tower of every kind
 
-def detector(layer: str = "last", precision: str = "fp32", **options) -> Detector:
-    backbone = load_backbone("tiny", layer).to_precision(precision)
+
+def detector(layer: str = "last", precision: str = "fp32", name: str = "tiny", **options) -> Detector:
+    backbone = load_backbone(name, layer).to_precision(precision)
     add_adapter(backbone, **{"targets": "all", "rank": 4} | options)
     made = Detector(backbone, LinearHead(backbone.dim))
     generator = torch.Generator().manual_seed(1)
@@ -67,6 +70,62 @@ def test_logits_and_gradients_are_the_detectors(layer, options) -> None:
         assert grads.keys() == expected.keys()
         for name, grad in grads.items():
             assert (grad - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("options", [{}, {"last_blocks": 1}, {"targets": "norm"}])
+def test_towers_of_every_library_are_cut(small, options) -> None:
+    """Logits and gradients of the cut tower, from pixels and from stored tokens, are those of the tower itself."""
+    kind, name, _ = small
+    layers = ["last", *["proj"] * ("proj" in load_backbone(name).layers())]
+    for layer in layers:
+        whole = detector(layer, name=name, **options)
+        images = towers.pixels(3)
+        logits, expected = gradients(whole, images)
+        for recompute in (False, True):
+            part = trained_part(whole, recompute=recompute)
+            assert isinstance(part, TrainedPart) and part.start == (
+                towers.DEPTH - 1 if "last_blocks" in options else 0
+            )
+            with torch.no_grad():
+                stored = part.lower(images).flatten(1).float()
+            inputs = [images, stored] if part.start else [images]  # adapted norms may stand before the blocks
+            for given in inputs:
+                found, grads = gradients(part, given)
+                torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+                assert grads.keys() == expected.keys()
+                for key, grad in grads.items():
+                    assert (grad - expected[key]).norm() <= 1e-4 * expected[key].norm() + 1e-6, (kind, layer, key)
+
+
+@pytest.mark.parametrize("kind", ["Dinov2", "DINOv3ViT", "ViT-B-16-SigLIP2"])
+def test_towers_of_every_library_are_cut_in_bf16(kind, tmp_path, monkeypatch) -> None:
+    if kind in towers.OPEN_CLIP:
+        towers.small_open_clip(kind, tmp_path / "model", monkeypatch)
+    else:
+        towers.small_transformers(kind, tmp_path / "model")
+    library = "open_clip:local-dir" if kind in towers.OPEN_CLIP else "transformers"
+    whole = detector(name=f"{library}:{tmp_path / 'model'}", precision="bf16", last_blocks=2)
+    part = trained_part(whole)
+    logits, _ = gradients(whole, towers.pixels())
+    found, _ = gradients(part, towers.pixels())
+    assert isinstance(part, TrainedPart) and (found - logits).norm() < 0.02 * logits.norm()
+    with torch.no_grad():
+        stored = part.lower(towers.pixels()).flatten(1).float()
+    assert part(stored).equal(part(towers.pixels()))
+
+
+def test_a_tower_that_does_more_between_its_blocks_is_not_cut() -> None:
+    """CaiT adds its class token behind the blocks, and that is found by the feature; a Swin has no single list."""
+    for name, why in (
+        ("timm:cait_xxs24_224@random", "cut between its blocks it gives another feature"),
+        ("timm:swin_tiny_patch4_window7_224@random", "it has no list of blocks"),
+    ):
+        whole = detector(name=name, last_blocks=1)
+        assert trained_part(whole) is whole
+        with pytest.raises(
+            Refusal, match=rf"^--checkpoint_activations: {name}, layer last: {why}.*leave the flag out$"
+        ):
+            trained_part(whole, recompute=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -109,8 +168,9 @@ def test_what_cannot_be_cut_trains_whole_or_is_refused() -> None:
         trained_part(block2, recompute=True)
     with pytest.raises(Refusal, match=r"--cache_prefix: no block of tiny lies below the adapters: give --last_blocks"):
         trained_part(detector(), cached=True)
-    with pytest.raises(Refusal, match=r"open_clip's own vision transformers"):
-        trained_part(SimpleNamespace(backbone=load_backbone("timm:mobilenetv2_035@random")), cached=True)
+    mobile = load_backbone("timm:mobilenetv2_035@random")
+    with pytest.raises(Refusal, match=r"--cache_prefix: .*it has no list of blocks that tokens run through"):
+        trained_part(Detector(mobile, LinearHead(mobile.dim)), cached=True)
 
 
 def test_a_disk_without_room_is_refused_before_any_work(tmp_path, monkeypatch) -> None:
@@ -237,3 +297,13 @@ def test_cached_prefix_gives_the_same_losses_and_resumes_exactly(config, tmp_pat
     for name, tensors in after[1].items():
         assert all(torch.equal(value, whole[1][name][key]) for key, value in tensors.items())
     assert ", 0 images found in the cache" not in capfd.readouterr().out  # the second and later runs encode nothing
+
+
+def test_recipe_takes_both_flags_for_a_tower_of_another_library(config, tmp_path) -> None:
+    towers.small_transformers("Dinov2", tmp_path / "dino")
+    plain = dataclasses.replace(config, backbone=f"transformers:{tmp_path / 'dino'}", epochs=1)
+    expected = trained(plain)[0]
+    for flags in ({"cache_prefix": True}, {"checkpoint_activations": True}):
+        found = trained(dataclasses.replace(plain, output_dir=tmp_path / next(iter(flags)), **flags))[0]
+        assert len(found) == 4
+        np.testing.assert_allclose(found, expected, rtol=1e-4)

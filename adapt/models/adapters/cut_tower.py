@@ -1,11 +1,13 @@
 """A tower cut in two for training: blocks below every adapter, which are frozen, and the rest up to the logit.
 
 Whatever lies below the first adapted block is run without gradient, or not at all: its tokens may come from a cache.
-Of the last block only the class token is computed where nothing else of it is read. The functions are the library's
-own blocks, so the features are those of the backbone. Only open_clip's own vision transformers are cut.
+Of the last block of open_clip's own transformers only the class token is computed where nothing else of it is read.
+The functions are the library's own blocks, in the library's own order, and a first image must give the backbone's own
+feature: so a tower that does more between its blocks, in this version of its library or another, is not cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,54 +17,100 @@ from torch.utils.checkpoint import checkpoint
 from adapt.errors import Refusal
 from adapt.models.heads.linear import classes_of, trained_logits
 from adapt.models.towers.backbones import Backbone
-from adapt.models.towers.tokens import bare
+from adapt.models.towers.tokens import Cut, bare
+from adapt.text import one_line
 
 W = TypeVar("W", bound="Whole")
+SAME = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # relative difference of a feature that is rounded elsewhere
 
 
 class TrainedPart(nn.Module):
     """Pixels (n, 3, h, w), or tokens (n, t * d) as they leave the first `start` blocks -> `trained_logits`.
 
     With `recompute` the adapted blocks keep their inputs only and are run once more in the backward pass. Parameters
-    are those of `backbone` and `head`, under the same names as in a detector.
+    are those of `backbone` and `head`, under the same names as in a detector. Put the backbone where it is trained
+    before. Raises `Refusal` where its tower cannot be cut.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, recompute: bool = False) -> None:
         super().__init__()
         self.backbone, self.head, self.recompute = backbone, head, recompute
-        blocks = self.visual.transformer.resblocks
-        below = [m for name, m in self.visual.named_children() if name not in ("transformer", "ln_post")]
-        free = not any(p.requires_grad for m in below for p in m.parameters())
-        trained = [any(p.requires_grad for p in block.parameters()) for block in blocks]
-        self.start = [*trained[:-1], True].index(True) if free else 0  # adapted norms may stand before the blocks
-        self.width: int = self.visual.positional_embedding.shape[-1]
-        self.tokens = len(self.visual.positional_embedding)
+        self.cut, training = _cut_of(backbone), backbone.training
+        backbone.eval()  # without dropout
+        try:
+            error = self._look()
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
+            raise _cannot(
+                backbone, f"tokens do not simply run through its blocks ({one_line(str(problem), 200)})"
+            ) from problem
+        finally:
+            backbone.train(training)
+        if not error <= SAME[backbone.dtype]:
+            raise _cannot(
+                backbone, f"cut between its blocks it gives another feature (relative difference {error:.2g})"
+            )
+
+    def _look(self) -> float:
+        """Show the backbone one image of noise and note what its blocks are given; returns how far the feature of the
+        cut tower is from the backbone's own, relative to that."""
+        entered: list[tuple[Tensor, tuple, dict[str, Any]]] = []
+
+        def note(_: nn.Module, args: tuple, options: dict[str, Any]) -> None:
+            entered.append((args[0], args[1:], options))
+
+        noise = torch.rand(1, *self.backbone.preprocess.shape, generator=torch.Generator().manual_seed(0)) * 255
+        hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
+        try:
+            with torch.enable_grad():
+                feature = self.backbone(noise.to(self.backbone.device)).detach()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        free = sum(not tokens.requires_grad for tokens, _, _ in entered)  # blocks that nothing trained stands before
+        self.start = max(free - 1, 0)
+        self._others = [(args, options) for _, args, options in entered]  # rotary positions: the same for all images
+        tokens = entered[self.start][0].detach()
+        self.tokens, self.width = tokens.shape[1:]
+        with torch.no_grad():
+            return float((self.upper(tokens) - feature).norm() / feature.norm())
 
     @property
     def visual(self) -> nn.Module:
         return bare(self.backbone.tower)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.visual.get_submodule(self.cut.blocks))
+
     def lower(self, pixels: Tensor) -> Tensor:
         """Tokens (n, t, d) behind the first `start` blocks, in the precision of the tower."""
         normalised = (pixels - self.backbone.mean).div_(self.backbone.std)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.start == 0):
-            tokens = self.visual._embeds(normalised.to(self.backbone.dtype))
-            for block in self.visual.transformer.resblocks[: self.start]:
-                tokens = block(tokens)
-        return tokens
+        hook = self.blocks[self.start].register_forward_pre_hook(_leave)
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.start == 0):
+                self.visual(normalised.to(self.backbone.dtype))
+        except _Entered as entered:
+            return entered.tokens
+        finally:
+            hook.remove()
+        raise RuntimeError(f"{self.backbone.name} did not come to block {self.start + 1}")
 
     def upper(self, tokens: Tensor) -> Tensor:
         """Features (n, dim) float32 of tokens (n, t, d)."""
-        *blocks, last = self.visual.transformer.resblocks[self.start :]
-        for block in blocks:
-            tokens = self._run(block, tokens)
-        pooled, _ = self.visual._pool(self._run(_FirstToken(last), tokens))
-        return (pooled @ self.visual.proj if self.backbone.layer == "proj" else pooled).float()
+        blocks: list[Callable[..., Any]] = [*self.blocks]
+        if self.backbone.first_pools and type(blocks[-1]).__name__ == "ResidualAttentionBlock":
+            blocks[-1] = partial(_first_token, blocks[-1])
+        for block, (args, options) in list(zip(blocks, self._others, strict=True))[self.start :]:
+            tokens = self._run(block, tokens, *args, **options)
+        last, proj = self.cut.end(self.visual, tokens)
+        return (proj if self.backbone.layer == "proj" and proj is not None else last).float()
 
-    def _run(self, block: Any, tokens: Tensor) -> Tensor:
+    def _run(self, block: Callable[..., Any], tokens: Tensor, *args: Any, **options: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
+            found = checkpoint(block, tokens, *args, use_reentrant=False, **options)
+        else:
+            found = block(tokens, *args, **options)
+        return found[0] if isinstance(found, tuple) else found
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.ndim == 4:
@@ -72,16 +120,35 @@ class TrainedPart(nn.Module):
         return trained_logits(self.head, self.upper(tokens))
 
 
-class _FirstToken:
-    """A block of open_clip for its first token alone: (n, t, d) -> (n, 1, d)."""
+class _Entered(Exception):
+    """Ends a forward pass before a block."""
 
-    def __init__(self, block: nn.Module) -> None:
-        self.block = block
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__()
+        self.tokens = tokens
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        block, normed = self.block, self.block.ln_1(tokens)
-        first = tokens[:, :1] + block.ls_1(block.attn(normed[:, :1], normed, normed)[0])
-        return first + block.ls_2(block.mlp(block.ln_2(first)))
+
+def _leave(_: nn.Module, args: tuple) -> None:
+    raise _Entered(args[0])
+
+
+def _first_token(block: nn.Module, tokens: Tensor, **_: None) -> Tensor:
+    """A block of open_clip, without a mask, for its first token alone: (n, t, d) -> (n, 1, d)."""
+    normed = block.ln_1(tokens)
+    first = tokens[:, :1] + block.ls_1(block.attn(normed[:, :1], normed, normed)[0])
+    return first + block.ls_2(block.mlp(block.ln_2(first)))
+
+
+def _cut_of(backbone: Backbone) -> Cut:
+    if backbone.cut is None:
+        raise _cannot(backbone, "it has no list of blocks that tokens run through")
+    if backbone.layer not in ("last", "proj"):
+        raise _cannot(backbone, "only the layers last and proj read what leaves the last block")
+    return backbone.cut
+
+
+def _cannot(backbone: Backbone, why: str) -> Refusal:
+    return Refusal(f"{backbone.name}, layer {backbone.layer}: {why}; leave the flag out")
 
 
 class Uncut(nn.Module):
@@ -112,32 +179,18 @@ def trained_part(detector: W, cached: bool = False, recompute: bool = False) -> 
     That is refused where tokens shall be `cached`, or activations recomputed; so is a cache of nothing.
     """
     backbone = detector.backbone
-    why = _uncut(backbone)
-    if why and (cached or recompute):
-        flag = "--cache_prefix" if cached else "--checkpoint_activations"
-        raise Refusal(f"{flag}: {backbone.name}, layer {backbone.layer}: {why}; leave the flag out")
-    if why:
+    try:
+        part = TrainedPart(backbone, detector.head, recompute)
+    except Refusal as why:
+        if cached or recompute:
+            raise Refusal(f"{'--cache_prefix' if cached else '--checkpoint_activations'}: {why}") from why
         return Uncut(backbone, detector.head) if classes_of(detector.head) else detector
-    part = TrainedPart(backbone, detector.head, recompute)
     if cached and not 0 < part.start < backbone.depth:
         raise Refusal(
             f"--cache_prefix: no block of {backbone.name} lies below the adapters: give --last_blocks, less than "
             f"{backbone.depth}"
         )
     return part
-
-
-def _uncut(backbone: Backbone) -> str:
-    """Why the tower cannot be cut, "" if it can."""
-    visual = bare(backbone.tower)
-    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
-    if not blocks or {type(block).__name__ for block in blocks} != {"ResidualAttentionBlock"}:
-        return "only open_clip's own vision transformers can be cut between blocks"
-    if visual.attn_pool is not None or visual.pool_type != "tok":
-        return "its feature is not the class token"
-    if backbone.layer not in ("last", "proj"):
-        return "only the layers last and proj end in the class token of the last block"
-    return ""
 
 
 class Prefix:

@@ -73,7 +73,8 @@ class Backbone(nn.Module):
         self.name, self.layer, self.depth = name, layer, loaded.depth
         self.preprocess = replace(loaded.preprocess, geometry=geometry) if geometry else loaded.preprocess
         self.tower = loaded.tower.requires_grad_(False).eval()
-        self._walk, self._has_proj, self._first_pools = loaded.walk, loaded.has_proj, loaded.first_pools
+        self._walk, self._has_proj = loaded.walk, loaded.has_proj
+        self.first_pools, self.cut = loaded.first_pools, loaded.cut
         self._packed: tuple[PackedBlock, ...] = ()  # see `for_features`
         self.register_buffer("mean", torch.tensor(loaded.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(loaded.std).view(3, 1, 1) * 255, persistent=False)
@@ -104,7 +105,7 @@ class Backbone(nn.Module):
 
     def _encode(self, pixels: Tensor, parts: dict[str, list[re.Match[str]]]) -> dict[str, Tensor]:
         every = [part for found in parts.values() for part in found]
-        first = self._first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
+        first = self.first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
         states, end = self._tokens(pixels, every, first)
         return {
             layer: torch.cat([self._feature(part, states, end).float() for part in found], dim=-1)

@@ -7,24 +7,26 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adapt.data.preprocess import FILTERS, Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
 from adapt.models.towers.records import PLAIN, QUICK, quick_gelu
-from adapt.models.towers.timm import depth_of, patches, pools_first, walk_trunk
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, walk_trunk
+from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, near, read_json
 
 WEIGHTS = "open_clip_model.safetensors"
 RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
 
 
-def create_clip(name: str, model: str, activation: str | None = None) -> nn.Module:
+def create_clip(name: str, model: str, activation: str | None = None, texts: bool = True) -> nn.Module:
     """Both towers of MODEL@TAG, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused.
 
     They get the activation of the weights' own record, or that which a detector was trained with. Of a folder with the
-    image tower alone (`vision_only`) the text tower is random.
+    image tower alone (`vision_only`) the text tower is random. Without `texts` the text tower takes no memory: its
+    names and shapes are checked against the weights, and it holds none of them.
     """
     import open_clip
 
@@ -60,8 +62,13 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
     heard = logging.root.manager.disable
     logging.disable(logging.ERROR)  # open_clip writes what it raises to the log, too
     try:
-        with warnings.catch_warnings(), unfilled() if without else contextlib.nullcontext():
+        with (
+            warnings.catch_warnings(),
+            unfilled() if without else contextlib.nullcontext(),
+            contextlib.nullcontext() if texts else _texts_on_meta(),
+        ):
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
+            warnings.filterwarnings("ignore", message=".*to a meta parameter.*which is a no-op")
             clip = open_clip.create_model(model if ":" in model else architecture, **options)
         if without:
             _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
@@ -75,6 +82,26 @@ def create_clip(name: str, model: str, activation: str | None = None) -> nn.Modu
         ) from error
     finally:
         logging.disable(heard)
+
+
+@contextlib.contextmanager
+def _texts_on_meta() -> Iterator[None]:
+    """open_clip builds text towers without memory, and moves no model: a tower on the meta device cannot be moved."""
+    from open_clip import factory
+    from open_clip import model as towers
+
+    build, move = towers._build_text_tower, factory._set_model_device_and_precision
+
+    def build_on_meta(*args: Any, **options: Any) -> nn.Module:
+        with torch.device("meta"):
+            return build(*args, **options)
+
+    towers._build_text_tower = build_on_meta
+    factory._set_model_device_and_precision = lambda *_: None  # it is built where it is wanted: in fp32 on the CPU
+    try:
+        yield
+    finally:
+        towers._build_text_tower, factory._set_model_device_and_precision = build, move
 
 
 @contextlib.contextmanager
@@ -116,7 +143,7 @@ def _quick_gelu(name: str, model: str, activation: str | None) -> bool | None:
 
 
 def load_open_clip(name: str, model: str, activation: str | None = None) -> Loaded:
-    visual = create_clip(name, model, activation).visual
+    visual = create_clip(name, model, activation, texts=False).visual
     extra: dict[str, Any] = {}
     if model.startswith("local-dir:"):
         extra = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name).get("adapt", {})
@@ -134,13 +161,15 @@ def load_open_clip(name: str, model: str, activation: str | None = None) -> Load
     preprocess = Preprocess(size, size, config["interpolation"], geometry)
     if hasattr(visual, "trunk"):
         walk, depth, first = walk_trunk_tower, depth_of(visual.trunk, name), pools_first(visual.trunk)
+        cut = Cut("trunk.blocks", end_of_trunk_tower) if has_blocks(visual.trunk) else None
     elif hasattr(visual, "transformer"):
         split_all(visual)
         walk, depth = walk_transformer, len(visual.transformer.resblocks)
         first = visual.attn_pool is None and visual.pool_type == "tok"
+        cut = Cut("transformer.resblocks", end_of_transformer)
     else:
         raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
-    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first)
+    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first, cut)
 
 
 def walk_transformer(
@@ -161,6 +190,12 @@ def walk_transformer(
     return found, End(last, normed, last if visual.proj is None else last @ visual.proj)
 
 
+def end_of_transformer(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """See adapt.models.towers.tokens.Cut."""
+    last, _ = visual._pool(tokens)
+    return last, last if visual.proj is None else last @ visual.proj
+
+
 def walk_trunk_tower(
     tower: nn.Module, pixels: Tensor, blocks: Collection[int], end: bool
 ) -> tuple[dict[int, Tokens], End | None]:
@@ -171,7 +206,17 @@ def walk_trunk_tower(
     found, tokens = walk_trunk(trunk, pixels, blocks, end)
     if not end:
         return found, None
-    feature = trunk.forward_head(tokens, pre_logits=True)
-    proj = visual.head(trunk.get_classifier()(feature))
-    last = feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+    last, proj = _trunk_end(visual, tokens)
     return found, End(last, patches(trunk, tokens), proj)
+
+
+def end_of_trunk_tower(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """See adapt.models.towers.tokens.Cut."""
+    return _trunk_end(visual, visual.trunk.norm(tokens))
+
+
+def _trunk_end(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled feature and projected embedding of tokens behind the trunk's norm."""
+    feature = visual.trunk.forward_head(tokens, pre_logits=True)
+    last = feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+    return last, visual.head(visual.trunk.get_classifier()(feature))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapt.data.preprocess import FILTERS, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.records import PLAIN, QUICK
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, near, read_json
 
 
 def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
@@ -44,8 +44,8 @@ def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
     tower.reset_classifier(0)
     preprocess = _preprocess(cfg, name)
     depth = depth_of(tower, name)
-    first = pools_first(tower)
-    return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first)
+    first, cut = pools_first(tower), Cut("blocks", end) if has_blocks(tower) else None
+    return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first, cut)
 
 
 def _activation(name: str, architecture: str, config: dict[str, Any], activation: str | None) -> dict[str, str]:
@@ -86,6 +86,11 @@ def pools_first(trunk: nn.Module) -> bool:
     return getattr(trunk, "global_pool", "") == "token" and getattr(trunk, "attn_pool", None) is None
 
 
+def has_blocks(trunk: nn.Module) -> bool:
+    """Whether tokens run through one list of blocks and a norm, as in a vision transformer."""
+    return isinstance(getattr(trunk, "blocks", None), nn.ModuleList | nn.Sequential) and hasattr(trunk, "norm")
+
+
 def depth_of(trunk: nn.Module, name: str) -> int:
     if not hasattr(trunk, "forward_intermediates"):
         raise Refusal(f"backbone {name}: timm gives no features of {type(trunk).__name__}'s blocks")
@@ -121,6 +126,11 @@ def walk_trunk(
         cls = before[:, 0] if prefix and trunk.cls_token is not None else None
         found[k] = Tokens(cls, grid.flatten(2).transpose(1, 2))  # (n, d, h, w) -> (n, h * w, d)
     return found, tokens
+
+
+def end(trunk: nn.Module, tokens: Tensor) -> tuple[Tensor, None]:
+    """See adapt.models.towers.tokens.Cut."""
+    return pooled(trunk, trunk.norm(tokens)), None
 
 
 def pooled(trunk: nn.Module, tokens: Tensor) -> Tensor:

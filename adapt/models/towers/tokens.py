@@ -40,6 +40,14 @@ Walk = Callable[[nn.Module, Tensor, Collection[int], bool], tuple[dict[int, Toke
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where the bare tower of a library can be cut: between its blocks."""
+
+    blocks: str  # path of their list
+    end: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]  # tower, tokens behind them -> `End`'s last, proj
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What a library hands over: the tower, how images enter it, and how to walk through it."""
 
@@ -51,6 +59,7 @@ class Loaded:
     has_proj: bool
     walk: Walk
     first_pools: bool = False  # whether the pooled feature is the first token after the last block, normed
+    cut: Cut | None = None  # None: it has no list of blocks that tokens run through
 
 
 def bare(tower: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
-from adapt.models.towers.tokens import End, Loaded, Tokens, bare, message_of, read_json
+from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, read_json
 
 VISION = {  # model_type of config.json: class of the image tower
     "clip": "CLIPVisionModelWithProjection",
@@ -53,7 +53,8 @@ def load_transformers(name: str, model: str) -> Loaded:
     size = tower.config.image_size
     if has_proj and size != preprocess.size:  # DINO interpolates its positions, or has none
         raise Refusal(f"backbone {name}: the tower takes {size} px, its preprocessor_config.json {preprocess.size}")
-    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path), "siglip" not in kind)
+    cut, first = Cut(path, end), "siglip" not in kind
+    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path), first, cut)
 
 
 def snapshot(name: str, model: str) -> Path:
@@ -182,3 +183,14 @@ def walk(
         return found, End(tokens[:, 0], tokens[:, 1:], output.image_embeds)
     last = output.pooler_output
     return found, End(last, tokens[:, prefix:], None if has_class else last)
+
+
+def end(tower: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """See adapt.models.towers.tokens.Cut. CLIP and SigLIP have a post_layernorm, DINOv2 a layernorm, DINOv3 a norm."""
+    model = getattr(tower, "vision_model", tower)
+    norm = next(getattr(model, name) for name in ("post_layernorm", "layernorm", "norm") if hasattr(model, name))
+    if hasattr(model, "head"):  # SigLIP pools all tokens, and compares that with texts
+        last = model.head(norm(tokens))
+        return last, last
+    last = norm(tokens[:, 0])
+    return last, tower.visual_projection(last) if hasattr(tower, "visual_projection") else None
