@@ -2,6 +2,7 @@
 
     CACHE/<space>/fingerprint.json        everything that made these features
     CACHE/<space>/<sha256>.safetensors    their rows (adapt/features/shards.py)
+    CACHE/<space>/verified/               which of those were found whole (adapt/features/verified.py)
     CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
 
 A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its bytes, so a
@@ -29,9 +30,11 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features.shards import Shard, Space, stored
+from adapt.features.shards import Shard, Space, shards_of, stored
+from adapt.features.verified import whole
 from adapt.files import write_text
 from adapt.progress import bar
+from adapt.threads import in_threads
 
 FORMAT = 1
 # of the file, not of the image
@@ -213,6 +216,9 @@ def extract(
     layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
     cache = feature_cache() if cache is None else Path(cache)
     folders = {(a, v): space_folder(cache, encoder, a, v) for a in layers for v in views}
+    if share[1] > 1:  # each process reads a part of what has no mark, and `_identify` waits for all
+        for folder in folders.values():
+            whole(folder, shards_of(folder)[share[0] :: share[1]])
     ids, missing = _identify(manifest, share, gather, cache / "files")
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
@@ -295,6 +301,8 @@ def _encode(
             progress.update(count)
     for shard in shards.values():
         shard.publish()
+        if share[1] > 1:
+            whole(shard.folder, shard.published)  # marked here, they are not read by every process
     progress.close()
     return lost
 
@@ -306,14 +314,18 @@ def _identify(
 
     A digest in the manifest is believed here: reading checks it before an image is encoded. So is one in `folder`.
     """
-    found: list[tuple[int, bytes | str]] = []
     known = Digests(folder)
-    for row in range(share[0], len(manifest), share[1]):
-        digest = manifest["sha256"][row]
+
+    def digest(row: int) -> bytes | str:
         try:
-            found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
+            return known.of(manifest["file"][row], manifest.place(row))
         except Unreadable as problem:
-            found.append((row, str(problem)))
+            return str(problem)
+
+    given = ((row, manifest["sha256"][row]) for row in range(share[0], len(manifest), share[1]))
+    found: list[tuple[int, bytes | str]] = [(row, bytes.fromhex(text)) for row, text in given]
+    unknown = [row for row, value in found if not value]
+    found = [pair for pair in found if pair[1]] + list(zip(unknown, in_threads(digest, unknown), strict=True))
     known.close()
     ids, missing = np.zeros(len(manifest), "V32"), {}
     for row, value in gather(found):

@@ -295,7 +295,7 @@ def test_digests_are_those_of_the_bytes_and_follow_every_change(tmp_path, settle
 
     reads: list[str] = []
     read = module.read_bytes
-    monkeypatch.setattr(module, "read_bytes", lambda file: reads.append(file) or read(file))
+    monkeypatch.setattr(module, "read_bytes", lambda file, *more: reads.append(file) or read(file, *more))
     file = tmp_path / "a.jpg"
     file.write_bytes(b"first")
 
