@@ -39,8 +39,8 @@ def settled(changed: float) -> bool:
 
 
 def read_tables(folder: Path) -> Iterator[dict[str, list]]:
-    """The tables of a folder; one whose bytes do not give its name is left out."""
-    for table in sorted(folder.glob("*.json")):
+    """The tables of a folder, the newest last; one whose bytes do not give its name is left out."""
+    for table in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         data = table.read_bytes()
         if hashlib.sha256(data).hexdigest() == table.stem:
             yield json.loads(data)
