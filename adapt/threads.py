@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 THREADS = 8  # a disk, or a network drive, serves several requests at once
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def in_threads(work: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Found]:
