@@ -9,6 +9,7 @@ import numpy as np
 from adapt.data.rows import PLACES, REQUIRED
 from adapt.errors import Refusal
 from adapt.files import sha256, too_many_files
+from adapt.threads import in_threads
 
 
 def refuse_columns(columns: Mapping[str, Sized], name: str) -> None:
@@ -57,12 +58,15 @@ def check_bytes(columns: dict[str, np.ndarray]) -> None:
     kinds = list(zip(columns["split"], columns["generator"] != "real", strict=True))
     digests = list(columns["sha256"])
     if not all(digests):
-        sizes = [_size(file) for file in columns["file"]]
+        files = columns["file"].tolist()
+        sizes = list(in_threads(_size, files))
         tails: list = [None] * len(sizes)
-        for row in _shared(sizes, kinds):
-            tails[row] = (sizes[row], _tail(columns["file"][row]))
-        for row in _shared(tails, kinds):
-            digests[row] = digests[row] or _digest(columns["file"][row])
+        rows = _shared(sizes, kinds)
+        for row, tail in zip(rows, in_threads(_tail, [files[row] for row in rows]), strict=True):
+            tails[row] = (sizes[row], tail)
+        rows = [row for row in _shared(tails, kinds) if not digests[row]]
+        for row, digest in zip(rows, in_threads(_digest, [files[row] for row in rows]), strict=True):
+            digests[row] = digest
     if rows := _shared([digest or None for digest in digests], kinds):
         a = rows[0]
         b = next(row for row in rows if digests[row] == digests[a] and kinds[row] != kinds[a])

@@ -2,6 +2,7 @@
 
     CACHE/<space>/fingerprint.json        everything that made these features
     CACHE/<space>/<sha256>.safetensors    their rows (adapt/features/shards.py)
+    CACHE/<space>/verified/               which of those were found whole (adapt/features/verified.py)
     CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
 
 A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its bytes, so a
@@ -29,10 +30,12 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features.shards import Shard, Space, stored
+from adapt.features.shards import Shard, Space, shards_of, stored
+from adapt.features.verified import whole
 from adapt.files import write_text
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
+from adapt.threads import in_threads
 
 FORMAT = 1
 # of the file, not of the image
@@ -214,6 +217,9 @@ def extract(
     layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
     cache = feature_cache() if cache is None else Path(cache)
     folders = {(a, v): space_folder(cache, encoder, a, v) for a in layers for v in views}
+    if share[1] > 1:  # each process reads a part of what has no mark, and `_identify` waits for all
+        for folder in folders.values():
+            whole(folder, shards_of(folder)[share[0] :: share[1]])
     ids, missing = _identify(manifest, share, gather, cache / "files")
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
@@ -300,6 +306,8 @@ def _encode(
             progress.update(count)
     for shard in shards.values():
         shard.publish()
+        if share[1] > 1:
+            whole(shard.folder, shard.published)  # marked here, they are not read by every process
     progress.close()
     return lost
 
@@ -312,12 +320,21 @@ def _identify(manifest: Manifest, share: tuple[int, int], gather: Gather, folder
     rows = range(share[0], len(manifest), share[1])
     ids, reasons = np.zeros(len(rows), "V32"), [""] * len(rows)
     known = Digests(folder)
-    for place, row in enumerate(rows):
-        digest = manifest["sha256"][row]
+
+    def digest(row: int) -> bytes | str:
         try:
-            ids[place] = np.frombuffer(bytes.fromhex(digest) or known.of(manifest["file"][row]), "V32")[0]
+            return known.of(manifest["file"][row], manifest.place(row))
         except Unreadable as problem:
-            reasons[place] = str(problem)
+            return str(problem)
+
+    given = [bytes.fromhex(manifest["sha256"][row]) for row in rows]
+    unknown = [place for place, found in enumerate(given) if not found]
+    hashed = dict(zip(unknown, in_threads(digest, [rows[place] for place in unknown]), strict=True))
+    for place, found in enumerate(given):
+        if isinstance(value := found or hashed[place], str):
+            reasons[place] = value
+        else:
+            ids[place] = np.frombuffer(value, "V32")[0]
     known.close()
     why = dealt(gather_words(gather, reasons), share[1])
     missing = {int(row): why[row] for row in np.flatnonzero(why != "")}

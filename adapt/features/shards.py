@@ -4,8 +4,8 @@
                                    bfloat16 where the encoder hands that back
 
 A shard is published whole under the digest of its own bytes: two writers never meet, a killed one leaves nothing that
-could be read, and a shard whose bytes do not give its name is set aside. Reading maps the shards into memory and
-copies the rows that are asked for.
+could be read, and a shard whose bytes do not give its name is set aside (adapt/features/verified.py). Reading maps the
+shards into memory and copies the rows that are asked for.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adapt.files import atomic, sha256
+from adapt.features.verified import whole
+from adapt.files import atomic
 
 SHARD_BYTES, SHARD_SECONDS = 16 << 20, 60.0  # what a killed extraction may lose; writing takes 4 times the bytes
 
@@ -39,12 +40,13 @@ class Space:
 
     @classmethod
     def open(cls, folder: Path) -> "Space":
-        """Read the ids of all shards, verifying every shard's checksum."""
+        """Read the ids of all shards, verifying the checksum of every shard that has no mark."""
         ids, shard, row = [], [], []
         shards: list[Path] = []
         reasons: dict[bytes, str] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            if sha256(path) != path.stem:
+        paths = shards_of(folder)
+        for path, good in zip(paths, whole(folder, paths), strict=True):
+            if not good:
                 _set_aside(path)
                 continue
             tensors, metadata = _header(path)
@@ -90,6 +92,8 @@ class Shard:
         self.folder = folder
         self._clear()
 
+        self.published: list[Path] = []
+
     def _clear(self) -> None:
         self.since, self.bytes = time.monotonic(), 0
         self.ids: list[bytes] = []
@@ -110,7 +114,7 @@ class Shard:
 
     def publish(self) -> None:
         if ids := b"".join(self.ids):
-            write_shard(self.folder, np.frombuffer(ids, "V32"), self.rows, self.reasons)
+            self.published.append(write_shard(self.folder, np.frombuffer(ids, "V32"), self.rows, self.reasons))
         self._clear()
 
 
@@ -126,8 +130,9 @@ def _widened(features: np.ndarray) -> np.ndarray:
 
 def write_shard(
     folder: Path, ids: np.ndarray, blocks: Sequence[np.ndarray], reasons: dict[str, str] | None = None
-) -> None:
-    """Publish a shard: ids (n,) of 32 raw bytes, features (n, d) in blocks of rows, why some could not be read, by id.
+) -> Path:
+    """Publish a shard; returns its path. Ids (n,) of 32 raw bytes, features (n, d) in blocks of rows, why some could
+    not be read, by id.
 
     The file is laid out here, a header and the arrays' own memory: safetensors' writer would copy them three times.
     """
@@ -150,8 +155,15 @@ def write_shard(
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    with atomic(folder / f"{digest.hexdigest()}.safetensors") as temporary, temporary.open("wb") as file:
+    path = folder / f"{digest.hexdigest()}.safetensors"
+    with atomic(path) as temporary, temporary.open("wb") as file:
         file.writelines(parts)
+    return path
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards of a folder, in one order for every process."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:

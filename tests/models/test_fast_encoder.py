@@ -295,7 +295,7 @@ def test_digests_are_those_of_the_bytes_and_follow_every_change(tmp_path, settle
 
     reads: list[str] = []
     read = module.read_bytes
-    monkeypatch.setattr(module, "read_bytes", lambda file: reads.append(file) or read(file))
+    monkeypatch.setattr(module, "read_bytes", lambda file, *more: reads.append(file) or read(file, *more))
     file = tmp_path / "a.jpg"
     file.write_bytes(b"first")
 
@@ -315,6 +315,22 @@ def test_digests_are_those_of_the_bytes_and_follow_every_change(tmp_path, settle
     (table, *_) = (tmp_path / "known").glob("*.json")
     table.write_text(table.read_text().replace('"', " ", 1))  # damaged: read again
     assert ask() != first
+
+
+def test_a_file_that_changed_often_is_read_once_for_each_change(tmp_path, settled, monkeypatch) -> None:
+    """Tables are named by digests, so an older one may stand behind a newer one: what it says must not count."""
+    reads: list[str] = []
+    read = digests.read_bytes
+    monkeypatch.setattr(digests, "read_bytes", lambda file, *more: reads.append(file) or read(file, *more))
+    file = tmp_path / "a.jpg"
+    for change in range(1, 9):
+        file.write_bytes(bytes(change))
+        for _ in range(2):
+            time.sleep(0.02)  # the file system's clock
+            known = Digests(tmp_path / "known")
+            known.of(file)
+            known.close()
+        assert len(reads) == change
 
 
 def test_a_file_that_has_only_just_changed_is_read_again(tmp_path) -> None:

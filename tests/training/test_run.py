@@ -19,6 +19,10 @@ from processes import in_children
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import adapt.training.report  # noqa: F401
+from adapt.collect import builder
+from adapt.collect.pack import pack
+from adapt.data import archives
+from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import sha256
@@ -125,6 +129,23 @@ def test_killed_anywhere_and_resumed_is_bit_identical(config, tmp_path, world, w
     assert points(config.output_dir) == points(whole.output_dir)
     assert [step for step, _ in points(config.output_dir)["train/loss"]] == list(range(1, STEPS + 1))
     assert not list(config.output_dir.glob(".*.tmp"))
+
+
+def test_training_on_many_tar_files_is_resumed_bit_by_bit(config, planted, tmp_path, monkeypatch) -> None:
+    """Every group in a tar file of its own, three of which are read at a time."""
+    monkeypatch.setattr(builder, "SHARD_BYTES", 1)
+    packed = pack(Manifest.read(planted), tmp_path / "packed.csv")
+    assert len(list((tmp_path / "packed.shards").glob("*.tar"))) == 36
+    runs = {name: dataclasses.replace(config, manifest=(str(packed),), output_dir=tmp_path / name) for name in "abc"}
+    assert in_children(lambda: lora.main(runs["c"])) == [0]
+    monkeypatch.setattr(archives, "WINDOW", 3)
+    assert in_children(lambda: lora.main(runs["a"])) == [0]
+    again = dataclasses.replace(runs["b"], num_workers=2)
+    assert killed(again, "update", 7, 1) == [-signal.SIGKILL]  # in the second epoch, a step behind a checkpoint
+    assert in_children(lambda: lora.main(again)) == [0]
+    assert results(again.output_dir) == results(runs["a"].output_dir)
+    by_all, by_few = ((runs[name].output_dir / "log.jsonl").read_text() for name in "ca")
+    assert by_all != by_few  # the tar files did matter
 
 
 def test_two_processes_compute_what_one_does(config, tmp_path) -> None:
