@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from adapt import stop
 from adapt.errors import Refusal
 from adapt.provenance import cores
 
@@ -34,6 +35,7 @@ class Processes:
     """What `accelerate launch`, `torchrun` or plain `python` has started; the first process speaks."""
 
     def __init__(self) -> None:
+        stop.heed()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
         # cpu=True also makes `torchrun` without a GPU form one group instead of silent independent copies
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")

@@ -107,6 +107,7 @@ def main(cfg: Config) -> None:
     from adapt.number_table import write_table
     from adapt.pages.markdown_page import write_page
     from adapt.pages.tables import grid
+    from adapt.stop import end_with_parent
     from adapt.training.report import show_finished
     from adapt.training.run import Run
 
@@ -121,7 +122,7 @@ def main(cfg: Config) -> None:
             try:
                 features = write_features(cfg, rows, views, folder)
                 for head in cfg.heads:
-                    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as alone:
                         found = alone.submit(measure, cfg, head, features).result()
                     table.append({"head": head, "rows": rows, "views": views} | found)
                     run.say(

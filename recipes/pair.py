@@ -139,7 +139,9 @@ def train(cfg: Config) -> None:
             run.select(selection_score(scores, tuning.detector, by_class))
 
     picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs * (1 + twins), cfg.epochs)
-    scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
+    scores = tuning.final_scores(run, held, cfg.test_views, cfg.num_workers)
+    if scores is None:  # another process than the first
+        return run.end()
     tuning.detector.freeze(scores)
     facts = {"arm": arm, "trainable_parameters": tuning.trainable, **class_facts(tuning.detector, by_class), **picked}
     report(

@@ -8,6 +8,7 @@ A space is one (encoder, layer, precision, view, library versions). An image is 
 cache serves every manifest that holds the image. Images of a shard that is damaged are encoded again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,9 +30,10 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features.shards import Shard, Space, stored
+from adapt.features.shards import Shard, Space, publish, stored
 from adapt.files import write_text
 from adapt.progress import bar
+from adapt.stop import Stopped, whole
 
 FORMAT = 1
 OF_THE_FILE = ("missing", "not-a-file", "no-access", "io-error", "bad-archive", "sha256-mismatch")  # not of the image
@@ -271,31 +273,38 @@ def _encode(
     shards, lost = {key: Shard(folder) for key, folder in folders.items()}, []
     progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
     encoder.eval()
-    for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
-        here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
-        needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
-        loader = DataLoader(
-            Images(manifest, rows[here], encoder.preprocess, needed),
-            batch_size=max(1, batch_size // len(needed)),
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=heed_main_process,
-        )
-        done = 0
-        for items in loader:
-            lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
-            found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
-            for layer, values in found.items():
-                rows_of = stored(values.view(len(items), len(needed), -1).cpu())
-                for v, view in enumerate(needed):
-                    lacks = absent[layer, view][here[done : done + len(items)]]
-                    kept = [i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE]
-                    images = ids[[items[i].row for i in kept]]
-                    shards[layer, view].add(images, rows_of[kept, v], [items[i].reasons[v] for i in kept])
-            done += len(items)
-            progress.update(len(items))
-    for shard in shards.values():
-        shard.publish()
+    try:
+        for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
+            here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
+            needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
+            loader = DataLoader(
+                Images(manifest, rows[here], encoder.preprocess, needed),
+                batch_size=max(1, batch_size // len(needed)),
+                num_workers=workers,
+                collate_fn=list,
+                worker_init_fn=heed_main_process,
+            )
+            done = 0
+            for items in loader:
+                with whole():
+                    lost += [(item.row, item.reasons[0]) for item in items if item.reasons[0] in OF_THE_FILE]
+                    found = encoder.encode(torch.cat([item.pixels for item in items]).to(device), layers)
+                    for layer, values in found.items():
+                        rows_of = stored(values.view(len(items), len(needed), -1).cpu())
+                        for v, view in enumerate(needed):
+                            lacks = absent[layer, view][here[done : done + len(items)]]
+                            kept = [
+                                i for i, item in enumerate(items) if lacks[i] and item.reasons[v] not in OF_THE_FILE
+                            ]
+                            images = ids[[items[i].row for i in kept]]
+                            shards[layer, view].add(images, rows_of[kept, v], [items[i].reasons[v] for i in kept])
+                    done += len(items)
+                    progress.update(len(items))
+    except Stopped:
+        with whole():
+            publish(shards.values())
+        raise
+    publish(shards.values())
     progress.close()
     return lost
 
@@ -308,14 +317,13 @@ def _identify(
     A digest in the manifest is believed here: reading checks it before an image is encoded. So is one in `folder`.
     """
     found: list[tuple[int, bytes | str]] = []
-    known = Digests(folder)
-    for row in range(share[0], len(manifest), share[1]):
-        digest = manifest["sha256"][row]
-        try:
-            found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
-        except Unreadable as problem:
-            found.append((row, str(problem)))
-    known.close()
+    with contextlib.closing(Digests(folder)) as known:
+        for row in range(share[0], len(manifest), share[1]):
+            digest = manifest["sha256"][row]
+            try:
+                found.append((row, bytes.fromhex(digest) or known.of(manifest["file"][row])))
+            except Unreadable as problem:
+                found.append((row, str(problem)))
     ids, missing = np.zeros(len(manifest), "V32"), {}
     for row, value in gather(found):
         if isinstance(value, str):
