@@ -11,6 +11,8 @@ Time: about 20 minutes on one busy core; Tip-Adapter-F at 100,000 rows is most o
 from dataclasses import dataclass
 from pathlib import Path
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 

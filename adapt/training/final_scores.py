@@ -34,8 +34,10 @@ def final_scores(
     what = {"weights": hashlib.sha256(weights).hexdigest(), "identity": run.identity}
     path, scoring = run.folder / FOLDER / f"{name.replace(' ', '-')}.jsonl", run.scoring(num_workers)
     scores = score_in_parts(detector, rows, which, tuple(views), path, what, name, scoring)
-    bad = np.flatnonzero(scores["status"] == f"unreadable: {NOT_FINITE}") if scores else ()
-    if scores and len(bad):
+    if scores is None:
+        return None
+    bad = np.flatnonzero(scores["status"] == f"unreadable: {NOT_FINITE}")
+    if len(bad):
         path.unlink()
         raise Refusal(
             f"{len(bad)} logits are not finite, such as that of {scores['path'][bad[0]]!r}: use --precision fp32, or "
