@@ -11,13 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
-
-import yaml
+from typing import ClassVar, NoReturn, Protocol, TypeVar
 
 from adapt.errors import Refusal
 from adapt.files import FULL, disk_full, too_many_files
 from adapt.launch import honour
+from adapt.stop import STATUS, Stopped, asked, end_children, heed
 from adapt.text import one_line
 
 C = TypeVar("C", bound="Flags")
@@ -26,6 +25,11 @@ TOO_MANY_FILES = (
     "too many open files (this shell allows {limit}): run `ulimit -n 65536` before the same command, or give fewer "
     "data processes with --num_workers"
 )
+NO_PACKAGE = (
+    "{python} has no package {name}: run `./launch.sh RECIPE_OR_COMMAND`, which sets up .venv, or start the same "
+    "command with the Python of an environment where `pip install adapt-aigi` has run"
+)
+LOST = "process {rank} has lost another one ({why}): start the same command again to continue"
 
 
 class Flags(Protocol):
@@ -49,25 +53,54 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
     """Parse the flags of `config_class`, call `main(config)`, and end with a status a script can use.
 
     `--config FILE` takes its values from a saved config; flags on the command line override them. A flag that takes
-    several values may also be given several times. A user's mistake (`Refusal`), a full disk and too many open files
-    are one line on the standard error and status 2; under several processes only the first of them speaks.
+    several values may also be given several times. A user's mistake (`Refusal`), a full disk, too many open files and
+    a package that is not installed are one line on the standard error and status 2, a SIGTERM is one and status 143:
+    of several processes only the first speaks. One that has lost another says so in a line of its own, with status 1.
     """
     threading.excepthook = _thread_failed
     try:
+        heed()
         with _reader_may_leave():
             config = parse(config_class, sys.argv[1:], description or sys.modules[main.__module__].__doc__)
         main(honour(config))
+    except Stopped as stopped:
+        _end(stopped.words, STATUS)
     except Refusal as refusal:
-        _end(str(refusal))
+        _end(f"error: {refusal}", 2)
     except Exception as error:
-        if disk_full(error):
-            where = getattr(error, "filename", None)
-            _end(FULL.format(f" while writing {where}" if where else f" ({one_line(str(error), 200)})"))
-        if isinstance(error, RuntimeError) and NOT_REPEATABLE in str(error):
-            _end(f"{one_line(str(error).partition(',')[0], 200)}: give --fast_kernels, without which this stops")
-        if not (isinstance(error, OSError | RuntimeError) and too_many_files(error)):
+        if asked():  # other processes have ended of the same SIGTERM, while this one waited for them
+            _end(Stopped().words, STATUS)
+        rank = os.environ.get("RANK", "0")
+        if _lost_process(error):
+            _end(f"error: {LOST.format(rank=rank, why=one_line(str(error), 200))}", 1, everywhere=True)
+        if (words := _no_defect(error)) is None:
             raise
-        _end(TOO_MANY_FILES.format(limit=_open_files()))
+        _end(f"error: {words}", 2)
+    finally:
+        end_children()
+
+
+def _no_defect(error: Exception) -> str | None:
+    """What to say of an error that the machine is to blame for; None for others."""
+    if disk_full(error):
+        where = getattr(error, "filename", None)
+        return FULL.format(f" while writing {where}" if where else f" ({one_line(str(error), 200)})")
+    if isinstance(error, RuntimeError) and NOT_REPEATABLE in str(error):
+        return f"{one_line(str(error).partition(',')[0], 200)}: give --fast_kernels, without which this stops"
+    if isinstance(error, OSError | RuntimeError) and too_many_files(error):
+        return TOO_MANY_FILES.format(limit=_open_files())
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "adapt":
+        return NO_PACKAGE.format(python=sys.executable, name=error.name)
+    return None
+
+
+def _lost_process(error: Exception) -> bool:
+    """Whether an error of torch says that another process of this launch does not answer any more."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error).lower()
 
 
 @contextlib.contextmanager
@@ -89,15 +122,16 @@ def _thread_failed(failed: "threading.ExceptHookArgs") -> None:
         threading.__excepthook__(failed)
 
 
-def _end(message: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+def _end(line: str, status: int, everywhere: bool = False) -> NoReturn:
+    """Say a line, in the first process or `everywhere`, and leave."""
+    if everywhere or os.environ.get("RANK", "0") == "0":
         if "tqdm" in sys.modules:
             from adapt.progress import end_bars
 
             end_bars()
         with contextlib.suppress(OSError):  # the full disk may be the one that takes this line
-            print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+            print(line, file=sys.stderr)
+    sys.exit(status)
 
 
 def _open_files() -> int:
@@ -145,6 +179,8 @@ def parse(config_class: type[C], arguments: list[str], description: str | None =
 
 def dump(config: Flags) -> str:
     """The resolved config as YAML; `--config` reads it back to an equal config."""
+    import yaml
+
     return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
@@ -210,6 +246,8 @@ def _take_config_flag(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _flags_from_yaml(file: Path, config_class: type[Flags]) -> list[str]:
+    import yaml
+
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from tqdm import tqdm
 
+from adapt import stop
 from adapt.errors import Refusal
 from adapt.flags import Launch
 from adapt.provenance import cores
@@ -75,6 +76,7 @@ class Processes:
     """What `accelerate launch`, `torchrun` or plain `python` has started; the first process speaks."""
 
     def __init__(self, launch: Launch | None = None) -> None:
+        stop.heed()
         launch = launch or Launch()
         if not launch.timeout_hours > 0:
             raise Refusal(f"--timeout_hours {launch.timeout_hours}: give more than 0")

@@ -33,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import each_once
 from adapt.cli import run as run_recipe
 from adapt.flags import Encoder, Permutations, Rotation, Rows, Sweep

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.flags import Sweep

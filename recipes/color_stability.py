@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import as_dict, at_least, dump, run
 from adapt.flags import Intervals, Rows
 

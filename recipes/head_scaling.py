@@ -11,6 +11,8 @@ Time: about 20 minutes on one busy core; Tip-Adapter-F at 100,000 rows is most o
 from dataclasses import dataclass
 from pathlib import Path
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 
@@ -107,6 +109,7 @@ def main(cfg: Config) -> None:
     from adapt.number_table import write_table
     from adapt.pages.markdown_page import write_page
     from adapt.pages.tables import grid
+    from adapt.stop import end_with_parent
     from adapt.training.report import show_finished
     from adapt.training.run import Run
 
@@ -121,7 +124,7 @@ def main(cfg: Config) -> None:
             try:
                 features = write_features(cfg, rows, views, folder)
                 for head in cfg.heads:
-                    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as alone:
                         found = alone.submit(measure, cfg, head, features).result()
                     table.append({"head": head, "rows": rows, "views": views} | found)
                     run.say(

@@ -23,6 +23,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Cached, Classes, Encoder, Folds, Intervals, Permutations, Rotation, Rows, Views

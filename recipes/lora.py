@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import run as run_recipe
 from adapt.flags import FineTuning, Folds, Rotation
 
@@ -44,10 +46,10 @@ def main(cfg: Config) -> None:
     import numpy as np
 
     from adapt.data.left_out import leave_out
-    from adapt.detector.detector import score
     from adapt.sweeps.folds import run_folds
     from adapt.sweeps.rotation import run_rotation
     from adapt.training.classes import column_of
+    from adapt.training.final_scores import final_scores
     from adapt.training.report import finish_scored, open_run, report
 
     if cfg.folds and not cfg.fold:
@@ -64,7 +66,9 @@ def main(cfg: Config) -> None:
     detector = new_detector(cfg, run, rows)
     facts = fine_tune(cfg, run, rows, detector)
     held = np.flatnonzero(rows["split"] != "train")
-    scores = score(detector, rows, held, cfg.test_views, progress="scoring", **run.scoring(cfg.num_workers))
+    scores = final_scores(run, detector, rows, held, cfg.test_views, cfg.num_workers)
+    if scores is None:  # another process than the first
+        return run.end()
     detector.freeze(scores)
     report(
         run, detector, rows, scores, cfg.resamples,

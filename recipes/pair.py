@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
@@ -139,11 +141,13 @@ def train(cfg: Config) -> None:
             run.select(selection_score(scores, tuning.detector, by_class))
 
     picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs * (1 + twins), cfg.epochs)
-    scores = tuning.score(held, cfg.test_views, cfg.num_workers, "scoring")
-    tuning.detector.freeze(scores)
+    final = tuning.final_scores(run, held, cfg.test_views, cfg.num_workers)
+    if final is None:  # another process than the first
+        return run.end()
+    tuning.detector.freeze(final)
     facts = {"arm": arm, "trainable_parameters": tuning.trainable, **class_facts(tuning.detector, by_class), **picked}
     report(
-        run, tuning.detector, rows, scores, cfg.resamples,
+        run, tuning.detector, rows, final, cfg.resamples,
         train_views=cfg.train_views, classes_are=by_class, facts=facts,
     )  # fmt: skip
 

@@ -18,6 +18,8 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import run
 
 

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
+
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
 from adapt.flags import Aim, FineTuning
@@ -58,8 +60,9 @@ def main(cfg: Config) -> None:
     from lora import fine_tune, new_detector, on_permuted_labels  # recipes/lora.py: the loop is the same
 
     from adapt.data.onboarding import onboard
-    from adapt.detector.detector import load_detector, score
+    from adapt.detector.detector import load_detector
     from adapt.training.classes import column_of, go_on_with_classes
+    from adapt.training.final_scores import final_scores
     from adapt.training.refine import Aim, aim_of, before_and_after, origin
     from adapt.training.report import finish_scored, keep_scores, open_run, report
     from adapt.training.scored import Kept
@@ -93,16 +96,18 @@ def main(cfg: Config) -> None:
     facts = fine_tune(cfg, run, rows, detector, aim, **known)
 
     held = np.flatnonzero(rows["split"] != "train")
-    scores = score(detector, rows, held, cfg.test_views, progress="scoring", **scoring)
-    detector.freeze(scores)
-    if run.main:
+    scores, before = final_scores(run, detector, rows, held, cfg.test_views, cfg.num_workers), None
+    if scores is not None:
+        detector.freeze(scores)
         keep_scores(run, detector, rows, scores, train_views=cfg.train_views, facts=facts)
-    kept = Kept(run.folder, notes=aim.noted())
     if init:
         old = load_detector(init, None if cfg.backbone == Config.backbone else cfg.backbone).to(run.device)
-        before = score(old, rows, held, cfg.test_views, progress="scoring what it was", **scoring)
-        if run.main:
-            kept.add(("before",), before)
+        before = final_scores(run, old, rows, held, cfg.test_views, cfg.num_workers, "scoring what it was")
+    if scores is None:  # another process than the first
+        return run.end()
+    kept = Kept(run.folder, notes=aim.noted())
+    if before is not None:
+        kept.add(("before",), before)
     report(
         run,
         detector,

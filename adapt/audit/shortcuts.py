@@ -32,6 +32,7 @@ from adapt.evaluation.jackknife import Interval, leave_out, share_interval
 from adapt.evaluation.metrics import CHANCE, outcome_of
 from adapt.evaluation.replicates import ALL, distinct, measure
 from adapt.progress import bar
+from adapt.stop import end_with_parent
 
 FACTORS = {  # what must not matter -> columns of `Facts`, of which a tree may use all
     "format": tuple(f"is_{name.lower()}" for name in FORMATS),
@@ -151,7 +152,9 @@ def examine(manifest: Manifest, processes: int = 1, pixels: int = 0, seed: int =
     with contextlib.ExitStack() as stack:
         looks: Iterable[_Look] = map(_look, jobs)
         if processes > 1:
-            looks = stack.enter_context(get_context("spawn").Pool(processes)).imap(_look, jobs, chunksize=16)
+            looks = stack.enter_context(get_context("spawn").Pool(processes, end_with_parent)).imap(
+                _look, jobs, chunksize=16
+            )
         found: list[_Look] = list(bar(iterable=looks, total=len(jobs), unit="image", desc="examine"))
     header: dict[str, float | str] = next((look.header for look in found if look.header), {})
     columns = {

@@ -23,6 +23,7 @@ from adapt.data.manifest import Manifest
 from adapt.features.cache import extract
 from adapt.models.towers.backbones import load_backbone
 from adapt.provenance import peak_memory
+from adapt.stop import end_with_parent
 
 SIZES, SMALL = (1_000, 10_000, 100_000), (20, 40, 80)
 VIEWS = ("none", "qf90", "qf65", "qf40")
@@ -58,7 +59,7 @@ def run(parts: list[Manifest], views: int, settings: Settings) -> tuple[float, f
     cache = Path(tempfile.mkdtemp(dir=settings.folder))
     threads = max(1, torch.get_num_threads() // len(parts))
     try:
-        with ProcessPoolExecutor(len(parts), multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(len(parts), multiprocessing.get_context("spawn"), end_with_parent) as pool:
             jobs = [pool.submit(encode, part, views, cache, settings.clock, threads) for part in parts]
             found = [job.result() for job in jobs]
     finally:

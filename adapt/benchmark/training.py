@@ -24,6 +24,7 @@ from adapt.models.adapters.lora import add_adapter
 from adapt.models.heads.linear import LinearHead, balanced_bce
 from adapt.models.towers.backbones import Precision, load_backbone
 from adapt.provenance import peak_memory
+from adapt.stop import end_with_parent
 
 RANK, ALPHA, DROPOUT, BATCH = 8, 8.0, 0.25, 8
 PEAKS = 3  # processes whose peak is taken: how the heap is torn differs from one to the next
@@ -166,7 +167,7 @@ def _pixels(name: str, batch: int, device: str) -> Tensor:
 
 def peak_of(maker: str, name: str, batch: int, device: str, threads: int) -> float:
     """MiB at the peak of two steps, in a process of its own: resident memory, on a GPU that of its tensors."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as alone:
         return alone.submit(_peak, maker, name, batch, device, threads).result()
 
 

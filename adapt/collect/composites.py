@@ -24,6 +24,7 @@ from adapt.data.rows import MEMBER, place_of
 from adapt.errors import Refusal
 from adapt.files import atomic, sha256, writing
 from adapt.progress import bar
+from adapt.stop import end_with_parent
 
 VERSION = 1  # raise it when the same seed gives other bytes
 KEPT = ("group", "generator", "split", "set", "edit", "family")  # columns of the photograph or the fake that stay
@@ -101,7 +102,7 @@ def write_composites(manifest: Manifest, output: Path, recipe: Recipe = Recipe()
     if not jobs:
         raise Refusal("no group has a photograph and something to place into it: give matched groups, or --edits")
     if processes > 1 and len(jobs) > 60:  # starting processes costs more than a few groups
-        with get_context("spawn").Pool(processes) as pool:
+        with get_context("spawn").Pool(processes, end_with_parent) as pool:
             made = pool.imap(_write_group, jobs, 8)
             found = list(bar(iterable=made, total=len(jobs), unit="group", desc="composite"))
     else:

@@ -20,7 +20,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -39,6 +38,7 @@ from adapt.errors import Refusal
 from adapt.files import atomic, writing
 from adapt.lock import Lock
 from adapt.progress import bar
+from adapt.stop import Stopped
 
 MAX_REDIRECTS = 5
 BACKOFF = 1.0  # seconds: the n-th retry waits up to BACKOFF * 2**n, drawn at random
@@ -119,7 +119,7 @@ def download(
         job = _Download(record, folder, **limits, **flags, user_agent=user_agent, progress=progress)
         asyncio.run(job.run(urls))
         if job.terminated:
-            sys.exit(128 + signal.SIGTERM)
+            raise Stopped
         _drop_placeholders(record, folder)
         return Report(folder, path, record.index.counts(), record.asked)
 
@@ -241,6 +241,7 @@ class _Download:
                 me.cancel()
 
         main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM)
         if main:
             loop.add_signal_handler(signal.SIGTERM, terminate)
         # getaddrinfo waits in a thread: with the loop's few, one dead name server would stop everything.
@@ -272,6 +273,7 @@ class _Download:
             self._say_who_refused()
             if main:
                 loop.remove_signal_handler(signal.SIGTERM)
+                signal.signal(signal.SIGTERM, before)
 
     async def _all(self, urls: Iterable[tuple[str, str]]) -> None:
         window = asyncio.Semaphore(WINDOW * self.concurrency)

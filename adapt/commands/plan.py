@@ -101,7 +101,8 @@ def commands(cfg: Config) -> str:
     manifest = "part-$SLURM_ARRAY_TASK_ID.parquet" if parts else "data.parquet"
     share = "" if parts else f" --shard $SLURM_ARRAY_TASK_ID --num_shards {devices}"
     return f"""\
-sbatch --array=0-{devices - 1} --gpus-per-task 1 --wrap 'adapt extract --manifest {manifest} \\
+sbatch --array=0-{devices - 1} --gpus-per-task 1 --signal=TERM@60 --requeue --open-mode=append \\
+    --wrap 'srun adapt extract --manifest {manifest} \\
     --backbone {cfg.backbone} \\
     --views {views}{share}'
 srun --nodes {nodes} --ntasks-per-node 1 bash -c 'accelerate launch --multi_gpu --num_machines {nodes} \\

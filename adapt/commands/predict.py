@@ -31,9 +31,10 @@ Of a file with several pictures the first is judged (`frames`). Colour profiles 
 --profiles srgb converted, so that the detector sees what a person sees; `profile` says which. HEIC needs the extra
 `heic`.
 
-Finished rows are kept in OUTPUT.parts, so the same command continues after Ctrl-C or a kill. It refuses to continue if
-a file came, went or changed, or if the detector is another one: name another output, or delete that folder. The table
-and the page have the same bytes however the work was shared or interrupted, on the same machine, threads and versions.
+Finished rows are kept in OUTPUT.parts, so the same command continues after Ctrl-C, a SIGTERM or a kill. It refuses to
+continue if a file came, went or changed, or if the detector is another one: name another output, or delete that
+folder. The table and the page have the same bytes however the work was shared or interrupted, on the same machine,
+threads and versions.
 Time: 64 images (512 x 384) per second with `tiny` on two cores that others used, too. With --crops 5 or native a line
 at the end says how many encoder passes a file took.
 """
@@ -88,6 +89,7 @@ def main(cfg: Config) -> None:
     from adapt.detector.predict_maps import judge
     from adapt.processes import Processes
     from adapt.progress import bar
+    from adapt.stop import Stopped
 
     processes = Processes(cfg)
     root, inputs = inputs_for(cfg.input, outputs(cfg), cfg.maps)
@@ -136,10 +138,13 @@ def main(cfg: Config) -> None:
                     journal.add(number, rows)
                     progress.update()
                     files, spent = files + len(rows), spent + passes
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Stopped) as stop:
                 progress.close()
-                processes.say(f"stopped: {len(kept(parts, what))} of {total} x {BATCH} files are kept in {parts}; "
-                              "the same command continues")  # fmt: skip
+                words = f"stopped: {len(kept(parts, what))} of {total} x {BATCH} files are kept in {parts}; "
+                words += "the same command continues"
+                if isinstance(stop, Stopped):
+                    raise Stopped(words) from None
+                processes.say(words)
                 sys.exit(130)
             progress.close()
             rate = files / (time.monotonic() - start)

@@ -25,6 +25,7 @@ from adapt.data.images import Unreadable, read_image
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare, Preprocess
 from adapt.data.views import View, parse_view, rng
+from adapt.stop import end_with_parent
 
 
 @dataclass
@@ -204,9 +205,10 @@ def collate(items: list[Batch]) -> Batch:
 
 def heed_main_process(_: int) -> None:
     """For data workers: schedulers and Ctrl-C signal a whole process group, but only the main process may decide to
-    stop, after its checkpoint; workers end when it does."""
+    stop, after its checkpoint; workers end when it does, however it ends."""
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+    end_with_parent()
 
 
 class GroupSampler(Sampler):

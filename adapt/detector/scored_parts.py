@@ -21,6 +21,7 @@ from adapt.processes import Scoring
 from adapt.progress import bar
 
 BATCHES = 128  # of one part and process
+NOT_FINITE = "not-finite"  # why an image has no logit that its detector gave one
 
 
 class Parts(Journal):
@@ -84,7 +85,7 @@ def score_in_parts(
             part = rows[number * size : (number + 1) * size]
             logits, reasons = logits_of(detector, manifest, part, views, **scoring)
             broken = (reasons == "") & ~np.isfinite(logits).all(axis=2)  # one image must not stop a folder
-            logits[broken], reasons[broken] = np.nan, "not-finite"
+            logits[broken], reasons[broken] = np.nan, NOT_FINITE
             if parts:
                 parts.add(number, logits, reasons)
             progress.update(len(part))

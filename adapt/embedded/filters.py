@@ -5,6 +5,8 @@ from functools import lru_cache
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from adapt.stop import end_with_parent
+
 KERNELS = {  # name: (weight of a distance, support), both in pixels of the coarser grid
     "box": (lambda x: np.where((x >= -0.5) & (x < 0.5), 1.0, 0.0), 0.5),
     "bilinear": (lambda x: np.clip(1 - np.abs(x), 0, None), 1.0),
@@ -84,5 +86,7 @@ def from_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def one_thread() -> None:
-    """Initialiser of a worker process: the matrices are so small that threads only wait for each other."""
+    """Initialiser of a worker process: the matrices are so small that threads only wait for each other. It ends with
+    the process that started it."""
     threadpool_limits(1)
+    end_with_parent()

@@ -9,6 +9,7 @@ A space is one (encoder, layer, precision, view, library versions). An image is 
 cache serves every manifest that holds the image. Images of a shard that is damaged are encoded again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from adapt import provenance
+from adapt import provenance, stop
 from adapt.data.digests import Digests
 from adapt.data.feed import feed
 from adapt.data.groups import Images, join_views
@@ -30,11 +31,12 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features.shards import Shard, Space, shards_of, stored
+from adapt.features.shards import Shard, Space, publish, shards_of, stored
 from adapt.features.verified import whole
 from adapt.files import write_text
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
+from adapt.stop import Stopped
 from adapt.threads import in_threads
 
 FORMAT = 1
@@ -283,29 +285,38 @@ def _encode(
     shards, lost = {key: Shard(folder) for key, folder in folders.items()}, []
     progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
     encoder.eval()
-    for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
-        here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
-        needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
-        images = Images(manifest, rows[here], encoder.preprocess, needed)
-        loader = feed(images, device, workers, join_views, batch_size=max(1, batch_size // len(needed)))
-        done = 0
-        for batch in loader:
-            count = len(batch.rows)
-            lost += [
-                (row, why[0]) for row, why in zip(batch.rows, batch.reasons, strict=True) if why[0] in OF_THE_FILE
-            ]
-            found = encoder.encode(batch.pixels.to(device, non_blocking=True), layers)
-            for layer, values in found.items():
-                rows_of = stored(values.view(count, len(needed), -1).cpu())
-                for v, view in enumerate(needed):
-                    lacks, reasons = absent[layer, view][here[done : done + count]], [why[v] for why in batch.reasons]
-                    kept = [i for i, why in enumerate(reasons) if lacks[i] and why not in OF_THE_FILE]
-                    of_images = ids[[batch.rows[i] for i in kept]]
-                    shards[layer, view].add(of_images, rows_of[kept, v], [reasons[i] for i in kept])
-            done += count
-            progress.update(count)
+    try:
+        for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
+            here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
+            needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
+            images = Images(manifest, rows[here], encoder.preprocess, needed)
+            loader = feed(images, device, workers, join_views, batch_size=max(1, batch_size // len(needed)))
+            done = 0
+            for batch in loader:
+                with stop.whole():
+                    count = len(batch.rows)
+                    lost += [
+                        (row, why[0])
+                        for row, why in zip(batch.rows, batch.reasons, strict=True)
+                        if why[0] in OF_THE_FILE
+                    ]
+                    found = encoder.encode(batch.pixels.to(device, non_blocking=True), layers)
+                    for layer, values in found.items():
+                        rows_of = stored(values.view(count, len(needed), -1).cpu())
+                        for v, view in enumerate(needed):
+                            lacks = absent[layer, view][here[done : done + count]]
+                            reasons = [why[v] for why in batch.reasons]
+                            kept = [i for i, why in enumerate(reasons) if lacks[i] and why not in OF_THE_FILE]
+                            of_images = ids[[batch.rows[i] for i in kept]]
+                            shards[layer, view].add(of_images, rows_of[kept, v], [reasons[i] for i in kept])
+                    done += count
+                    progress.update(count)
+    except Stopped:
+        with stop.whole():
+            publish(shards.values())
+        raise
+    publish(shards.values())
     for shard in shards.values():
-        shard.publish()
         if share[1] > 1:
             whole(shard.folder, shard.published)  # marked here, they are not read by every process
     progress.close()
@@ -319,23 +330,23 @@ def _identify(manifest: Manifest, share: tuple[int, int], gather: Gather, folder
     """
     rows = range(share[0], len(manifest), share[1])
     ids, reasons = np.zeros(len(rows), "V32"), [""] * len(rows)
-    known = Digests(folder)
-
-    def digest(row: int) -> bytes | str:
-        try:
-            return known.of(manifest["file"][row], manifest.place(row))
-        except Unreadable as problem:
-            return str(problem)
-
     given = [bytes.fromhex(manifest["sha256"][row]) for row in rows]
     unknown = [place for place, found in enumerate(given) if not found]
-    hashed = dict(zip(unknown, in_threads(digest, [rows[place] for place in unknown]), strict=True))
+    with contextlib.closing(Digests(folder)) as known:
+
+        def digest(place: int) -> bytes | str:
+            row = rows[place]
+            try:
+                return known.of(manifest["file"][row], manifest.place(row))
+            except Unreadable as problem:
+                return str(problem)
+
+        hashed = dict(zip(unknown, in_threads(digest, unknown), strict=True))
     for place, found in enumerate(given):
         if isinstance(value := found or hashed[place], str):
             reasons[place] = value
         else:
             ids[place] = np.frombuffer(value, "V32")[0]
-    known.close()
     why = dealt(gather_words(gather, reasons), share[1])
     missing = {int(row): why[row] for row in np.flatnonzero(why != "")}
     return dealt(gather(ids), share[1]), missing

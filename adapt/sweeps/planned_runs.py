@@ -9,10 +9,12 @@ rest goes on. Several starts may share a folder: by `--shard` on many machines, 
 with refuses a second one by itself.
 """
 
+import contextlib
 import difflib
 import fnmatch
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -20,6 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -44,6 +47,7 @@ from adapt.training.run import NOT_IDENTITY, RunConfig, RunRecord
 RECIPES = recipes_folder()
 NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
 LAST_LINES = 5  # of the log of a failed run
+PATIENCE = 60.0  # seconds that a run may take to stop
 State = Literal["finished", "stopped", "to do"]
 
 
@@ -192,7 +196,8 @@ def run_all(
     """Run what is not finished, one after the other; returns the last lines of the log of each that failed, by name.
 
     SIGINT, SIGTERM and SIGHUP reach the run as a SIGTERM, so that it writes a checkpoint; then this process ends. A
-    second one kills the run. A full disk is a `Refusal`: the runs after it would fail, too.
+    second one kills the run, as does the end of `PATIENCE`. A full disk is a `Refusal`: the runs after it would fail,
+    too.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise Refusal("many runs are started by one process: use plain python, and --processes N for each run")
@@ -220,10 +225,13 @@ def run_all(
 def _run(command: list[str], log: Path, processes: int, say: Callable[[str], None]) -> int:
     """Exit status of the command, which has a session of its own: a Ctrl-C comes through this process alone."""
     stop: list[int] = []
+    deadline = math.inf
     child: subprocess.Popen | None = None
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal deadline
         stop.append(number)
+        deadline = time.monotonic() + PATIENCE
         if child is not None and child.returncode is None:
             os.killpg(child.pid, signal.SIGTERM if len(stop) == 1 else signal.SIGKILL)
 
@@ -241,12 +249,16 @@ def _run(command: list[str], log: Path, processes: int, say: Callable[[str], Non
             )
             if stop:  # it came while the child was being started
                 os.killpg(child.pid, signal.SIGTERM)
-            status = child.wait()
+            while (status := child.poll()) is None:
+                if time.monotonic() > deadline:
+                    os.killpg(child.pid, signal.SIGKILL)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(1.0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stop:
-        say("stopped; start the same command again to continue")
+        say("stopped: start the same command again to continue")
         sys.exit(128 + stop[0])
     return status
 

@@ -4,14 +4,13 @@ A run that is killed at any point and started again with the same command contin
 final weights are bit-identical to those of a run that was never stopped, on the same hardware and versions. That
 rests on four rules: data draws depend on (seed, epoch, group) only; the global generator is seeded from (seed, step,
 micro-batch, rank) right before each forward pass; the learning rate is a function of the step; and the checkpoint of
-an epoch's last step is written after that epoch's validation.
+an epoch's last step is written after that epoch's validation. A run that is stopped in a validation goes on from the
+checkpoint before that step: it does the step again, and the validation.
 """
 
 import dataclasses
 import json
 import math
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +18,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol, TypedDict, TypeVar, cast
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from adapt import provenance
+from adapt import provenance, stop
 from adapt.cli import Flags, as_dict, dump
 from adapt.data.groups import Batch, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
@@ -109,10 +107,10 @@ class Run(Processes):
         self.step_number, self.seconds, self.epoch_ended = 0, 0.0, False
         self.selected: tuple[dict[str, float], dict[str, Tensor]] | None = None
         self.unreadable: set[tuple[str, str]] = set()
-        self._started, self._bad, self._stop = time.monotonic(), 0, False
+        self._started, self._bad = time.monotonic(), 0
         self._sums: list[Tensor] = []
         self.identity: dict[str, object] = {}
-        self._launcher, self._revision = _launcher(), provenance.revision()
+        self._revision = provenance.revision()
         self._images, self._clock, self._accumulation = 0, self._started, 1
         self._peaks: dict[str, int] = {}  # memory of earlier sittings
         self._training: dict[str, float] = {}  # what the training cost, once it is done
@@ -181,7 +179,6 @@ class Run(Processes):
                     "results may differ in the last bits"
                 )
         self.accelerator.wait_for_everyone()
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
         self._open()
         self.model = self.accelerator.prepare_model(model)
         return self.model
@@ -248,9 +245,9 @@ class Run(Processes):
     ) -> Iterator[B_co]:
         """Yield this process's micro-batches from where the run stands; the body ends with `self.step(loss)`.
 
-        A checkpoint comes every `checkpointing_steps`
-        steps and at the end of each epoch. A run that goes on takes at least as many micro-batches as before, so that
-        its sums keep their order.
+        A checkpoint comes every `checkpointing_steps` steps, before the last step of each epoch and after its
+        validation. A SIGTERM waits for one, but in a validation. A run that goes on takes at least as many
+        micro-batches as before, so that its sums keep their order.
         """
         if self.step_number:
             accumulation = max(accumulation, self._accumulation)
@@ -280,6 +277,7 @@ class Run(Processes):
         total = epochs * sampler.steps_per_epoch
         progress = bar(self.main, total=total, initial=self.step_number, unit="step", desc="train")
         self.model.train()
+        stop.hold()
         for micro, batch in enumerate(loader):
             self.epoch_ended, self._micro = False, micro % accumulation
             torch.manual_seed(hash((self.seed, self.step_number, self._micro, rank)))
@@ -302,7 +300,7 @@ class Run(Processes):
             return
         parameters = list(checkpoint.trainable(self.bare).values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        loss_value, norm_value, stop = self._mean(torch.stack(self._sums).sum(), norm, self._asked_to_stop())
+        loss_value, norm_value, leave = self._mean(torch.stack(self._sums).sum(), norm, float(stop.asked()))
         self._sums = []
         factor = self._schedule(self.step_number)
         if math.isfinite(loss_value) and math.isfinite(norm_value):
@@ -316,26 +314,29 @@ class Run(Processes):
         self.step_number += 1
         self.epoch_ended = self.step_number % self._epoch_steps == 0
         self._log_step(loss_value, norm_value, factor)
-        due = self.step_number % self._checkpointing_steps == 0
-        if (due or stop) and not self.epoch_ended:  # an epoch's last checkpoint follows its validation, in `select`
-            self.save(leave=stop > 0)
+        due = self.step_number % self._checkpointing_steps == 0 or (self.step_number + 1) % self._epoch_steps == 0
+        if self.epoch_ended:  # its last checkpoint follows its validation, in `select`
+            stop.release()
+        elif due or leave:
+            self.save(leave=leave > 0)
 
     def select(self, score: float, last: bool = False) -> None:
         """Keep the present weights if `score` (of validation data, higher is better) is the best so far; then save.
 
         `last` keeps them whatever the score: for data that validation rows do not stand for.
         """
+        stop.hold()
         if last or self.selected is None or score > self.selected[0]["score"]:
             weights = {name: p.detach().cpu().clone() for name, p in checkpoint.trainable(self.bare).items()}
             self.selected = ({"epoch": self.step_number // self._epoch_steps, "score": score}, weights)
-        self.save(leave=self._mean(self._asked_to_stop())[0] > 0)
+        self.save(leave=self._mean(float(stop.asked()))[0] > 0)
         self.model.train()
 
     def use_selected(self) -> dict[str, float]:
         """Put the selected epoch's weights back; returns {"epoch", "validation_score"}."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.use_deterministic_algorithms(False)
         allow_tf32(False)
+        stop.release()
         self.trained()
         assert self.selected is not None, "no epoch was finished: `select` keeps the weights of the best"
         info, weights = self.selected
@@ -367,8 +368,8 @@ class Run(Processes):
         self.unreadable = set(problems)
         self.accelerator.wait_for_everyone()
         if leave:
-            self.say(f"stopped after step {self.step_number}; start the same command again to continue")
-            sys.exit(128 + signal.SIGTERM)
+            words = f"stopped after step {self.step_number}: start the same command again to continue"
+            raise stop.Stopped(words)
 
     # -- words, numbers, pictures --------------------------------------------------------------------------------
 
@@ -443,11 +444,6 @@ class Run(Processes):
         local = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self.device)
         return self.accelerator.reduce(local, "mean").tolist()
 
-    def _asked_to_stop(self) -> float:
-        # `accelerate launch` dies of a SIGTERM without passing it on; its single child must notice by itself
-        orphaned = self._launcher is not None and os.getppid() != self._launcher
-        return float(self._stop or orphaned)
-
 
 def warmup_cosine(total: int, share: float) -> Callable[[int], float]:
     """A schedule: linear from 0 over this share of the steps, then half a cosine to 0 at `total` (arXiv:1608.03983,
@@ -460,12 +456,3 @@ def warmup_cosine(total: int, share: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     return schedule
-
-
-def _launcher() -> int | None:
-    """Process id of the `accelerate launch` that started this process, if one did."""
-    try:
-        parent = psutil.Process(os.getppid())
-        return parent.pid if any("accelerate" in word for word in parent.cmdline()[:3]) else None
-    except psutil.Error:
-        return None

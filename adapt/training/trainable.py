@@ -20,7 +20,9 @@ from adapt.models.heads.linear import BINARY, LinearHead, trained_logits
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.towers.backbones import Backbone
 from adapt.processes import Processes
+from adapt.training.final_scores import final_scores
 from adapt.training.on_features import FeatureGroups, score_features
+from adapt.training.run import Run
 
 
 def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], object]) -> Detector:
@@ -120,3 +122,11 @@ class Tuning:
             return score_features(self.features, which, views, self.head.eval())
         scoring = self.processes.scoring(num_workers)
         return score(self.detector, self.rows, which, tuple(views), progress=progress, **scoring)
+
+    def final_scores(
+        self, run: Run, which: np.ndarray, views: Sequence[str], num_workers: int | None
+    ) -> Scores | None:
+        """Scores of rows under views for the page; None in other processes than the first."""
+        if self.features:
+            return self.score(which, views, num_workers, "scoring") if run.main else None
+        return final_scores(run, self.detector, self.rows, which, views, num_workers)

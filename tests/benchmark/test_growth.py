@@ -61,6 +61,7 @@ def test_rate_is_that_of_the_architecture(tmp_path, capsys) -> None:
     assert "--num_shards 64" in plan.commands(plan.Config(images=(plan.MOST_ROWS,)))
     assert f"{1e6 / 120 / 3600:,.2f}" in said and f"{5e9 / 120 / 64 / 3600:,.2f}" in said
     assert shlex.split(plan.commands(plan.Config()))[0] == "sbatch"
+    assert {"--signal=TERM@60", "--requeue"} <= set(shlex.split(plan.commands(plan.Config())))
     with pytest.raises(Refusal, match="no rate of ViT-H-14"):
         plan.rate_of(plan.Config(benchmark=path, backbone="open_clip:ViT-H-14@x"))
     path.write_text("[]")

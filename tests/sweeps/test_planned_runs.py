@@ -52,6 +52,10 @@ if __name__ == "__main__":
     print("train:  50%|##### | 1/2", "seven", "eight", "nine", "ten", "eleven", sep=chr(10))
     if do == "fail":
         sys.exit("error: no such \\x1b[2Jthing")
+    if do == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
     if do in ("SIGTERM", "SIGINT", "SIGHUP") and not (folder / "checkpoint").exists():
         def leave(*_):
             (folder / "checkpoint").write_text("")
@@ -118,6 +122,12 @@ def test_a_signal_reaches_the_cell_and_the_sweep_continues(fake, name) -> None:
     assert (fake / "a" / "checkpoint").exists() and tries(fake, "b") == 0
     assert in_children(sweep) == [0]
     assert [c.state(fake) for c in cells] == ["finished", "finished"] and tries(fake, "a") == 2
+
+
+def test_a_run_that_does_not_stop_is_killed_after_a_while(fake, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(cells_module, "PATIENCE", 0.5)
+    assert in_children(lambda: run_all([cell("a", do="deaf"), cell("b")], fake)) == [128 + signal.SIGTERM]
+    assert "stopped: start the same command again" in capfd.readouterr().out and tries(fake, "b") == 0
 
 
 def test_flags_become_words(fake) -> None:
