@@ -117,7 +117,7 @@ def score_maps(
     shown = bar(progress is not None and share[0] == 0, total=len(rows[share[0] :: share[1]]), unit="image",
                 desc=progress, leave=False)  # fmt: skip
     for numbers, reasons, masks, shapes, pixels in loader:
-        parts = pixels.split([math.prod(shape) for shape in shapes])
+        parts = pixels.to(device, non_blocking=True).split([math.prod(shape) for shape in shapes])
         images = [part.view(shape) if len(part) else None for part, shape in zip(parts, shapes, strict=True)]
         results = _locate_all(localizer, images)
         lines = [_statistics(*each) for each in zip(reasons, masks, results, strict=True)]
