@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -267,6 +268,22 @@ def test_pack_and_prepare_write_places_and_a_packed_set_is_packed_anew(tmp_path)
         assert (
             b"member_" not in tar.extractfile("0000-00000000.json").read()
         )  # which another writer of the tar file would make wrong
+
+
+def test_a_shard_of_prepare_looks_at_whole_tar_files(tmp_path) -> None:
+    picture = zoo.save(zoo.picture(24, 20), "PNG")
+    for t in range(4):
+        tar_of(
+            tmp_path / "d" / f"{t}.tar", {"a.png": picture + bytes(t), "a.cls": b"0", "b.png": picture, "b.cls": b"0"}
+        )
+    for shard in (1, 0):
+        made = Source(
+            folder=tmp_path / "d", label="cls", output=tmp_path / "m.csv", split="test", shard=shard, num_shards=2
+        ).prepare()
+        lines = (tmp_path / "m.parts" / f"{shard}-of-2.jsonl").read_text().splitlines()
+        files = [row["file"] for line in lines for row in json.loads(line).get("rows", ())]
+        assert {Path(file.partition("::")[0]).name for file in files} == {f"{2 * shard}.tar", f"{2 * shard + 1}.tar"}
+    assert len(Manifest.read(made)) == 8
 
 
 def test_inputs_know_where_members_lie(tmp_path, monkeypatch) -> None:

@@ -4,8 +4,9 @@
     adapt prepare webdataset --folder data/shards --label cls --real 0
 
 Shards that `adapt pack` or `adapt prepare` wrote need no --label: their json members hold the rows. The tar
-files stay where they are; the manifest points into them (shard.tar::member). A damaged tar file costs what lies behind
-the damage, and is a lost row; so is a sample whose json cannot be read or whose label cannot be printed.
+files stay where they are; the manifest points into them (shard.tar::member, with its offset and size). A damaged tar
+file costs what lies behind the damage, and is a lost row; so is a sample whose json cannot be read or whose label
+cannot be printed.
 """
 
 import json
