@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapt.collect.sources.output import Output
-from adapt.data.images import Unreadable
+from adapt.data.images import BAD_TAR, Unreadable
 from adapt.data.rows import MEMBER
 from adapt.errors import Refusal
 from adapt.files import left_by_system, too_many_files
@@ -168,7 +168,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, IO[bytes]]]:
             tar.fileobj.seek(tar.offset)
             if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError("damaged")
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (*BAD_TAR, OSError) as error:
         if too_many_files(error):
             raise
         raise Unreadable("bad-archive") from error
