@@ -3,9 +3,10 @@
     adapt pack --manifest data.csv --output packed/data.csv
     adapt pack --manifest data.csv --output packed/data.csv --shard $SLURM_ARRAY_TASK_ID --num_shards 32
 
-Writes packed/data.shards/*.tar (1 GiB each) and packed/data.csv, whose paths point into them and which every recipe
-reads. The layout is WebDataset's: each group is one sample, whose json member holds the rows. Bytes are copied as
-they are. The same command continues after a kill. The job that finishes last writes the manifest.
+Writes packed/data.shards/*.tar (1 GiB each) and packed/data.csv, whose rows say where in them each image lies: reading
+one costs one seek, however many tar files there are. The layout is WebDataset's: each group is one sample, whose json
+member holds the rows. Bytes are copied as they are. The same command continues after a kill. The job that finishes
+last writes the manifest.
 """
 
 from dataclasses import dataclass

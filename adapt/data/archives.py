@@ -33,7 +33,8 @@ def share(archive: np.ndarray, shard: int, num_shards: int) -> np.ndarray:
     """Which of n images or groups, by the number (n,) of their tar file, job `shard` of `num_shards` takes.
 
     Whole tar files that follow each other by name, about equally many images or groups for each job, in the order in
-    which they lie there. One by one in turn is dealt out what lies in none; all of it where jobs outnumber tar files.
+    which they lie there. What lies outside of tar files is dealt out one by one, and so is everything where there are
+    fewer tar files than jobs.
     """
     every = np.arange(len(archive))
     count = np.bincount(archive[archive >= 0])

@@ -51,7 +51,7 @@ _TURNS = {
 
 _CODECS = {"avif": "avif", "jp2": "jpg_2000"}  # kinds that some builds of Pillow lack -> the name in PIL.features
 
-_BAD_TAR = (tarfile.TarError, ValueError, EOFError, RecursionError)  # the last: a thousand long names in a row
+BAD_TAR = (tarfile.TarError, ValueError, EOFError, RecursionError)  # the last: long names by the thousand in a row
 
 _lock = threading.RLock()  # warning filters belong to the process, so threads decode one after the other
 
@@ -277,7 +277,7 @@ def stays_inside(member: str) -> bool:
 def _behind_header(stream: BinaryIO, member: str, size: int) -> int:
     """Where the bytes of a member begin whose header `stream` stands at."""
     found = None
-    with contextlib.suppress(*_BAD_TAR), tarfile.open(fileobj=stream, mode="r:") as tar:  # reads one header
+    with contextlib.suppress(*BAD_TAR), tarfile.open(fileobj=stream, mode="r:") as tar:  # reads one header
         found = tar.next()
     if found is None or not _plain(found) or posixpath.normpath(found.name) != posixpath.normpath(member):
         raise Unreadable("not-at-offset")
@@ -307,7 +307,7 @@ def _members(archive: str, size: int, changed: int) -> dict[str, tuple[int, int]
     """
     members = {}
     # A damaged archive ends the list: the members before the damage stay readable.
-    with contextlib.suppress(*_BAD_TAR), tarfile.open(archive, "r:") as tar:
+    with contextlib.suppress(*BAD_TAR), tarfile.open(archive, "r:") as tar:
         for member in tar:
             if _plain(member):
                 members[posixpath.normpath(member.name)] = (member.offset_data, member.size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapt.csv_as_written import known_columns
-from adapt.data.images import stays_inside
+from adapt.data.images import BAD_TAR, stays_inside
 from adapt.data.manifest import Manifest
 from adapt.data.rows import MEMBER, Place, split_member
 from adapt.data.tables import read_table
@@ -184,12 +184,7 @@ def _tar(file: str) -> Found:
                 elif not member.isdir() and not name.lower().endswith(TEXTS):
                     plain = member.isreg() and not member.issparse()
                     met.append((name, "", (member.offset, member.size)) if plain else (name, "not-a-file", None))
-    except (
-        tarfile.TarError,
-        OSError,
-        ValueError,
-        EOFError,
-    ) as error:  # the members before the damage have been listed
+    except (*BAD_TAR, OSError) as error:  # the members before the damage have been listed
         if too_many_files(error):
             raise
         yield file, "", "bad-archive", None

@@ -29,12 +29,13 @@ def whole(folder: Path, paths: Sequence[Path]) -> list[bool]:
     marks = {(name, size, changed) for table in tables for name, (size, changed) in table.items()}
     before = [_state(path) for path in paths]
     unknown = [place for place, state in enumerate(before) if state is not None and state not in marks]
+    old = [state is not None and digests.settled(state[2] / 1e9) for state in before]  # asked before they are read
     good = [state in marks for state in before]
     new: dict[str, list[object]] = {}
     for place, digest in zip(unknown, in_threads(_digest, [paths[place] for place in unknown]), strict=True):
         path, state = paths[place], before[place]
         good[place] = digest == path.stem
-        if good[place] and state is not None and digests.settled(state[2] / 1e9) and _state(path) == state:
+        if good[place] and state is not None and old[place] and _state(path) == state:
             new[path.name] = [*state[1:]]
     if new and os.access(folder, os.W_OK):  # others' caches may only be read
         digests.add_table(folder / "verified", new)

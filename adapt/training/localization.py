@@ -120,7 +120,7 @@ def score_maps(
                 desc=progress, leave=False)  # fmt: skip
     with merged(localizer.detector.backbone):
         for numbers, why_not, masks, shapes, pixels in loader:
-            parts = pixels.split([math.prod(shape) for shape in shapes])
+            parts = pixels.to(device, non_blocking=True).split([math.prod(shape) for shape in shapes])
             images = [part.view(shape) if len(part) else None for part, shape in zip(parts, shapes, strict=True)]
             results = _locate_all(localizer, images)
             lines += [_statistics(*each) for each in zip(why_not, masks, results, strict=True)]

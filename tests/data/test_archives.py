@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import zoo
 
 from adapt.collect.pack import pack
-from adapt.collect.sources.webdataset import Source
+from adapt.collect.sources.webdataset import Source, samples
 from adapt.commands import extract
 from adapt.data import groups, images
 from adapt.data.archives import WINDOW, archives, share, shuffled
@@ -92,6 +93,21 @@ def test_a_place_that_is_no_longer_right_is_a_reason_and_never_another_image(tmp
     (offset, size) = tar_of(cut, {"b.png": b"b" * 600})["b.png"]
     cut.write_bytes(cut.read_bytes()[:900])
     assert reason(f"{cut}::b.png", (offset, size)) == "truncated"
+
+
+def test_long_names_by_the_thousand_end_a_tar_file_and_nothing_else(tmp_path) -> None:
+    tar_of(tmp_path / "s.tar", {"a.png": b"a"})
+    good = (tmp_path / "s.tar").read_bytes()[:1024]
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 5
+    name = header.tobuf(tarfile.GNU_FORMAT) + b"a.png".ljust(512, b"\0")
+    (tmp_path / "s.tar").write_bytes(good + 5000 * name + good + bytes(1024))
+    file = f"{tmp_path}/s.tar::a.png"
+    assert read_bytes(file) == read_bytes(file, (0, 1)) == b"a"
+    assert reason(file, (1024, 1)) == "not-at-offset"
+    assert {item.reason for item in find_inputs([str(tmp_path / "s.tar")])[1]} == {"", "bad-archive"}
+    with pytest.raises(Unreadable, match="bad-archive"):
+        list(samples(tmp_path / "s.tar"))
 
 
 def test_rows_whose_tar_file_was_written_anew_are_named_in_training(tmp_path) -> None:
@@ -267,6 +283,22 @@ def test_pack_and_prepare_write_places_and_a_packed_set_is_packed_anew(tmp_path)
         assert (
             b"member_" not in tar.extractfile("0000-00000000.json").read()
         )  # which another writer of the tar file would make wrong
+
+
+def test_a_shard_of_prepare_looks_at_whole_tar_files(tmp_path) -> None:
+    picture = zoo.save(zoo.picture(24, 20), "PNG")
+    for t in range(4):
+        tar_of(
+            tmp_path / "d" / f"{t}.tar", {"a.png": picture + bytes(t), "a.cls": b"0", "b.png": picture, "b.cls": b"0"}
+        )
+    for shard in (1, 0):
+        made = Source(
+            folder=tmp_path / "d", label="cls", output=tmp_path / "m.csv", split="test", shard=shard, num_shards=2
+        ).prepare()
+        lines = (tmp_path / "m.parts" / f"{shard}-of-2.jsonl").read_text().splitlines()
+        files = [row["file"] for line in lines for row in json.loads(line).get("rows", ())]
+        assert {Path(file.partition("::")[0]).name for file in files} == {f"{2 * shard}.tar", f"{2 * shard + 1}.tar"}
+    assert len(Manifest.read(made)) == 8
 
 
 def test_inputs_know_where_members_lie(tmp_path, monkeypatch) -> None:

@@ -4,8 +4,9 @@
     adapt prepare webdataset --folder data/shards --label cls --real 0
 
 Shards that `adapt pack` or `adapt prepare` wrote need no --label: their json members hold the rows. The tar
-files stay where they are; the manifest points into them (shard.tar::member). A damaged tar file costs what lies behind
-the damage, and is a lost row; so is a sample whose json cannot be read or whose label cannot be printed.
+files stay where they are; the manifest points into them (shard.tar::member, with its offset and size). A damaged tar
+file costs what lies behind the damage, and is a lost row; so is a sample whose json cannot be read or whose label
+cannot be printed.
 """
 
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapt.collect.sources.output import Output
-from adapt.data.images import Unreadable
+from adapt.data.images import BAD_TAR, Unreadable
 from adapt.data.rows import MEMBER
 from adapt.errors import Refusal
 from adapt.files import left_by_system, too_many_files
@@ -167,7 +168,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, IO[bytes]]]:
             tar.fileobj.seek(tar.offset)
             if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError("damaged")
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (*BAD_TAR, OSError) as error:
         if too_many_files(error):
             raise
         raise Unreadable("bad-archive") from error
