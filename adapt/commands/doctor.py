@@ -15,6 +15,7 @@ from pathlib import Path
 from adapt.cli import run
 
 EXTRAS = {  # extra of pyproject.toml -> modules that it brings, and what they are for
+    "cluster": (("submitit",), "--launcher slurm of adapt run ablation and others"),
     "data": (("aiohttp", "datasets", "tenacity"), "adapt prepare from the hub and from lists of URLs"),
     "explain": (("captum",), "maps of adapt run understand"),
     "export": (("onnx", "onnxruntime", "onnxscript"), "adapt share --onnx"),

@@ -42,6 +42,8 @@ NOT_IDENTITY = {
     "checkpoint_activations",
     "cache",
     "cached_only",
+    "launcher",
+    "slurm",
 }
 MAX_BAD_STEPS = 3
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
