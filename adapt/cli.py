@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, NoReturn, Protocol, TypeVar
 
+from adapt.accelerate_launch import honour
 from adapt.errors import Refusal
 from adapt.files import FULL, disk_full, too_many_files
-from adapt.launch import honour
 from adapt.stop import STATUS, Stopped, asked, end_children, heed
 from adapt.text import one_line
 

@@ -22,6 +22,9 @@ NOT_POOLED = {  # flags that do not go with --folds: the value that is off, why,
     "permutations": (0, "labels permuted in each fold are no permutation of the set, p would be wrong; leave one out"),
 }
 
+MINUTES_AND_COUNTS = ("time", "cpus_per_task", "array_parallelism", "signal_delay_s")  # of --slurm: whole numbers
+ONE_TASK = ("nodes", "ntasks", "ntasks_per_node", "array", "signal", "output", "error")  # of --slurm: set for the jobs
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -90,14 +93,14 @@ class Views(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch(Checked):
-    """How processes work together."""
+class Waiting(Checked):
+    """How long processes wait for each other."""
 
     timeout_hours: float = 24.0  # how long processes wait for one that still encodes, hashes or scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cached(Launch):
+class Cached(Waiting):
     """How features of a frozen encoder are made and kept."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the encoder's weights
@@ -108,7 +111,7 @@ class Cached(Launch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps(Launch):
+class Steps(Waiting):
     """How a tower is trained, step by step."""
 
     epochs: int = 5  # passes over the training groups
@@ -218,7 +221,31 @@ class Shards(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Shards):
+class Launched(Checked):
+    """Where planned runs are started."""
+
+    launcher: Literal["local", "slurm"] = "local"  # slurm: each run is a job, through submitit (extra `cluster`)
+    slurm: tuple[str, ...] = ()  # options of sbatch for the jobs: time=MINUTES partition=gpu gpus_per_node=1 ...
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.slurm and self.launcher != "slurm":
+            raise Refusal(f"--slurm {' '.join(self.slurm)}: add --launcher slurm")
+        for word in self.slurm:
+            name, equals, value = word.partition("=")
+            if not (name and equals and value):
+                raise Refusal(f"--slurm {word}: give NAME=VALUE, an option of sbatch, such as partition=gpu")
+            if name in MINUTES_AND_COUNTS and not (value.isdecimal() and int(value)):
+                unit = "whole minutes, such as time=240" if name == "time" else "a whole number of at least 1"
+                raise Refusal(f"--slurm {word}: give {unit}")
+            if name.replace("-", "_") in ONE_TASK:
+                raise Refusal(f"--slurm {word}: a run has one node and one task; --processes starts more on its GPUs")
+        if self.launcher == "slurm" and not any(word.startswith("time=") for word in self.slurm):
+            raise Refusal("--launcher slurm: add --slurm time=MINUTES, after which a run is requeued and continues")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Launched, Shards):
     """Which of many planned runs are started, and how."""
 
     processes: int = 1  # training processes per run

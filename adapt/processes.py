@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from adapt import stop
 from adapt.errors import Refusal
-from adapt.flags import Launch
+from adapt.flags import Waiting
 from adapt.provenance import cores
 
 AT_ONCE = 64 << 20  # bytes that a process gives to the others at once
@@ -75,14 +75,14 @@ class Scoring(TypedDict):
 class Processes:
     """What `accelerate launch`, `torchrun` or plain `python` has started; the first process speaks."""
 
-    def __init__(self, launch: Launch | None = None) -> None:
+    def __init__(self, waiting: Waiting | None = None) -> None:
         stop.heed()
-        launch = launch or Launch()
-        if not launch.timeout_hours > 0:
-            raise Refusal(f"--timeout_hours {launch.timeout_hours}: give more than 0")
+        waiting = waiting or Waiting()
+        if not waiting.timeout_hours > 0:
+            raise Refusal(f"--timeout_hours {waiting.timeout_hours}: give more than 0")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
         # cpu=True also makes `torchrun` without a GPU form one group instead of silent independent copies
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=launch.timeout_hours))
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=waiting.timeout_hours))
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience]
         )

@@ -7,8 +7,8 @@
 Three arms see the same images in the same number of steps: `matched`, whole groups (one real + its fakes, one crop and
 one JPEG draw for all of them) under losses within the group; `random`, the same losses, but every fake stands beside
 another scene's photograph; `unpaired`, single images, which such losses cannot see. One arm with one seed is one run,
-with the page of every run; several are run one after the other, compared, and continued where they stopped. Time on
-the embedded world, 2 cores: head 3 to 4 minutes for all nine runs, lora 3 minutes per run.
+with the page of every run; several are run one after the other (or at once: --launcher slurm), compared, and continued
+where they stopped. Time on the embedded world, 2 cores: head 3 to 4 minutes for all nine runs, lora 3 minutes per run.
 
 With --classes family or generator, class-balanced cross-entropy over the classes joins the losses. Those within the
 group still act on the one logit of "AI-generated", and the contrastive one still tells real from fake.
@@ -23,11 +23,11 @@ import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Classes, Encoder, LeftOut, Rows, Steps, Views
+from adapt.flags import Classes, Encoder, Launched, LeftOut, Rows, Steps, Views
 
 
 @dataclass(frozen=True)
-class Config(Rows, LeftOut, Encoder, Classes, Views, Steps):
+class Config(Rows, LeftOut, Encoder, Classes, Views, Steps, Launched):
     output_dir: Path = Path("results/runs/pair")  # holds one folder per run, and continues those runs
     arms: tuple[Literal["matched", "random", "unpaired"], ...] = ("matched", "random", "unpaired")  # what is compared
     seeds: tuple[int, ...] = (0, 1, 2)  # seeds of adapters, draws and random partners; each arm runs with each
@@ -61,6 +61,8 @@ def main(cfg: Config) -> None:
 
     cfg = with_sample_views(cfg)
     if len(cfg.arms) == len(cfg.seeds) == 1:
+        if cfg.launcher != "local":
+            raise Refusal(f"--launcher {cfg.launcher} is for several arms or seeds: give one run to sbatch itself")
         return train(cfg)
     by_class = None if cfg.classes == "binary" else cfg.classes
     seeds = {seed: {"seeds": (seed,)} for seed in cfg.seeds}

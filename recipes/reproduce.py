@@ -28,7 +28,7 @@ import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Intervals
+from adapt.flags import Intervals, Launched
 
 OPENAI = "open_clip:ViT-L-14-quickgelu@openai"
 COMMONPOOL = "open_clip:ViT-L-14@commonpool_xl_s13b_b90k"
@@ -81,7 +81,7 @@ CONFIGURATIONS = (  # name, targets, recipe, its flags, encoder, the same method
 
 
 @dataclass(frozen=True)
-class Config(Intervals):
+class Config(Launched, Intervals):
     list: bool = False  # show the published figures and stop
     only: tuple[str, ...] = ()  # targets, by name or pattern, such as 'cozzolino-svm-*'
     manifest: tuple[str, ...] = ()  # other tables of images; none: those that `adapt prepare` makes of the sets
@@ -103,13 +103,13 @@ def main(cfg: Config) -> None:
     if not cfg.only:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
 
-    from adapt.sweeps.planned_runs import end, run_all
+    from adapt.sweeps.planned_runs import end, outcomes
     from adapt.sweeps.reproduction import Configuration, jobs, missing, run_of, write_reproduction
 
     configurations = [Configuration(*line) for line in CONFIGURATIONS]
     given = {"precision": cfg.precision, "resamples": cfg.resamples, "num_workers": cfg.num_workers, "seed": cfg.seed}
     shared = {name: value for name, value in given.items() if value is not None}
-    without, failed = [], []
+    without, failed, placed, job_in = [], [], [], {}
     for job in jobs(select(every, cfg.only), every, configurations, cfg.configuration):
         print(f"\n{job.name}: {', '.join(target.name for target in job.targets)}", flush=True)
         if not job.configuration.same:
@@ -119,11 +119,14 @@ def main(cfg: Config) -> None:
             print("\n".join(["missing", *lines]))
             without.append(job.name)
             continue
-        root, run = cfg.output_dir / job.name, run_of(job, sets, cfg.manifest, backbone, shared)
-        if run_all([run], root, cfg.processes):
-            failed.append(job.name)
+        root = cfg.output_dir / job.name
+        placed.append((run_of(job, sets, cfg.manifest, backbone, shared), root))
+        job_in[root] = job
+    for run, root, words in outcomes(placed, cfg.output_dir, cfg.processes, launched=cfg):
+        if words:
+            failed.append(root.name)
         else:
-            write_reproduction(cfg, job, run, root, sets)
+            write_reproduction(cfg, job_in[root], run, root, sets)
     end(failed)
     if without:
         raise Refusal(f"{len(without)} run(s) lack data or weights, named above: get them and start again")

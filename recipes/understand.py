@@ -22,7 +22,7 @@ import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
 from adapt.cli import at_least, each_once
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Intervals, Launch, Rows
+from adapt.flags import Intervals, Rows, Waiting
 
 if TYPE_CHECKING:  # --help needs none of them
     from adapt.training.run import Run, RunRecord
@@ -47,7 +47,7 @@ THEMES = {  # a name, and prompts whose mean it is; the vocabulary of tiny knows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Rows, Launch, Intervals):
+class Config(Rows, Waiting, Intervals):
     detector: Path  # folder of a saved detector
     output_dir: Path = Path("results/runs/understand")
     items: tuple[Item, ...] = ()  # what is measured; none: all that this detector and manifest allow

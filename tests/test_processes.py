@@ -13,7 +13,7 @@ from processes import in_children
 
 from adapt import processes, provenance
 from adapt.errors import Refusal
-from adapt.flags import Launch
+from adapt.flags import Waiting
 from adapt.processes import Processes, dealt, gather_words
 
 
@@ -89,7 +89,7 @@ def test_arrays_of_all_processes_come_in_their_order(monkeypatch) -> None:
 @pytest.mark.parametrize(("hours", "statuses"), [(24.0, [0, 0]), (0.0005, [7, 0])])
 def test_processes_wait_as_long_as_the_flag_says(hours, statuses) -> None:
     def member() -> None:
-        group = Processes(Launch(timeout_hours=hours))
+        group = Processes(Waiting(timeout_hours=hours))
         if not group.main:
             time.sleep(6)  # still scoring
             os._exit(0) if hours < 1 else None
@@ -117,7 +117,7 @@ def test_what_the_first_process_finds_all_have_and_its_refusal_too() -> None:
 def test_a_time_to_wait_of_nothing_is_refused() -> None:
     for hours in (0, -1, float("nan")):
         with pytest.raises(Refusal, match=f"--timeout_hours {hours}: give more than 0"):
-            Processes(Launch(timeout_hours=hours))
+            Processes(Waiting(timeout_hours=hours))
 
 
 def test_a_single_process_gathers_what_it_has() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from adapt.cli import run as run_recipe
-from adapt.flags import Intervals, Launch, Rows
+from adapt.flags import Intervals, Rows, Waiting
 
 if TYPE_CHECKING:  # --help needs none of them
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Launch, Intervals):
+class Config(Rows, Waiting, Intervals):
     detector: Path  # folder of a saved detector, or hf-hub:OWNER/NAME[@REVISION]
     output_dir: Path = Path("results/runs/crops")  # run directory
     crops: tuple[Literal["1", "5", "native"], ...] = ("1", "5", "native")  # all but the first are compared with it

@@ -3,7 +3,7 @@
     adapt doctor
     adapt doctor --no_network        # do not ask the hub
 
-Prints about 20 lines, to read before a first run and to paste into a bug report. Changes nothing.
+Prints about 25 lines, to read before a first run and to paste into a bug report. Changes nothing.
 """
 
 import importlib.util
@@ -15,11 +15,13 @@ from pathlib import Path
 from adapt.cli import run
 
 EXTRAS = {  # extra of pyproject.toml -> modules that it brings, and what they are for
+    "cluster": (("submitit",), "--launcher slurm of adapt run ablation and others"),
     "data": (("aiohttp", "datasets", "tenacity"), "adapt prepare from the hub and from lists of URLs"),
     "explain": (("captum",), "maps of adapt run understand"),
     "export": (("onnx", "onnxruntime", "onnxscript"), "adapt share --onnx"),
     "heic": (("pillow_heif",), "HEIC, which phones write"),
     "fast": (("cv2",), "JPEG views in two thirds of Pillow's time"),
+    "ray": (("ray",), "adapt extract --engine ray"),
 }
 
 

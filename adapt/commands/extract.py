@@ -3,6 +3,7 @@
     accelerate launch -m adapt extract --manifest data.csv --views none qf90 qf65 qf40 \\
         --backbone open_clip:ViT-L-14@datacomp_xl_s13b_b90k
     adapt extract --manifest data.csv --shard 3 --num_shards 16      (one job of an array)
+    RAY_ADDRESS=HOST:6379 adapt extract --manifest data.csv --engine ray
 
 Every image is decoded once for all views and encoded once for all layers; what the cache holds already is skipped,
 so the same command continues after a kill. Several writers may fill one cache; of a manifest of tar files each job
@@ -11,16 +12,18 @@ Time: results/README.md gives images per second.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
-from adapt.flags import Launch, Rows, Shards
+from adapt.errors import Refusal
+from adapt.flags import Rows, Shards, Waiting
 
 
 @dataclass(frozen=True)
-class Config(Rows, Launch, Shards):
+class Config(Rows, Waiting, Shards):
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
     layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both, _tokens; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
@@ -32,10 +35,15 @@ class Config(Rows, Launch, Shards):
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     batch_size: int = 32  # inputs (image x view) per pass of the encoder
     num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
+    engine: Literal["processes", "ray"] = "processes"  # ray: the Ray of $RAY_ADDRESS or of this machine (extra `ray`)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, self, "batch_size")
+        if self.engine == "ray" and self.num_workers is not None:
+            raise Refusal(
+                "--num_workers does not go with --engine ray, which starts as many as its cluster has CPUs for"
+            )
 
     @property
     def layer(self) -> str:
@@ -51,7 +59,13 @@ def main(cfg: Config) -> None:
     from adapt.features.remembered import frozen_backbone, state_tokens
     from adapt.processes import Processes
 
-    processes = Processes(cfg)
+    processes, encode = Processes(cfg), None
+    if cfg.engine == "ray":
+        from adapt.features.on_ray import encode_on_ray
+
+        if processes.accelerator.num_processes > 1:
+            raise Refusal("--engine ray starts its own processes: use plain `adapt extract`")
+        encode = partial(encode_on_ray, cfg)
     rows = read_manifests(cfg.manifest)
     require_files(rows)
     rows = rows.select(share(archives(rows["file"]), cfg.shard, cfg.num_shards))
@@ -59,7 +73,7 @@ def main(cfg: Config) -> None:
     layers = backbone.layers() if cfg.layers == ("all",) else cfg.layers
     encoding = processes.encoding(cfg.num_workers)
     state_tokens(backbone, rows, cfg.views, layers, cfg.cache, processes.say)
-    extract(backbone, rows, cfg.views, layers, cache=cfg.cache, batch_size=cfg.batch_size, **encoding)
+    extract(backbone, rows, cfg.views, layers, cache=cfg.cache, batch_size=cfg.batch_size, encode=encode, **encoding)
     processes.leave()
 
 

@@ -48,11 +48,11 @@ from typing import Literal
 from adapt.cli import at_least
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Launch, Shards
+from adapt.flags import Shards, Waiting
 
 
 @dataclass(frozen=True)
-class Config(Launch, Shards):
+class Config(Waiting, Shards):
     detector: tuple[Path, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]; several judge as one
     input: tuple[str, ...] = ()  # folders, image files, manifests (a column `path` will do), tar files
     output: Path = Path("predictions.csv")  # .csv, .parquet or .jsonl

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from adapt.cli import run as run_recipe
 from adapt.errors import Refusal
-from adapt.flags import Intervals, Launch, Rows
+from adapt.flags import Intervals, Rows, Waiting
 
 if TYPE_CHECKING:  # --help needs none of them
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # --help needs none of them
 
 
 @dataclass(frozen=True)
-class Config(Rows, Launch, Intervals):
+class Config(Rows, Waiting, Intervals):
     detector: tuple[str, ...]  # folders of saved detectors, or hf-hub:OWNER/NAME[@REVISION]
     output_dir: Path = Path("results/runs/test")  # run directory
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored

@@ -208,12 +208,13 @@ def extract(
     gather: Gather = alone,
     cached_only: bool = False,
     say: Callable[[str], object] | None = None,
+    encode: "Callable[..., list[tuple[int, str]]] | None" = None,
 ) -> Features:
     """Features of every row under every view, from the cache where they are there, encoded where they are not.
 
     `layers` are read from one pass of the encoder (default: the backbone's own). `share` (rank, world) splits the
     work over processes, `gather` joins their lists. With `cached_only` nothing is encoded: what is missing is
-    refused. `say` gets one line about what was found, encoded and unreadable.
+    refused. `say` gets one line about what was found, encoded and unreadable. `encode` takes the place of `_encode`.
     """
     views = tuple(dict.fromkeys(parse_view(view).name for view in views))
     layers = tuple(dict.fromkeys(layers)) or (encoder.layer,)
@@ -241,7 +242,7 @@ def extract(
         for (layer, view), folder in folders.items():
             if not (folder / "fingerprint.json").is_file():
                 write_text(folder / "fingerprint.json", json.dumps(fingerprint(encoder, layer, view), indent=1) + "\n")
-        lost = _encode(
+        lost = (encode or _encode)(
             encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
         )
     # All processes meet here, also those that had nothing to do: until then not all shards are published.

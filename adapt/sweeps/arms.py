@@ -9,6 +9,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.attribution import Column
 from adapt.evaluation.scores import Scores
 from adapt.sweeps.attribution import attribution_sections
+from adapt.sweeps.launch import Where
 from adapt.sweeps.planned_runs import PlannedRun, run_all, write_sweep
 from adapt.training.comparison import Study, contrast
 from adapt.training.run import RunConfig
@@ -20,7 +21,7 @@ single seeds. `better` and `worse` are said only where the interval excludes 0; 
 means the brackets hold the smallest and the largest value of a seed."""
 
 
-class VariantsConfig(RunConfig, Protocol):
+class VariantsConfig(RunConfig, Where, Protocol):
     """What a recipe that compares its variants has, beside the fields that it passes on."""
 
     @property
@@ -40,14 +41,15 @@ def run_variants(
     what the classes of the heads are, if they have some; the page then says how well they attribute.
     """
     root = Path(config.output_dir)
-    changed = {name for change in (*variants.values(), *seeds.values()) for name in change} | {"output_dir"}
+    changed = {name for change in (*variants.values(), *seeds.values()) for name in change}
+    changed |= {"output_dir", "launcher", "slurm"}
     given = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changed}
     planned = {
         (variant, seed): PlannedRun(f"{variant}-seed{seed}", recipe, {**given, **change, **of_seed})
         for seed, of_seed in seeds.items()
         for variant, change in variants.items()
     }
-    if failed := run_all(list(planned.values()), root):
+    if failed := run_all(list(planned.values()), root, launched=config):
         raise Refusal(f"{', '.join(failed)} failed, see the .log files in {root}: the same command tries again")
     sections, study = _compare(config, planned, list(variants), list(seeds), root)
     if classes_are:

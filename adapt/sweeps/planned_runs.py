@@ -6,7 +6,7 @@
 A run is started as `python recipes/RECIPE.py FLAGS --output_dir ROOT/NAME`, so that memory, seeds and failures of one
 do not touch the next. What is finished is not run again, what was stopped continues, what fails is reported, and the
 rest goes on. Several starts may share a folder: by `--shard` on many machines, and a run that another start is busy
-with refuses a second one by itself.
+with refuses a second one by itself. How a process is started, here or by Slurm: adapt/sweeps/launch.py.
 """
 
 import contextlib
@@ -23,23 +23,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-import torch
-
 from adapt import provenance
 from adapt.cli import Flags, as_dict, dump, recipes_folder
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
-from adapt.files import FULL, write_text, writing
-from adapt.flags import Sweep
+from adapt.files import FULL, write_text
+from adapt.flags import Launched, Sweep
 from adapt.number_table import columns_of, read_table
 from adapt.pages.markdown_page import write_page
 from adapt.pages.tables import COLUMNS
+from adapt.sweeps.launch import Start, Where, as_they_end, how_it_ended, slurm_executor, start_process, submitted
 from adapt.text import plain
 from adapt.training.report import shown
 from adapt.training.run import NOT_IDENTITY, RunConfig, RunRecord
@@ -48,6 +47,8 @@ RECIPES = recipes_folder()
 NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
 LAST_LINES = 5  # of the log of a failed run
 PATIENCE = 60.0  # seconds that a run may take to stop
+NOTHING = "    (it said nothing)"
+HERE = Launched()
 State = Literal["finished", "stopped", "to do"]
 
 
@@ -97,16 +98,10 @@ class PlannedRun:
                 words += [f"--{name}", *map(str, value if isinstance(value, tuple | list) else [value])]
         return [*words, "--output_dir", str(root / self.name)]
 
-    def command(self, root: Path, processes: int = 1) -> list[str]:
-        """The words that start it. Several processes: `accelerate launch`, or without a GPU torch's own launcher."""
-        launcher = [sys.executable]
-        if processes > 1 and torch.cuda.is_available():
-            launcher += ["-m", "accelerate.commands.launch", "--quiet", "--num_processes", str(processes)]
-            launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            launcher += ["--main_process_port", "0"]  # any free one: another start may launch here, too
-        elif processes > 1:  # where accelerate would start one only
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        return [*launcher, str(RECIPES / f"{self.recipe}.py"), *self.arguments(root)]
+    def start(self, root: Path, processes: int, of: Path) -> Start:
+        """How it is started; its place in the folder `of` names it."""
+        words = (str(RECIPES / f"{self.recipe}.py"), *self.arguments(root))
+        return Start(os.path.relpath(root / self.name, of), words, root / f"{self.name}.log", processes)
 
     def record(self, root: Path) -> RunRecord:
         """provenance.json of a finished run."""
@@ -149,7 +144,7 @@ def carry_out(
     """
     chosen = select(runs, asked.only, asked.shard, asked.num_shards)
     print(plan(chosen, root, guess), flush=True)
-    return None if asked.dry_run else run_all(chosen, root, asked.processes)
+    return None if asked.dry_run else run_all(chosen, root, asked.processes, launched=asked)
 
 
 def end(failed: Collection[str]) -> None:
@@ -191,35 +186,73 @@ def plan(runs: Sequence[PlannedRun], root: Path, guess: Mapping[str, float] | No
 
 
 def run_all(
-    runs: Sequence[PlannedRun], root: Path, processes: int = 1, say: Callable[[str], None] = print
+    runs: Sequence[PlannedRun],
+    root: Path,
+    processes: int = 1,
+    say: Callable[[str], None] = print,
+    launched: Where = HERE,
 ) -> dict[str, str]:
-    """Run what is not finished, one after the other; returns the last lines of the log of each that failed, by name.
+    """Run what is not finished; returns the last lines of the log of each that failed, by name."""
+    placed = [(run, root) for run in runs]
+    return {run.name: words for run, _, words in outcomes(placed, root, processes, say, launched) if words}
 
-    SIGINT, SIGTERM and SIGHUP reach the run as a SIGTERM, so that it writes a checkpoint; then this process ends. A
-    second one kills the run, as does the end of `PATIENCE`. A full disk is a `Refusal`: the runs after it would fail,
-    too.
+
+def outcomes(
+    placed: Sequence[tuple[PlannedRun, Path]],
+    folder: Path,
+    processes: int = 1,
+    say: Callable[[str], None] = print,
+    launched: Where = HERE,
+) -> Iterator[tuple[PlannedRun, Path, str]]:
+    """Run what is not finished, each in a folder of its own: one after the other, or all as jobs of Slurm, whose files
+    are in `folder`. Yields each run, its folder, and the last lines of its log if it failed, else "", as it ends.
+
+    SIGINT, SIGTERM and SIGHUP reach a run that was started here as a SIGTERM, so that it writes a checkpoint; then
+    this process ends. A second one kills the run, as does the end of `PATIENCE`. A full disk is a `Refusal`: the runs
+    after it would fail, too.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise Refusal("many runs are started by one process: use plain python, and --processes N for each run")
-    todo = [run for run in runs if run.state(root) != "finished"]
-    failed = {}
-    for number, run in enumerate(todo, start=1):
+    done = [run.state(root) == "finished" for run, root in placed]
+    yield from ((run, root, "") for (run, root), finished in zip(placed, done, strict=True) if finished)
+    todo = [one for one, finished in zip(placed, done, strict=True) if not finished]
+    starts = [run.start(root, processes, folder) for run, root in todo]
+    for _, root in todo:
         root.mkdir(parents=True, exist_ok=True)
-        log = root / f"{run.name}.log"
-        command = run.command(root, processes)
-        with writing(log), log.open("a", encoding="utf-8") as file:  # else it would fail without a word
-            print(f"$ {shlex.join(command)}", file=file)
-        begin = log.stat().st_size
-        say(f"[{number}/{len(todo)}] {run.name}: started, see {log}")
-        status = _run(command, log, processes, say)
-        if status == 0 and run.state(root) == "finished":
-            say(f"[{number}/{len(todo)}] {run.name}: finished in {run.record(root)['seconds'] / 60:.1f} min")
-        else:
-            failed[run.name] = _last_lines(log, begin)
-            say(f"[{number}/{len(todo)}] {run.name}: FAILED with status {status}, last lines:\n{failed[run.name]}")
-            if f"error: {FULL.partition('{')[0]}" in failed[run.name]:
-                raise Refusal(FULL.format(f" while {run.name} was running, see {log}"))
-    return failed
+    begins = [start.log.stat().st_size if start.log.is_file() else 0 for start in starts]
+    slurm = launched.launcher == "slurm" and todo
+    ended = _at_slurm(starts, folder, launched, say) if slurm else _one_by_one(starts, say)
+    for number, (place, status, job_log) in enumerate(ended, start=1):
+        (run, root), log = todo[place], starts[place].log
+        of = f"[{number}/{len(todo)}] {starts[place].name}"
+        if status == "status 0" and run.state(root) == "finished":
+            say(f"{of}: finished in {run.record(root)['seconds'] / 60:.1f} min")
+            yield run, root, ""
+            continue
+        words = _last_lines(log, begins[place])
+        if job_log and words == NOTHING:
+            words = _last_lines(job_log, 0)
+        say(f"{of}: FAILED with {status}, last lines:\n{words}")
+        if f"error: {FULL.partition('{')[0]}" in words:
+            raise Refusal(FULL.format(f" while {starts[place].name} was running, see {log}"))
+        yield run, root, words
+
+
+Ended = Iterator[tuple[int, str, Path | None]]  # place, how it ended, log of its job if there is one
+
+
+def _one_by_one(starts: Sequence[Start], say: Callable[[str], None]) -> Ended:
+    for place, start in enumerate(starts):
+        say(f"[{place + 1}/{len(starts)}] {start.name}: started, see {start.log}")
+        status = _run(start.command(), start.log, start.processes, say)
+        yield place, f"status {status}", None
+
+
+def _at_slurm(starts: Sequence[Start], folder: Path, launched: Where, say: Callable[[str], None]) -> Ended:
+    executor, patience = slurm_executor(folder / "slurm", launched)
+    jobs = submitted(starts, executor, patience, say)
+    for place in as_they_end(jobs, say):
+        yield place, how_it_ended(jobs[place]), jobs[place].paths.stdout
 
 
 def _run(command: list[str], log: Path, processes: int, say: Callable[[str], None]) -> int:
@@ -238,22 +271,14 @@ def _run(command: list[str], log: Path, processes: int, say: Callable[[str], Non
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, pass_on) for number in wanted}
     try:
-        with log.open("ab") as out:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"ADAPT_PROCESSES": str(processes)},
-                start_new_session=True,
-            )
-            if stop:  # it came while the child was being started
-                os.killpg(child.pid, signal.SIGTERM)
-            while (status := child.poll()) is None:
-                if time.monotonic() > deadline:
-                    os.killpg(child.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(1.0)
+        child = start_process(command, log, processes)
+        if stop:  # it came while the child was being started
+            os.killpg(child.pid, signal.SIGTERM)
+        while (status := child.poll()) is None:
+            if time.monotonic() > deadline:
+                os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1.0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -264,10 +289,10 @@ def _run(command: list[str], log: Path, processes: int, say: Callable[[str], Non
 
 
 def _last_lines(log: Path, begin: int) -> str:
-    """The end of what one try said; progress bars and blank lines left out."""
+    """The end of what one try said; its command, progress bars and blank lines left out."""
     said = (log.read_bytes() if log.is_file() else b"")[begin:].decode("utf-8", "replace").splitlines()
-    kept = [plain(line) for line in said if line.strip() and "%|" not in line]
-    return "\n".join(f"    {line[:300]}" for line in kept[-LAST_LINES:]) or "    (it said nothing)"
+    kept = [plain(line) for line in said if line.strip() and "%|" not in line and not line.startswith("$ ")]
+    return "\n".join(f"    {line[:300]}" for line in kept[-LAST_LINES:]) or NOTHING
 
 
 def read_metrics(path: Path) -> dict[tuple[str, ...], list[metrics.Cell]]:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from adapt import provenance, stop
+from adapt.accelerate_launch import dynamo
 from adapt.cli import Flags, as_dict, dump
 from adapt.data.groups import Batch, GroupSampler, collate, heed_main_process
 from adapt.errors import Refusal
 from adapt.files import write_text
-from adapt.flags import Launch, Steps
-from adapt.launch import dynamo
+from adapt.flags import Steps, Waiting
 from adapt.processes import Processes, allow_tf32
 from adapt.progress import bar
 from adapt.training import checkpoint
@@ -44,6 +44,8 @@ NOT_IDENTITY = {
     "cached_only",
     "timeout_hours",
     "other_processes",
+    "launcher",
+    "slurm",
 }
 MAX_BAD_STEPS = 3
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
@@ -102,7 +104,7 @@ class Run(Processes):
     """Everything around the lines that a scientist reads. `config` is the recipe's frozen dataclass."""
 
     def __init__(self, config: RunConfig) -> None:
-        super().__init__(config if isinstance(config, Launch) else None)
+        super().__init__(config if isinstance(config, Waiting) else None)
         self.config, self.folder, self.seed = config, Path(config.output_dir), config.seed
         self.step_number, self.seconds, self.epoch_ended = 0, 0.0, False
         self.selected: tuple[dict[str, float], dict[str, Tensor]] | None = None

@@ -25,6 +25,7 @@ from adapt.evaluation.scores import Scores
 from adapt.files import open_table
 from adapt.sweeps import planned_runs as cells_module
 from adapt.sweeps.frontier import MEAN, over_views, undominated
+from adapt.sweeps.launch import launcher
 from adapt.sweeps.planned_runs import PlannedRun, plan, read_metrics, run_all, select, sweep_record
 
 ROOT = Path(__file__).parents[2]
@@ -56,14 +57,18 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(60)
-    if do in ("SIGTERM", "SIGINT", "SIGHUP") and not (folder / "checkpoint").exists():
+    if do in ("SIGTERM", "SIGINT", "SIGHUP", "warned") and not (folder / "checkpoint").exists():
         def leave(*_):
             (folder / "checkpoint").write_text("")
             sys.exit(143)
         signal.signal(signal.SIGTERM, leave)
-        os.kill(os.getppid(), getattr(signal, do))
+        (folder / "ready").write_text("")
+        if do != "warned":
+            os.kill(os.getppid(), getattr(signal, do))
         time.sleep(60)
         sys.exit("the signal did not come through")
+    if do == "slow":
+        time.sleep(3)
     cfg = Config(do=do, rate=float(args[args.index("--rate") + 1]) if "--rate" in args else 0.5)
     identity = dataclasses.asdict(cfg) | {"seeds": [1, 2], "data": "d", "base": "b"}
     record = {"identity": {k: v for k, v in identity.items() if k not in ("output_dir", "num_workers")}, "seconds": 90}
@@ -135,13 +140,10 @@ def test_flags_become_words(fake) -> None:
     words = cell("a", **flags).arguments(fake)
     assert words == ["--rate", "0.0001", "--seeds", "3", "4", "--fast", "--note", "None", "--output_dir", f"{fake}/a"]
     assert "--no_fast" in cell("a", fast=False).arguments(fake)
-    command = cell("a").command(fake, processes=2)
-    assert command[0] == sys.executable and command[-3:] == [
-        str(cells_module.RECIPES / "quick.py"),
-        "--output_dir",
-        str(fake / "a"),
-    ]
-    assert command[1] == "-m" and "2" in command
+    start = cell("a").start(fake, processes=2, of=fake)
+    assert start.words == (str(cells_module.RECIPES / "quick.py"), "--output_dir", str(fake / "a"))
+    command = launcher(start.processes)
+    assert command[:2] == [sys.executable, "-m"] and "2" in command and launcher(1) == [sys.executable]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adapt.accelerate_launch import dynamo, honour
 from adapt.errors import Refusal
 from adapt.flags import Cached, FineTuning, Rows
-from adapt.launch import dynamo, honour
 
 ROOT = Path(__file__).parents[1]
 LORA = ("--epochs", "1", "--groups", "2", "--rank", "2", "--num_workers", "0", "--resamples", "20")
