@@ -70,9 +70,9 @@ def run(main: Callable[[C], object], config_class: type[C], description: str | N
     except Exception as error:
         if asked():  # other processes have ended of the same SIGTERM, while this one waited for them
             _end(Stopped().words, STATUS)
-        rank = os.environ.get("RANK", "0")
         if _lost_process(error):
-            _end(f"error: {LOST.format(rank=rank, why=one_line(str(error), 200))}", 1, everywhere=True)
+            why = one_line(str(error).partition(". ")[0], 200)
+            _end(f"error: {LOST.format(rank=os.environ.get('RANK', '0'), why=why)}", 1, everywhere=True)
         if (words := _no_defect(error)) is None:
             raise
         _end(f"error: {words}", 2)

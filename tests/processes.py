@@ -7,9 +7,17 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from adapt import cli
 
-def in_children(function: Callable[[], object], world: int = 1) -> list[int]:
-    """Exit status of each child (negative: the signal that ended it). One killed takes the rest along."""
+
+def as_command(main: Callable, config: object) -> None:
+    """As the command line does: with its lines on the standard error, and its statuses. In a child."""
+    cli.parse = lambda *_: config
+    cli.run(main, type(config))
+
+
+def in_children(function: Callable[[], object], world: int = 1, along: bool = True) -> list[int]:
+    """Exit status of each child (negative: the signal that ended it). One killed takes the rest `along`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -25,7 +33,7 @@ def in_children(function: Callable[[], object], world: int = 1) -> list[int]:
         pid, status = os.wait()
         if pid in children:
             statuses[children.pop(pid)] = os.waitstatus_to_exitcode(status)
-            if os.WIFSIGNALED(status):
+            if os.WIFSIGNALED(status) and along:
                 for other in children:
                     os.kill(other, signal.SIGKILL)
     return statuses

@@ -13,12 +13,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict, TypeVar, cast
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -182,7 +182,9 @@ class Run(Processes):
                 )
         self.accelerator.wait_for_everyone()
         self._open()
-        self.model = self.accelerator.prepare_model(model)
+        parameters = checkpoint.trainable(self.bare).values()
+        broadcast([p.data for p in parameters])  # machines may round a start that is computed, as of an SVD, otherwise
+        self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # no DDP: see `_mean_gradients`
         return self.model
 
     def begin(self, **identity: object) -> None:
@@ -286,9 +288,7 @@ class Run(Processes):
             self.unreadable.update(batch.unreadable)
             self._seen, self._images = batch, self._images + len(batch.fake) * world
             last = self._micro == accumulation - 1
-            # the forward pass, too, must run in here: outside it DDP prepares the sum over processes
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                yield batch.to(self.device)
+            yield batch.to(self.device)
             if last:
                 progress.update()
         progress.close()
@@ -301,6 +301,7 @@ class Run(Processes):
         if not last:
             return
         parameters = list(checkpoint.trainable(self.bare).values())
+        self._mean_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         loss_value, norm_value, leave = self._mean(torch.stack(self._sums).sum(), norm, float(stop.asked()))
         self._sums = []
@@ -440,6 +441,20 @@ class Run(Processes):
         if self._bad >= MAX_BAD_STEPS:
             self.say(f"{MAX_BAD_STEPS} such steps in a row: stopped. The last good checkpoint is kept; lower the rate")
             sys.exit(3)
+
+    def _mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Means over processes, in one sum of a fixed layout.
+
+        DDP lays out its buckets anew after its first step, and where a number stands decides in which order three or
+        more processes add it up: a run that goes on would round otherwise. Adapters are too small to gain by sums
+        beside the backward pass.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        mean = self.accelerator.reduce(torch.cat([grad.float().flatten() for grad in grads]), "mean")
+        for parameter, grad, part in zip(parameters, grads, mean.split([g.numel() for g in grads]), strict=True):
+            parameter.grad = part.view_as(grad).to(grad.dtype)
 
     def _mean(self, *values: Tensor | float) -> list[float]:
         """Means over processes, so that all of them take the same decision."""

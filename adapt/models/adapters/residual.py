@@ -91,7 +91,7 @@ def train_residual(layer: nn.Module, name: str, rank: int) -> None:
     if rank >= min(weight.shape):
         raise Refusal(f"--rank {rank}: {name} is {tuple(weight.shape)}, and --update svd keeps a direction or more")
     u, s, vt = torch.linalg.svd(weight, full_matrices=False)
-    # LAPACK's are column by column, and for a single column `contiguous` would leave them so: DDP then warns
+    # LAPACK's are column by column, and for a single column `contiguous` would leave them so
     parts = u[:, -rank:], s[-rank:], vt[-rank:]
     u, s, vt = (part.clone(memory_format=torch.contiguous_format) for part in parts)
     a, b = layer.lora_A["default"], layer.lora_B["default"]
