@@ -129,6 +129,7 @@ class Update(Checked):
     last_blocks: int | None = None  # adapt the last k blocks only
     cache_prefix: bool = False  # keep the tokens below those blocks on disk; trains on central crops
     checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile the trained part: a minute at the start, then fewer kernels per step
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -148,7 +148,7 @@ def fine_tune(
 
     by_class = column_of(detector, rows, cfg.classes)  # family or generator; None: real and fake
     labels = class_labels(rows.select(rows["split"] == "train"), detector, by_class)
-    part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
+    part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations, cfg.compile)
     train, validate = training_data(
         run, part, detector, rows, cfg.train_views, cfg.seed,
         focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers, labels=labels,
