@@ -123,7 +123,9 @@ def new_detector(cfg: FineTuning, run: "Run", rows: "Manifest") -> "Detector":
     from adapt.training.classes import classes_in_training
 
     classes = classes_in_training(rows, cfg.classes)
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = (
+        load_backbone(cfg.backbone, cfg.layer, cfg.geometry, size=cfg.size).to(run.device).to_precision(cfg.precision)
+    )
     add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
     return Detector(backbone, LinearHead(backbone.dim, classes))
 

@@ -46,7 +46,18 @@ from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
 
 SHARED = (
-    *("manifest", "leave_out", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
+    *(
+        "manifest",
+        "leave_out",
+        "backbone",
+        "layer",
+        "geometry",
+        "size",
+        "precision",
+        "cache",
+        "test_views",
+        "resamples",
+    ),
     "num_workers",
 )
 CONTROL = ("permutations",)  # of lora.py; heads have a row of their own
