@@ -82,6 +82,7 @@ class Encoder(Checked):
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/README.md
     layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both, _tokens; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
+    size: int | None = None  # side of its input in pixels, of any ViT; None: as the backbone was trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ class Update(Checked):
     last_blocks: int | None = None  # adapt the last k blocks only
     cache_prefix: bool = False  # keep the tokens below those blocks on disk; trains on central crops
     checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile the trained part: a minute at the start, then fewer kernels per step
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ WORD = re.compile(
     r"(?:(?P<update>lora|svd)-(?P<targets>qv|qkvo|mlp|all)-(?P<rank>[1-9]\d*)|norm)(?:-last(?P<last>[1-9]\d*))?"
 )
 PASSED_ON = (
-    *("manifest", "backbone", "layer", "geometry", "classes", "train_views", "test_views", "epochs", "groups"),
+    *("manifest", "backbone", "layer", "geometry", "size", "classes", "train_views", "test_views", "epochs", "groups"),
     *("head_learning_rate", "precision", "resamples", "num_workers"),
 )
 ABOUT = """\

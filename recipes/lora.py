@@ -127,7 +127,9 @@ def new_detector(cfg: FineTuning, run: "Run", rows: "Manifest") -> "Detector":
     from adapt.training.classes import classes_in_training
 
     classes = classes_in_training(rows, cfg.classes)
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device).to_precision(cfg.precision)
+    backbone = (
+        load_backbone(cfg.backbone, cfg.layer, cfg.geometry, size=cfg.size).to(run.device).to_precision(cfg.precision)
+    )
     add_adapter(backbone, cfg.targets, cfg.rank, cfg.alpha, cfg.dropout, cfg.last_blocks, cfg.seed, cfg.update)
     return Detector(backbone, LinearHead(backbone.dim, classes))
 
@@ -152,7 +154,7 @@ def fine_tune(
 
     by_class = column_of(detector, rows, cfg.classes)  # family or generator; None: real and fake
     labels = class_labels(rows.select(rows["split"] == "train"), detector, by_class)
-    part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations)
+    part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations, cfg.compile)
     train, validate = training_data(
         run, part, detector, rows, cfg.train_views, cfg.seed,
         focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers, labels=labels,

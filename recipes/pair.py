@@ -97,7 +97,7 @@ def train(cfg: Config) -> None:
     matched, arm = rows.select(rows["split"] == "train"), cfg.arms[0]
     images = rematched(matched, cfg.seed) if arm == "random" else unpaired(matched) if arm == "unpaired" else matched
 
-    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry).to(run.device)
+    backbone = load_backbone(cfg.backbone, cfg.layer, cfg.geometry, size=cfg.size).to(run.device)
     backbone = (backbone.for_features if cfg.tune == "head" else backbone.to_precision)(cfg.precision)
     if cfg.tune == "head":
         features = extract(backbone, rows, (*cfg.train_views, *cfg.test_views), **run.encoding(cfg.num_workers))

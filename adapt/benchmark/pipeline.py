@@ -33,6 +33,7 @@ class _Asked:
     cache: Path
     layer: str = "proj"
     geometry: Geometry | None = None
+    size: int | None = None
     precision: Precision = "bf16"
     encoder: Way = "auto"
 

@@ -225,8 +225,13 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     folder = detector_folder(folder)
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
+    size = wanted["preprocess"].get("size")
     base = load_backbone(
-        backbone or wanted["name"], wanted["layer"], wanted["preprocess"]["geometry"], wanted["activation"]
+        backbone or wanted["name"],
+        wanted["layer"],
+        wanted["preprocess"]["geometry"],
+        wanted["activation"],
+        size if type(size) is int else None,  # any other is no preprocessing, as is found below
     )
     base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
     have = dict(base.fingerprint)

@@ -2,8 +2,8 @@
 
     CACHE/encoders/<digest of the question>.json     fingerprint, precision and layers of the encoder that answered it
 
-The question is the name, geometry, precision and way as asked, the kind of device and processor, the library versions
-and this package's own code. The answer holds while the files of the weights have the status they had.
+The question is the name, geometry, size, precision and way as asked, the kind of device and processor, the library
+versions and this package's own code. The answer holds while the files of the weights have the status they had.
 """
 
 import hashlib
@@ -53,6 +53,9 @@ class Asked(Protocol):
 
     @property
     def geometry(self) -> Geometry | None: ...
+
+    @property
+    def size(self) -> int | None: ...
 
     @property
     def precision(self) -> Precision: ...
@@ -171,7 +174,7 @@ def _folder(folder: Path) -> list[Path]:
 
 
 def _load(asked: Asked, layer: str, device: torch.device) -> Backbone:
-    backbone = load_backbone(asked.backbone, layer, asked.geometry).to(device)
+    backbone = load_backbone(asked.backbone, layer, asked.geometry, size=asked.size).to(device)
     return backbone.for_features(asked.precision, asked.encoder)
 
 
@@ -181,7 +184,7 @@ def _question(asked: Asked, device: torch.device) -> str:
         code.update(path.read_bytes())
     cpu = torch.cpu
     question = {
-        "asked": [asked.backbone, asked.geometry, asked.precision, asked.encoder],
+        "asked": [asked.backbone, asked.geometry, asked.size, asked.precision, asked.encoder],
         "folder": str(Path.cwd()),  # the name may hold a relative path
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": [platform.machine(), cpu._is_amx_tile_supported(), cpu._is_avx512_bf16_supported()],

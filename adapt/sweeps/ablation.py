@@ -46,8 +46,8 @@ from adapt.training.run import RunRecord
 from adapt.training.tracking import write_side_by_side
 
 SHARED = (
-    *("manifest", "leave_out", "backbone", "layer", "geometry", "precision", "cache", "test_views", "resamples"),
-    "num_workers",
+    *("manifest", "leave_out", "backbone", "layer", "geometry", "size", "precision", "cache", "test_views"),
+    *("resamples", "num_workers"),
 )
 CONTROL = ("permutations",)  # of lora.py; heads have a row of their own
 TOWER = ("learning_rate", "epochs", "groups")  # of recipes that train with optimizer steps on whole groups

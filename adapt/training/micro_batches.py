@@ -47,7 +47,12 @@ def accumulation_that_fits(
 
 
 def _fits(model: nn.Module, example: Tensor, images: int) -> bool:
-    """Whether a forward and a backward pass over so many images have room."""
+    """Whether a forward and a backward pass over so many images have room; --compile keeps no more than that."""
+    with torch.compiler.set_stance("force_eager"):
+        return _fits_eagerly(model, example, images)
+
+
+def _fits_eagerly(model: nn.Module, example: Tensor, images: int) -> bool:
     if example.device.type == "cpu":
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this memory
         return images * kept_bytes(model, example) < SHARE * psutil.virtual_memory().available / beside

@@ -48,6 +48,7 @@ NOT_IDENTITY = {
     "slurm",
 }
 MAX_BAD_STEPS = 3
+FEW = 16  # images in a GPU's pass; with fewer it waits for its host, which starts thousands of kernels for each pass
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
 
@@ -284,6 +285,8 @@ class Run(Processes):
         stop.hold()
         for micro, batch in enumerate(loader):
             self.epoch_ended, self._micro = False, micro % accumulation
+            if not micro:
+                self._say_images(len(batch.fake))
             torch.manual_seed(hash((self.seed, self.step_number, self._micro, rank)))
             self.unreadable.update(batch.unreadable)
             self._seen, self._images = batch, self._images + len(batch.fake) * world
@@ -373,6 +376,12 @@ class Run(Processes):
         if leave:
             words = f"stopped after step {self.step_number}: start the same command again to continue"
             raise stop.Stopped(words)
+
+    def _say_images(self, images: int) -> None:
+        """On a GPU: how many images it gets at once, and what to do if they are few."""
+        if self.device.type == "cuda":
+            few = f": below {FEW} it mostly waits; give larger --groups, which all processes share"
+            self.say(f"{images} images per GPU in a pass{few if images < FEW else ''}")
 
     # -- words, numbers, pictures --------------------------------------------------------------------------------
 

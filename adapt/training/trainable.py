@@ -28,15 +28,16 @@ from adapt.training.run import Run
 def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], object]) -> Detector:
     """The saved detector, ready to be trained on; `say` gets a line about the config's flags that this leaves idle.
 
-    Its base, layer, geometry, precision, adapter and head are what training goes on with; one without an adapter gets
-    a fresh one by the config. A residual of an SVD goes on as the LoRA that it was saved as. Refuses a flag that is
-    neither at its default nor what the detector has; `backbone` may name the same weights at another place.
+    Its base, layer, geometry, size, precision, adapter and head are what training goes on with; one without an adapter
+    gets a fresh one by the config. A residual of an SVD goes on as the LoRA that it was saved as. Refuses a flag that
+    is neither at its default nor what the detector has; `backbone` may name the same weights at another place.
     """
     default = Tower()
     detector = load_detector(folder, None if config.backbone == default.backbone else config.backbone)
     detector.refuse_statistics("training that goes on from it")
     backbone, head = detector.backbone, detector.head
-    own = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
+    own: dict[str, object] = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
+    own["size"] = backbone.preprocess.size
     own["precision"] = "bf16" if backbone.dtype == torch.bfloat16 else "fp32"
     adapter = getattr(backbone.tower, "peft_config", {}).get("default")
     if adapter is not None:

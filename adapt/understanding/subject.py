@@ -120,7 +120,8 @@ def take(
 def base_of(detector: Detector, name: str | None = None) -> Backbone:
     """The detector's backbone without its adapter, on its device in its precision; `name` as in `load_detector`."""
     own = detector.backbone
-    base = load_backbone(name or own.name, own.layer, own.preprocess.geometry, own.fingerprint["activation"])
+    facts = own.preprocess.geometry, own.fingerprint["activation"], own.preprocess.size
+    base = load_backbone(name or own.name, own.layer, *facts)
     return base.to(own.device).to_precision("bf16" if own.dtype == torch.bfloat16 else "fp32")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -112,6 +113,78 @@ def test_towers_of_every_library_are_cut_in_bf16(kind, tmp_path, monkeypatch) ->
     with torch.no_grad():
         stored = part.lower(towers.pixels()).flatten(1).float()
     assert part(stored).equal(part(towers.pixels()))
+
+
+def compiles(whole: Detector, inputs: torch.Tensor, backend: str, monkeypatch, **options) -> TrainedPart:
+    """The trained part with this backend of torch.compile, which must come by as one graph."""
+    compile_, graphs = torch.compile, []
+
+    def counted(graph, example):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, example)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **asked: compile_(function, backend=counted, **asked))
+        part = trained_part(whole, compiled=True, **options)
+    logits, expected = gradients(trained_part(whole, **options), inputs)
+    torch._dynamo.reset()
+    found, grads = gradients(part, inputs)
+    assert len(graphs) == 1
+    torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+    for name, grad in grads.items():
+        assert (grad - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-6, name
+    gradients(part, inputs[:2])  # other numbers of images are no reason to compile again
+    with torch.no_grad():
+        assert part.eval()(inputs[:1]).equal(trained_part(whole, **options).eval()(inputs[:1]))  # scoring is eager
+    assert len(graphs) == 1
+    return part
+
+
+@pytest.mark.parametrize(
+    ("kind", "recompute"), [("tiny", True), ("DINOv3ViT", False), ("vit_base_patch14_reg4_dinov2", False)]
+)
+def test_compiled_the_trained_part_is_one_graph_and_the_same(kind, recompute, tmp_path, monkeypatch) -> None:
+    """By the graph that torch.compile makes of forward and backward, run without its code generator."""
+    name = kind
+    if kind in towers.TRANSFORMERS:
+        towers.small_transformers(kind, tmp_path / "model")
+        name = f"transformers:{tmp_path / 'model'}"
+    elif kind in towers.TIMM:
+        towers.small_timm(kind, tmp_path / "model")
+        name = f"timm:{kind}@{tmp_path / 'model' / 'model.safetensors'}"
+    whole = detector(name=name, last_blocks=1)
+    size = whole.backbone.preprocess.shape
+    images = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    compiles(whole, images, "aot_eager", monkeypatch, recompute=recompute)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
+def test_generated_code_is_the_same_to_rounding(monkeypatch) -> None:
+    compiles(detector(last_blocks=1, targets="qv"), pixels(), "inductor", monkeypatch)
+
+
+def test_with_dropout_the_trained_part_is_still_one_graph(monkeypatch) -> None:
+    part = trained_part(detector(last_blocks=1, dropout=0.3))
+    part._compiled = torch.compile(part._judge, fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    first, again = (gradients(part, pixels()) for _ in range(2))
+    assert first[0].equal(again[0])  # drawn from torch's generator, which a run seeds before each pass
+    assert not first[0].equal(gradients(part.eval(), pixels())[0])
+
+
+def test_what_cannot_be_compiled_is_one_line(monkeypatch) -> None:
+    with pytest.raises(Refusal, match=r"^--compile: timm:mobilenetv2_035@random, layer last: .*leave the flag out$"):
+        trained_part(detector(name="timm:mobilenetv2_035@random"), compiled=True)
+
+    def broken(graph, example):
+        raise RuntimeError("no compiler\nhere")
+
+    part = trained_part(detector(last_blocks=1))
+    part._compiled = torch.compile(part._judge, backend=broken)
+    with pytest.raises(
+        Refusal, match=r"^--compile: tiny: torch.compile failed \(.*no compiler here.*leave the flag out$"
+    ):
+        part(pixels())
 
 
 def test_a_tower_that_does_more_between_its_blocks_is_not_cut() -> None:

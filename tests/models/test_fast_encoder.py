@@ -219,7 +219,7 @@ def test_another_codec_is_noticed(monkeypatch) -> None:
 
 
 def asked(cache: Path, backbone: str = "tiny", **other) -> SimpleNamespace:
-    flags = {"layer": "proj", "geometry": None, "precision": "auto", "encoder": "auto"} | other
+    flags = {"layer": "proj", "geometry": None, "size": None, "precision": "auto", "encoder": "auto"} | other
     return SimpleNamespace(backbone=backbone, cache=cache, **flags)
 
 

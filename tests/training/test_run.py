@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lora
 import numpy as np
@@ -369,3 +370,22 @@ def test_processes_meet_once_a_step_however_many_micro_batches(config, tmp_path)
         assert in_children(lambda a=accumulation, p=path: body(a, p), world=2) == [0, 0]
     found = [int((tmp_path / f"sums{a}.{rank}").read_text()) for a in (1, 2) for rank in (0, 1)]
     assert found == [STEPS] * 4
+
+
+def test_few_images_per_gpu_are_said_with_the_remedy(config, tmp_path) -> None:
+    said: list[str] = []
+    for device, images in (("cpu", 5), ("cuda", 15), ("cuda", 16)):
+        Run._say_images(SimpleNamespace(device=torch.device(device), say=said.append), images)
+    assert said == [
+        "15 images per GPU in a pass: below 16 it mostly waits; give larger --groups, which all processes share",
+        "16 images per GPU in a pass",
+    ]
+    config = dataclasses.replace(config, gradient_accumulation_steps=2)
+
+    def body() -> None:
+        Run._say_images = lambda _, images: (tmp_path / "said").open("a").write(f"{images} ")
+        Run.select = lambda *_, **__: os._exit(0)
+        lora.main(config)
+
+    assert in_children(body) == [0]
+    assert (tmp_path / "said").read_text() == "12 "  # once, of 2 groups: a photograph and 5 fakes each

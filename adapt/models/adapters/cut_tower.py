@@ -27,12 +27,13 @@ SAME = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # relative difference of a f
 class TrainedPart(nn.Module):
     """Pixels (n, 3, h, w), or tokens (n, t * d) as they leave the first `start` blocks -> `trained_logits`.
 
-    With `recompute` the adapted blocks keep their inputs only and are run once more in the backward pass. Parameters
+    With `recompute` the adapted blocks keep their inputs only and are run once more in the backward pass. With
+    `compiled` what comes after the first `start` blocks is one graph of torch.compile while it is trained. Parameters
     are those of `backbone` and `head`, under the same names as in a detector. Put the backbone where it is trained
     before. Raises `Refusal` where its tower cannot be cut.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, recompute: bool = False) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, recompute: bool = False, compiled: bool = False) -> None:
         super().__init__()
         self.backbone, self.head, self.recompute = backbone, head, recompute
         self.cut, training = _cut_of(backbone), backbone.training
@@ -49,6 +50,8 @@ class TrainedPart(nn.Module):
             raise _cannot(
                 backbone, f"cut between its blocks it gives another feature (relative difference {error:.2g})"
             )
+
+        self._compiled = torch.compile(self._judge, fullgraph=True) if compiled else None
 
     def _look(self) -> float:
         """Show the backbone one image of noise and note what its blocks are given; returns how far the feature of the
@@ -117,6 +120,18 @@ class TrainedPart(nn.Module):
             tokens = self.lower(inputs)
         else:
             tokens = inputs.unflatten(1, (self.tokens, self.width)).to(self.backbone.dtype)
+        if self._compiled is None or not torch.is_grad_enabled():
+            return self._judge(tokens)
+        torch._dynamo.maybe_mark_dynamic(tokens, 0)  # at once: a resumed run must compile what the whole run did
+        try:
+            return self._compiled(tokens)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            why = one_line(str(error), 200)
+            raise Refusal(
+                f"--compile: {self.backbone.name}: torch.compile failed ({why}); leave the flag out"
+            ) from error
+
+    def _judge(self, tokens: Tensor) -> Tensor:
         return trained_logits(self.head, self.upper(tokens))
 
 
@@ -172,18 +187,22 @@ class Whole(Protocol):
     def head(self) -> nn.Module: ...
 
 
-def trained_part(detector: W, cached: bool = False, recompute: bool = False) -> "TrainedPart | Uncut | W":
+def trained_part(
+    detector: W, cached: bool = False, recompute: bool = False, compiled: bool = False
+) -> "TrainedPart | Uncut | W":
     """`TrainedPart` of a detector with adapters; where its tower cannot be cut the detector itself, or, if its head
     has more than two classes, `Uncut`.
 
-    That is refused where tokens shall be `cached`, or activations recomputed; so is a cache of nothing.
+    That is refused where tokens shall be `cached`, activations recomputed or passes `compiled`; so is a cache of
+    nothing.
     """
     backbone = detector.backbone
     try:
-        part = TrainedPart(backbone, detector.head, recompute)
+        part = TrainedPart(backbone, detector.head, recompute, compiled)
     except Refusal as why:
-        if cached or recompute:
-            raise Refusal(f"{'--cache_prefix' if cached else '--checkpoint_activations'}: {why}") from why
+        asked = {"--cache_prefix": cached, "--checkpoint_activations": recompute, "--compile": compiled}
+        if any(asked.values()):
+            raise Refusal(f"{next(flag for flag, given in asked.items() if given)}: {why}") from why
         return Uncut(backbone, detector.head) if classes_of(detector.head) else detector
     if cached and not 0 < part.start < backbone.depth:
         raise Refusal(

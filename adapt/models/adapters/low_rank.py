@@ -34,7 +34,7 @@ def draw_kept(x: Tensor, share: float) -> tuple[Tensor, float]:
     On a CPU the share is a multiple of 2^-16: 16 random bits an entry are drawn ten times faster than torch's dropout
     draws, which would take a seventh of a step.
     """
-    if x.device.type != "cpu" or share > 0.99:
+    if x.device.type != "cpu" or share > 0.99 or torch.compiler.is_compiling():  # which knows no `random_`
         stays = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - share)
         return stays, 1 / (1 - share)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)

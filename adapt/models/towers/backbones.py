@@ -39,12 +39,13 @@ from adapt.models.towers.attention import call_qkv
 from adapt.models.towers.open_clip import load_open_clip
 from adapt.models.towers.packed import PackedBlock, in_passes, pack, packed_blocks, rows_of_a_pass
 from adapt.models.towers.timm import load_timm
-from adapt.models.towers.tokens import End, Loaded, Tokens
+from adapt.models.towers.tokens import End, Loaded, Resize, Tokens
 from adapt.models.towers.transformers import load_transformers
 
 TINY = Path(__file__).parents[2] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens))?)")
+LARGEST = 2048  # side of an image in pixels: 22,000 tokens of a ViT-L/14
 Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
 
@@ -68,11 +69,16 @@ class Backbone(nn.Module):
     mean: Tensor  # (3, 1, 1), in 0..255, as is `std`
     std: Tensor
 
-    def __init__(self, name: str, loaded: Loaded, layer: str, geometry: Geometry | None = None) -> None:
+    def __init__(
+        self, name: str, loaded: Loaded, layer: str, geometry: Geometry | None = None, size: int | None = None
+    ) -> None:
         super().__init__()
         self.name, self.layer, self.depth = name, layer, loaded.depth
         self.preprocess = replace(loaded.preprocess, geometry=geometry) if geometry else loaded.preprocess
         self.tower = loaded.tower.requires_grad_(False).eval()
+        weights = weights_digest(self.tower)  # as they were published: what is interpolated follows from the size
+        if size is not None and size != self.preprocess.size:
+            self._resize(loaded.resize, size)
         self._walk, self._has_proj = loaded.walk, loaded.has_proj
         self.first_pools, self.cut = loaded.first_pools, loaded.cut
         self._packed: tuple[PackedBlock, ...] = ()  # see `for_features`
@@ -81,12 +87,25 @@ class Backbone(nn.Module):
         self.fingerprint: Fingerprint = {
             "name": name,
             "layer": layer,
-            "weights": weights_digest(self.tower),
+            "weights": weights,
             "preprocess": {**self.preprocess.facts(), "mean": list(loaded.mean), "std": list(loaded.std)},
             "activation": _activation(self.tower),  # as built: the weights alone do not say which they need
         }
         with torch.no_grad():
             self.dim = self(self._blank()).shape[-1]
+
+    def _resize(self, resize: Resize | None, size: int) -> None:
+        """Set the tower to images of another size; the margin that is cropped away grows or shrinks with it."""
+        own = self.preprocess
+        if resize is None:
+            raise Refusal(f"--size {size}: {self.name} takes images of {own.size} px alone; leave the flag out")
+        if size % resize.patch or not resize.patch <= size <= LARGEST:
+            near = min(max(round(size / resize.patch), 1), LARGEST // resize.patch) * resize.patch
+            raise Refusal(
+                f"--size {size}: the patches of {self.name} have {resize.patch} px; give a multiple, as {near}"
+            )
+        resize.to(self.tower, size)
+        self.preprocess = replace(own, size=size, shortest=round(own.shortest * size / own.size))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.encode(pixels, [self.layer])[self.layer]
@@ -272,19 +291,24 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    name: str, layer: str = "last", geometry: Geometry | None = None, activation: str | None = None
+    name: str,
+    layer: str = "last",
+    geometry: Geometry | None = None,
+    activation: str | None = None,
+    size: int | None = None,
 ) -> Backbone:
     """The frozen encoder called `name` (see above), in fp32 on the CPU, its attention ready for adapters.
 
     `activation` is that of the tower which a detector was trained on, and is built even if the weights' record says
-    otherwise (with a warning); without it the record decides.
+    otherwise (with a warning); without it the record decides. `size` is the side of the images in pixels where it is
+    not that of the weights: positions are interpolated as the library does it.
     Refuses an unknown library, model or layer, and weights that are missing, incomplete, or unreachable.
     """
     with torch.random.fork_rng(devices=[]):  # building modules draws; the caller's generator stays where it was
         torch.manual_seed(0)  # what @random means
         loaded = _load(name, activation)
     call_qkv(loaded.tower)
-    return Backbone(name, loaded, layer, geometry)
+    return Backbone(name, loaded, layer, geometry, size)
 
 
 def _load(name: str, activation: str | None) -> Loaded:

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from adapt.data.preprocess import FILTERS, Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
 from adapt.models.towers.records import PLAIN, QUICK, quick_gelu
-from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, walk_trunk
-from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, resize_of, walk_trunk
+from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json
 
 WEIGHTS = "open_clip_model.safetensors"
 RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
@@ -162,14 +163,20 @@ def load_open_clip(name: str, model: str, activation: str | None = None) -> Load
     if hasattr(visual, "trunk"):
         walk, depth, first = walk_trunk_tower, depth_of(visual.trunk, name), pools_first(visual.trunk)
         cut = Cut("trunk.blocks", end_of_trunk_tower) if has_blocks(visual.trunk) else None
+        own = resize_of(visual.trunk)
+        resize = own and Resize(own.patch, lambda visual, size: visual.set_input_size(size))
     elif hasattr(visual, "transformer"):
         split_all(visual)
         walk, depth = walk_transformer, len(visual.transformer.resblocks)
         first = visual.attn_pool is None and visual.pool_type == "tok"
-        cut = Cut("transformer.resblocks", end_of_transformer)
+        cut, learned = Cut("transformer.resblocks", end_of_transformer), visual.positional_embedding.requires_grad
+        resize = (
+            Resize(max(visual.patch_size), _resize_transformer) if learned else None
+        )  # others are sines and cosines
     else:
         raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
-    return Loaded(visual, preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first, cut)
+    facts = preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first, cut
+    return Loaded(visual, *facts, resize)
 
 
 def walk_transformer(
@@ -188,6 +195,17 @@ def walk_transformer(
     if visual.attn_pool is not None:  # CoCa: what it returns are answers to its queries, behind a norm of their width
         normed = tokens[:, 1:]
     return found, End(last, normed, last if visual.proj is None else last @ visual.proj)
+
+
+def _resize_transformer(visual: nn.Module, size: int) -> None:
+    """Positions interpolated by open_clip's own function, as it does for `force_image_size`."""
+    from open_clip.model import resize_pos_embed
+
+    grid, name = (size // visual.patch_size[0], size // visual.patch_size[1]), "visual.positional_embedding"
+    state = {name: visual.positional_embedding.data}
+    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=grid)))
+    visual.positional_embedding = nn.Parameter(state[name], requires_grad=False)
+    visual.image_size, visual.grid_size = (size, size), grid
 
 
 def end_of_transformer(visual: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapt.data.preprocess import FILTERS, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.records import PLAIN, QUICK
-from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json
 
 
 def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
@@ -45,7 +45,8 @@ def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
     preprocess = _preprocess(cfg, name)
     depth = depth_of(tower, name)
     first, cut = pools_first(tower), Cut("blocks", end) if has_blocks(tower) else None
-    return Loaded(tower, preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first, cut)
+    facts = preprocess, tuple(cfg["mean"]), tuple(cfg["std"]), depth, False, walk, first, cut
+    return Loaded(tower, *facts, resize_of(tower))
 
 
 def _activation(name: str, architecture: str, config: dict[str, Any], activation: str | None) -> dict[str, str]:
@@ -89,6 +90,16 @@ def pools_first(trunk: nn.Module) -> bool:
 def has_blocks(trunk: nn.Module) -> bool:
     """Whether tokens run through one list of blocks and a norm, as in a vision transformer."""
     return isinstance(getattr(trunk, "blocks", None), nn.ModuleList | nn.Sequential) and hasattr(trunk, "norm")
+
+
+def resize_of(trunk: nn.Module) -> Resize | None:
+    """By timm's own `set_input_size`, of vision transformers; not of BEiT, whose tables it indexes in a way of which
+    torch says that it will mean something else."""
+    embed = getattr(trunk, "patch_embed", None)
+    tables = any("rel_pos" in name or "relative_position" in name for name, _ in trunk.named_parameters())
+    if tables or not has_blocks(trunk) or not all(hasattr(module, "set_input_size") for module in (trunk, embed)):
+        return None
+    return Resize(embed.feat_ratio(), lambda trunk, size: trunk.set_input_size(img_size=size))
 
 
 def depth_of(trunk: nn.Module, name: str) -> int:

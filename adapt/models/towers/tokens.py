@@ -48,6 +48,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """How the bare tower of a library is set to square images of another size."""
+
+    patch: int  # pixels of which a size is a multiple
+    to: Callable[[nn.Module, int], None]  # tower, size: positions are interpolated as the library does it
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What a library hands over: the tower, how images enter it, and how to walk through it."""
 
@@ -60,6 +68,7 @@ class Loaded:
     walk: Walk
     first_pools: bool = False  # whether the pooled feature is the first token after the last block, normed
     cut: Cut | None = None  # None: it has no list of blocks that tokens run through
+    resize: Resize | None = None  # None: it takes images of its own size alone
 
 
 def bare(tower: nn.Module) -> nn.Module:

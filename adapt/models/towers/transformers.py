@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
-from adapt.models.towers.tokens import Cut, End, Loaded, Tokens, bare, message_of, read_json
+from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, read_json
 
 VISION = {  # model_type of config.json: class of the image tower
     "clip": "CLIPVisionModelWithProjection",
@@ -54,7 +54,8 @@ def load_transformers(name: str, model: str) -> Loaded:
     if has_proj and size != preprocess.size:  # DINO interpolates its positions, or has none
         raise Refusal(f"backbone {name}: the tower takes {size} px, its preprocessor_config.json {preprocess.size}")
     cut, first = Cut(path, end), "siglip" not in kind
-    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path), first, cut)
+    resize = Resize(tower.config.patch_size, resize_positions)
+    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path), first, cut, resize)
 
 
 def snapshot(name: str, model: str) -> Path:
@@ -194,3 +195,17 @@ def end(tower: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return last, last
     last = norm(tokens[:, 0])
     return last, tower.visual_projection(last) if hasattr(tower, "visual_projection") else None
+
+
+@torch.no_grad()
+def resize_positions(tower: nn.Module, size: int) -> None:
+    """CLIP's and SigLIP's positions interpolated by their own function; DINO does so in every pass, or rotates."""
+    for module in tower.modules():
+        if isinstance(positions := getattr(module, "position_embedding", None), nn.Embedding):
+            old = module.image_size // module.patch_size
+            count = len(positions.weight) - old**2 + (size // module.patch_size) ** 2  # a class token has one, too
+            patches = positions.weight.new_empty(1, count, positions.embedding_dim)  # of them the shape is asked
+            table = module.interpolate_pos_encoding(patches, size, size)[0]
+            module.position_embedding = nn.Embedding.from_pretrained(table)
+            module.position_ids = torch.arange(count)[None]
+            module.image_size = size
