@@ -32,6 +32,7 @@ from adapt.files import write_text
 from adapt.processes import Processes
 from adapt.progress import bar
 from adapt.training import checkpoint
+from adapt.training.trackers import Trackers
 from adapt.training.tracking import Track
 
 # free to change when a run is continued
@@ -44,6 +45,7 @@ NOT_IDENTITY = {
     "cached_only",
     "launcher",
     "slurm",
+    "tracker",
 }
 MAX_BAD_STEPS = 3
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
@@ -366,7 +368,7 @@ class Run(Processes):
     # -- words, numbers, pictures --------------------------------------------------------------------------------
 
     def log(self, values: dict[str, float]) -> None:
-        """Scalars at the present step, to TensorBoard."""
+        """Scalars at the present step, to TensorBoard and --tracker."""
         if self.main:
             self.track.scalars(values, self.step_number)
 
@@ -395,7 +397,8 @@ class Run(Processes):
         self._preparation = time.monotonic() - self._started  # of this sitting
         if self.main:
             write_text(self.folder / "config.yaml", dump(self.config))
-            self.track = Track(self.folder, self.step_number, dump(self.config))
+            trackers = Trackers(self.folder, getattr(self.config, "tracker", ()), as_dict(self.config), self.say)
+            self.track = Track(self.folder, self.step_number, dump(self.config), trackers)
 
     def _config_identity(self) -> dict[str, object]:
         return {key: value for key, value in as_dict(self.config).items() if key not in NOT_IDENTITY}
