@@ -3,6 +3,7 @@
 A recipe that needs another default or another meaning declares the flag again: its own line wins.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ NOT_POOLED = {  # flags that do not go with --folds: the value that is off, why,
 }
 
 MINUTES_AND_COUNTS = ("time", "cpus_per_task", "array_parallelism", "signal_delay_s")  # of --slurm: whole numbers
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 ONE_TASK = ("nodes", "ntasks", "ntasks_per_node", "array", "signal", "output", "error")  # of --slurm: set for the jobs
 
 
@@ -128,7 +130,16 @@ class Steps(Waiting):
     tf32: bool = False  # GPUs train fp32 weights in TF32: faster, products of three digits instead of seven
     fast_kernels: bool = False  # GPUs may train with kernels that add in any order: faster, not repeatable bit for bit
     other_processes: bool = False  # continue a run that had another number of processes: not bit-identical
+    tracker: tuple[Tracker, ...] = ("tensorboard",)  # where scalars go; TensorBoard is written beside any other
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.tracker:
+            found = importlib.util.find_spec(name)
+            here = found is not None and found.origin is not None  # a folder of that name is no package
+            if name != "tensorboard" and not here:
+                raise Refusal(f"--tracker {name}: the package is missing: pip install 'adapt-aigi[{name}]'")
 
 
 @dataclass(frozen=True, kw_only=True)

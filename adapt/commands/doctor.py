@@ -21,7 +21,10 @@ EXTRAS = {  # extra of pyproject.toml -> modules that it brings, and what they a
     "export": (("onnx", "onnxruntime", "onnxscript"), "adapt share --onnx"),
     "heic": (("pillow_heif",), "HEIC, which phones write"),
     "fast": (("cv2",), "JPEG views in two thirds of Pillow's time"),
+    "mlflow": (("mlflow",), "--tracker mlflow"),
     "ray": (("ray",), "adapt extract --engine ray"),
+    "trackio": (("trackio",), "--tracker trackio"),
+    "wandb": (("wandb",), "--tracker wandb"),
 }
 
 

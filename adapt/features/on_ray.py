@@ -47,7 +47,10 @@ def cluster() -> Iterator[None]:
     try:
         if address:
             _ask(address)
-            ray.init(address, **quiet)
+            try:
+                ray.init(address, **quiet)
+            except ConnectionError as error:
+                raise Refusal(f"RAY_ADDRESS={address}: {error}: is RAY_AUTH_MODE the same on all nodes?") from error
         else:
             own: dict[str, Any] = {"num_cpus": max(2, cores()), "object_store_memory": STORE, "_temp_dir": folder}
             ray.init("local", include_dashboard=False, **own, **quiet)

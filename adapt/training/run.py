@@ -32,6 +32,7 @@ from adapt.flags import Steps, Waiting
 from adapt.processes import Processes, allow_tf32
 from adapt.progress import bar
 from adapt.training import checkpoint
+from adapt.training.trackers import Trackers
 from adapt.training.tracking import Track
 
 # free to change when a run is continued
@@ -46,6 +47,7 @@ NOT_IDENTITY = {
     "other_processes",
     "launcher",
     "slurm",
+    "tracker",
 }
 MAX_BAD_STEPS = 3
 FEW = 16  # images in a GPU's pass; with fewer it waits for its host, which starts thousands of kernels for each pass
@@ -386,7 +388,7 @@ class Run(Processes):
     # -- words, numbers, pictures --------------------------------------------------------------------------------
 
     def log(self, values: dict[str, float]) -> None:
-        """Scalars at the present step, to TensorBoard."""
+        """Scalars at the present step, to TensorBoard and --tracker."""
         if self.main:
             self.track.scalars(values, self.step_number)
 
@@ -415,7 +417,8 @@ class Run(Processes):
         self._preparation = time.monotonic() - self._started  # of this sitting
         if self.main:
             write_text(self.folder / "config.yaml", dump(self.config))
-            self.track = Track(self.folder, self.step_number, dump(self.config))
+            trackers = Trackers(self.folder, getattr(self.config, "tracker", ()), as_dict(self.config), self.say)
+            self.track = Track(self.folder, self.step_number, dump(self.config), trackers)
 
     def _config_identity(self) -> dict[str, object]:
         return {key: value for key, value in as_dict(self.config).items() if key not in NOT_IDENTITY}

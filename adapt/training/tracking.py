@@ -11,12 +11,14 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from adapt.files import write_text, writing
+from adapt.training.trackers import Trackers
 
 
 class Track:
     """Logs of one run, from the main process only. Steps after `step`, where the run resumes, are forgotten."""
 
-    def __init__(self, folder: Path, step: int, config: str) -> None:
+    def __init__(self, folder: Path, step: int, config: str, trackers: Trackers) -> None:
+        self.trackers = trackers
         self.path, self.board = folder / "log.jsonl", folder / "tensorboard"
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         write_text(self.path, "".join(lines[:step]))
@@ -39,6 +41,7 @@ class Track:
         with self.writing() as writer:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
+        self.trackers.log(values, step)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[SummaryWriter]:
@@ -52,8 +55,10 @@ class Track:
             os.fsync(self.file.fileno())
         with self.writing() as writer:
             writer.flush()
+        self.trackers.flush()
 
     def close(self) -> None:
+        self.trackers.close()
         self.file.close()
         with writing(self.board):
             self.writer.close()

@@ -73,7 +73,7 @@ def test_the_doctor_says_it_in_about_25_lines(monkeypatch, capsys, tmp_path) -> 
 def test_the_doctor_knows_all_extras() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
     assert set(doctor.EXTRAS) == set(extras) - {"dev"}
-    modules = {"opencv-python-headless": "cv2", "pillow-heif": "pillow_heif"}
+    modules = {"opencv-python-headless": "cv2", "pillow-heif": "pillow_heif", "mlflow-skinny": "mlflow"}
     for extra, (names, _) in doctor.EXTRAS.items():
         packages = [re.match(r"[\w-]+", line)[0] for line in extras[extra]]
         assert [modules.get(name, name) for name in packages] == list(names)
