@@ -21,7 +21,7 @@ from adapt.models.towers.tokens import Cut, bare
 from adapt.text import one_line
 
 W = TypeVar("W", bound="Whole")
-SAME = {torch.float32: 1e-4, torch.bfloat16: 0.03}  # relative difference of a feature that is rounded elsewhere
+SAME = {torch.float32: 1e-4}  # relative difference of a feature that is rounded elsewhere; 0.03 with fewer bits
 
 
 class TrainedPart(nn.Module):
@@ -46,7 +46,7 @@ class TrainedPart(nn.Module):
             ) from problem
         finally:
             backbone.train(training)
-        if not error <= SAME[backbone.dtype]:
+        if not error <= SAME.get(backbone.dtype, 0.03):
             raise _cannot(
                 backbone, f"cut between its blocks it gives another feature (relative difference {error:.2g})"
             )

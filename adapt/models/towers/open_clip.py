@@ -91,18 +91,46 @@ def _texts_on_meta() -> Iterator[None]:
     from open_clip import factory
     from open_clip import model as towers
 
-    build, move = towers._build_text_tower, factory._set_model_device_and_precision
+    build, move, load = towers._build_text_tower, factory._set_model_device_and_precision, factory.load_checkpoint
 
     def build_on_meta(*args: Any, **options: Any) -> nn.Module:
         with torch.device("meta"):
             return build(*args, **options)
 
+    def load_in_place(model: nn.Module, path: str, **options: Any) -> object:
+        return None if _loaded_in_place(model, path) else load(model, path, **options)
+
     towers._build_text_tower = build_on_meta
     factory._set_model_device_and_precision = lambda *_: None  # it is built where it is wanted: in fp32 on the CPU
+    factory.load_checkpoint = load_in_place
     try:
         yield
     finally:
         towers._build_text_tower, factory._set_model_device_and_precision = build, move
+        factory.load_checkpoint = load
+
+
+@torch.no_grad()
+def _loaded_in_place(model: nn.Module, path: str) -> bool:
+    """Copy the weights tensor by tensor, so that no more than one of the file is in memory; of the meta device none.
+
+    False, and nothing is done, where names or shapes are not the model's own: open_clip converts, resizes or refuses.
+    """
+    from safetensors import safe_open
+
+    own = model.state_dict()
+    if not str(path).endswith(".safetensors"):
+        return False
+    with safe_open(path, "pt") as file:
+        if {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} != {  # noqa: SIM118
+            name: tuple(tensor.shape) for name, tensor in own.items()
+        }:
+            return False
+    for name, tensor in own.items():
+        if not tensor.is_meta:
+            with safe_open(path, "pt") as file:  # anew, for what was read stays in memory until the file is closed
+                tensor.copy_(file.get_tensor(name))
+    return True
 
 
 @contextlib.contextmanager
