@@ -128,7 +128,7 @@ def test_a_command_on_a_full_disk_ends_in_one_line(
             assert "free some space" in errors[0]
 
 
-@pytest.mark.parametrize(("room", "what"), [(4096, "tensorboard"), (40960, "checkpoint-4")])
+@pytest.mark.parametrize(("room", "what"), [(4096, "tensorboard"), (40960, "checkpoint-3")])
 def test_a_training_on_a_full_disk_ends_in_one_line(disk, planted, room, what) -> None:
     """As a process: TensorBoard writes in a thread of its own, and files are closed at the end."""
     fill(disk, room)

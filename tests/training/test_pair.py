@@ -13,6 +13,7 @@ import zoo
 from processes import in_children
 
 import adapt.features.cache
+import adapt.training.on_features  # which keeps the `extract` that it finds: not one that a test replaces
 from adapt import cli
 from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
