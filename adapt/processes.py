@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
-from tqdm import tqdm
 
 from adapt import stop
 from adapt.errors import Refusal
 from adapt.flags import Waiting
+from adapt.progress import write
 from adapt.provenance import cores
 
 AT_ONCE = 64 << 20  # bytes that a process gives to the others at once
@@ -165,7 +165,7 @@ class Processes:
     def say(self, text: str) -> None:
         """One line for the user, from the main process."""
         if self.main:
-            tqdm.write(text)
+            write(text)
 
     def leave(self) -> None:
         """Leave the group of processes."""

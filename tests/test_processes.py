@@ -1,6 +1,7 @@
 """What a process takes of its machine, and what processes give each other."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from processes import in_children
+from tqdm import tqdm
 
 from adapt import processes, provenance
 from adapt.errors import Refusal
@@ -123,3 +125,13 @@ def test_a_time_to_wait_of_nothing_is_refused() -> None:
 def test_a_single_process_gathers_what_it_has() -> None:
     items = np.arange(3)
     assert Processes().gather(items) is items and Processes().gather([1]) == [1]
+
+
+def test_a_process_that_is_killed_while_it_draws_does_not_stop_others() -> None:
+    def drawing() -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_children(drawing) == [-signal.SIGKILL]
+    assert tqdm.get_lock().acquire(timeout=10), "the lock went with the process that was killed"
+    tqdm.get_lock().release()
