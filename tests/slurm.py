@@ -37,8 +37,12 @@ def put(folder: Path, job: str, name: str, value: object) -> None:
 
 
 def warn(folder: Path, job: str) -> None:
-    """What Slurm sends when the time of a job is nearly up, or at a preemption with a warning."""
-    os.kill(int((folder / "jobs" / job / "task").read_text()), signal.SIGUSR2)
+    """What Slurm sends to all processes of a job when its time is nearly up, or at a preemption with a warning."""
+    import psutil
+
+    task = psutil.Process(int((folder / "jobs" / job / "task").read_text()))
+    for process in (task, *task.children(recursive=True)):
+        process.send_signal(signal.SIGUSR2)
 
 
 def named(output: str, task: str) -> str:

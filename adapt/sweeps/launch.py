@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -60,8 +61,11 @@ class Start:
         return [*launcher(self.processes), *self.words]
 
 
-def start_process(command: list[str], log: Path, processes: int) -> subprocess.Popen:
-    """The run, in a session of its own. The command and all that it says go to the end of the log."""
+def start_process(
+    command: list[str], log: Path, processes: int, first: Callable[[], object] | None = None
+) -> subprocess.Popen:
+    """The run, in a session of its own. The command and all that it says go to the end of the log. The new process
+    calls `first`."""
     with writing(log), log.open("a", encoding="utf-8") as file:  # else it would fail without a word
         print(f"$ {shlex.join(command)}", file=file)
     with log.open("ab") as out:
@@ -72,6 +76,7 @@ def start_process(command: list[str], log: Path, processes: int) -> subprocess.P
             stderr=subprocess.STDOUT,
             env=os.environ | {"ADAPT_PROCESSES": str(processes)},
             start_new_session=True,
+            preexec_fn=first,
         )
 
 
@@ -99,7 +104,11 @@ class OneJob:
 
     def __call__(self) -> int:
         """Exit status of the run."""
-        self.child = start_process(self.start.command(), self.start.log, self.start.processes)
+        from submitit import JobEnvironment
+
+        # Slurm's warning comes to all processes of the job, and would end those that do not know it
+        deaf = partial(signal.signal, getattr(signal, f"SIG{JobEnvironment.USR_SIG}"), signal.SIG_IGN)
+        self.child = start_process(self.start.command(), self.start.log, self.start.processes, deaf)
         status = self.child.wait()
         if status in STOPPED:
             time.sleep(10 * self.patience)  # Slurm told all processes of the job to end: it will requeue or kill it
