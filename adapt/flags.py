@@ -3,7 +3,6 @@
 A recipe that needs another default or another meaning declares the flag again: its own line wins.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -121,15 +120,6 @@ class Steps(Checked):
     checkpointing_steps: int = 100  # optimizer steps between checkpoints; every epoch ends with one
     tracker: tuple[Tracker, ...] = ("tensorboard",)  # where scalars go; TensorBoard is written beside any other
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.tracker:
-            found = importlib.util.find_spec(name)
-            if name != "tensorboard" and (
-                found is None or found.origin is None
-            ):  # a folder of that name is no package
-                raise Refusal(f"--tracker {name}: the package is missing: pip install 'adapt-aigi[{name}]'")
 
 
 @dataclass(frozen=True, kw_only=True)
