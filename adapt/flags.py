@@ -3,7 +3,6 @@
 A recipe that needs another default or another meaning declares the flag again: its own line wins.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -132,14 +131,6 @@ class Steps(Waiting):
     other_processes: bool = False  # continue a run that had another number of processes: not bit-identical
     tracker: tuple[Tracker, ...] = ("tensorboard",)  # where scalars go; TensorBoard is written beside any other
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.tracker:
-            found = importlib.util.find_spec(name)
-            here = found is not None and found.origin is not None  # a folder of that name is no package
-            if name != "tensorboard" and not here:
-                raise Refusal(f"--tracker {name}: the package is missing: pip install 'adapt-aigi[{name}]'")
 
 
 @dataclass(frozen=True, kw_only=True)

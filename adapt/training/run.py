@@ -32,7 +32,7 @@ from adapt.flags import Steps, Waiting
 from adapt.processes import Processes, allow_tf32
 from adapt.progress import bar
 from adapt.training import checkpoint
-from adapt.training.trackers import Trackers
+from adapt.training.trackers import Trackers, require_packages
 from adapt.training.tracking import Track
 
 # free to change when a run is continued
@@ -108,6 +108,7 @@ class Run(Processes):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config if isinstance(config, Waiting) else None)
+        require_packages(getattr(config, "tracker", ()))
         self.config, self.folder, self.seed = config, Path(config.output_dir), config.seed
         self.step_number, self.seconds, self.epoch_ended = 0, 0.0, False
         self.selected: tuple[dict[str, float], dict[str, Tensor]] | None = None

@@ -8,6 +8,7 @@ alone until the next start; one that cannot even begin is refused, because nothi
 """
 
 import atexit
+import importlib.util
 import json
 import os
 import re
@@ -29,6 +30,14 @@ REMEDY = {
     "trackio": "see its message",
 }
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # else a server costs minutes
+
+
+def require_packages(names: Sequence[str]) -> None:
+    """Refuse trackers that are not installed."""
+    for name in names:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name, which W&B itself leaves, is no package
+            raise Refusal(f"--tracker {name}: the package is missing: pip install 'adapt-aigi[{name}]'")
 
 
 class Trackers:

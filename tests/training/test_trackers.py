@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,9 @@ from test_run import config, killed  # noqa: F401 (a fixture)
 from test_run import points as events_of
 
 from adapt.errors import Refusal
-from adapt.flags import Steps
 from adapt.training import trackers as module
 from adapt.training.run import NOT_IDENTITY, Run
-from adapt.training.trackers import Trackers
+from adapt.training.trackers import Trackers, require_packages
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -140,13 +140,19 @@ def test_a_run_that_goes_on_does_so_without_its_server(tmp_path, record, monkeyp
     assert said == ["--tracker wandb: no server there: the run goes on without it"]
 
 
-def test_a_missing_package_is_one_line(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "wandb").mkdir()  # what W&B itself leaves is no package
+def test_a_missing_package_is_one_line(config, tmp_path, monkeypatch) -> None:  # noqa: F811
+    (tmp_path / "mlflow").mkdir()  # a folder of that name is no package
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("adapt.flags.importlib.util.find_spec", lambda name: None if name == "mlflow" else name)
-    with pytest.raises(Refusal, match=r"--tracker mlflow: the package is missing: pip install 'adapt-aigi\[mlflow\]'"):
-        Steps(tracker=("tensorboard", "mlflow"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(path for path in sys.path if "site-packages" not in path)])
+    for name in ("mlflow", "wandb"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        with pytest.raises(
+            Refusal, match=rf"--tracker {name}: the package is missing: pip install 'adapt-aigi\[{name}"
+        ):
+            require_packages(("json", name))
+    monkeypatch.setattr("adapt.training.run.require_packages", lambda names: pytest.fail(str(names)))
+    with pytest.raises(pytest.fail.Exception, match="wandb"):  # before anything is read
+        lora.main(started(config))
 
 
 def sitting(folder: Path, name: str, steps: range, die: bool) -> None:
