@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from adapt.data.groups import heed_main_process
 
@@ -18,7 +18,7 @@ def feed(
     *,
     batch_size: int | None = 1,
     sampler: Sequence[int] | None = None,
-    batch_sampler: Sequence[list[int]] | None = None,
+    batch_sampler: Sampler | Sequence[list[int]] | None = None,
 ) -> DataLoader:
     """A loader of `data` for `device`; what a batch is, is said as to `DataLoader`.
 

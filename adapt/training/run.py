@@ -20,12 +20,13 @@ from typing import Protocol, TypedDict, TypeVar, cast
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from adapt import provenance, stop
 from adapt.accelerate_launch import dynamo
 from adapt.cli import Flags, as_dict, dump
-from adapt.data.groups import Batch, GroupSampler, collate, heed_main_process
+from adapt.data.feed import feed
+from adapt.data.groups import Batch, GroupSampler, collate
 from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.flags import Steps, Waiting
@@ -274,14 +275,8 @@ class Run(Processes):
         # groups, and weight, that a micro-batch of one process has on average: sums divided by them add up to means
         self.share_of_groups = sampler.per_step / (world * accumulation)
         self.share = self.share_of_groups * train.group_weight
-        loader = DataLoader(
-            cast("Dataset[B_co]", train),  # DataLoader needs no more than TrainingData has
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=heed_main_process,
-            pin_memory=self.device.type == "cuda",
-        )
+        data = cast("Dataset[B_co]", train)  # a loader needs no more than TrainingData has
+        loader = feed(data, self.device, workers, collate, batch_sampler=sampler)
         total = epochs * sampler.steps_per_epoch
         progress = bar(self.main, total=total, initial=self.step_number, unit="step", desc="train")
         self.model.train()
