@@ -118,7 +118,10 @@ class Processes:
                 refused = refusal
         found, refused = broadcast_object_list([found, refused])
         if refused is not None:
-            raise refused
+            try:
+                raise refused
+            finally:
+                del refused  # else it and its traceback would keep each other, and a run's lock with them
         return cast("T", found)
 
     def _gather_rows(self, values: np.ndarray) -> np.ndarray:

@@ -46,6 +46,17 @@ def _terminated(_: int, __: FrameType | None) -> None:
         raise Stopped
 
 
+def _forked() -> None:
+    """A forked process has none of this until it heeds SIGTERM itself: a pool could not end it otherwise."""
+    global _asked, _held, _follows
+    _asked = _held = _follows = False
+    if signal.getsignal(signal.SIGTERM) is _terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def asked() -> bool:
     """Whether a SIGTERM came."""
     return _asked

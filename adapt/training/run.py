@@ -31,7 +31,7 @@ from adapt.errors import Refusal
 from adapt.files import write_text
 from adapt.flags import Steps, Waiting
 from adapt.processes import Processes, allow_tf32
-from adapt.progress import bar
+from adapt.progress import bar, write
 from adapt.training import checkpoint
 from adapt.training.trackers import Trackers, require_packages
 from adapt.training.tracking import Track
@@ -413,7 +413,8 @@ class Run(Processes):
         self._preparation = time.monotonic() - self._started  # of this sitting
         if self.main:
             write_text(self.folder / "config.yaml", dump(self.config))
-            trackers = Trackers(self.folder, getattr(self.config, "tracker", ()), as_dict(self.config), self.say)
+            # not self.say: what held the run would keep it, and its lock, where it is dropped because it failed
+            trackers = Trackers(self.folder, getattr(self.config, "tracker", ()), as_dict(self.config), write)
             self.track = Track(self.folder, self.step_number, dump(self.config), trackers)
 
     def _config_identity(self) -> dict[str, object]:
