@@ -5,9 +5,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapt.models.adapters import lora, low_rank
+from adapt.models.adapters.cut_tower import join_qkv
 from adapt.models.adapters.low_rank import LowRankLinear
+from adapt.models.towers.attention import SplitAttention
 from adapt.models.towers.backbones import Backbone, load_backbone
 from adapt.training.micro_batches import kept_bytes
 
@@ -51,6 +54,53 @@ def test_features_and_gradients_are_pefts(monkeypatch, options) -> None:
         for names in ([name] for name in ours) if precision == "fp32" else [ours]:
             a, b = (torch.cat([grads[name].flatten() for name in names]) for grads in (ours, pefts))
             assert (a - b).norm() <= within * b.norm(), list(names)[:3]
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_")
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"update": "svd"}, {"last_blocks": 2}])
+@pytest.mark.parametrize(("precision", "within"), [("fp32", 5e-5), ("bf16", 0.01)])
+def test_query_key_and_value_at_once_are_those_one_by_one(monkeypatch, options, precision, within) -> None:
+    one_by_one, joined = (adapted(monkeypatch, True, precision, **options) for _ in range(2))
+    before = {name: value.clone() for name, value in joined.state_dict().items()}
+    blocks = join_qkv(joined)
+    assert blocks == options.get("last_blocks", joined.depth)
+    assert all(torch.equal(value, before[name]) for name, value in joined.state_dict().items())
+    counts, found = [], []
+    for backbone in (one_by_one, joined):
+        with Products() as products:
+            found.append(gradients(backbone))
+        counts.append(products.count)
+    (expected, theirs), (features, ours) = found
+    assert (features - expected).norm() <= within * expected.norm() and ours.keys() == theirs.keys()
+    for names in ([name] for name in ours) if precision == "fp32" else [ours]:
+        a, b = (torch.cat([grads[name].flatten() for name in names]) for grads in (ours, theirs))
+        assert (a - b).norm() <= within * b.norm(), list(names)[:3]
+    if "dropout" in options:  # each of the three drops other entries
+        assert counts[0] == counts[1]
+    else:
+        assert counts[0] - counts[1] >= 14 * blocks  # 8 instead of 24; the first block's x has no gradient
+
+
+def test_layers_that_were_joined_are_merged_and_come_back(monkeypatch) -> None:
+    joined = adapted(monkeypatch, True, "fp32")
+    join_qkv(joined)
+    attention = next(m for m in joined.modules() if isinstance(m, SplitAttention))
+    shared = attention.joined.weight.untyped_storage().data_ptr()
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    with torch.no_grad():
+        expected = joined.eval()(torch.full((1, 3, 64, 64), 9.0))
+        with lora.merged(joined):
+            assert torch.allclose(joined(torch.full((1, 3, 64, 64), 9.0)), expected, atol=1e-4)
+    assert {layer.get_base_layer().weight.untyped_storage().data_ptr() for layer in layers} == {shared}
 
 
 def test_losses_are_those_of_pefts_own_passes(monkeypatch) -> None:

@@ -38,6 +38,7 @@ from adapt.commands import test as test_command
 from adapt.data.manifest import Manifest
 from adapt.embedded.world import make_world
 from adapt.evaluation.scores import Scores
+from adapt.models.adapters.low_rank import JoinedQKV
 from adapt.models.heads.linear import LinearHead
 from adapt.training.run import Run
 
@@ -65,7 +66,7 @@ def common(manifest: str, folder: Path) -> dict:
 
 
 def lora_config(manifest: str, folder: Path) -> lora.Config:
-    return lora.Config(**common(manifest, folder), **VIEWS, **STEPS, **UPDATE)
+    return lora.Config(**common(manifest, folder), **VIEWS, **STEPS, rank=2)
 
 
 def on_gpu(body: Callable[[], object]) -> int:
@@ -109,7 +110,10 @@ def test_the_simulated_device_refuses_what_cuda_refuses() -> None:
 
 def test_lora_gives_the_scores_of_a_cpu(manifest, on_cpu, tmp_path) -> None:
     def body() -> None:
+        joined, at_once = [], JoinedQKV.__call__
+        JoinedQKV.__call__ = lambda qkv, x: joined.append(len(x)) or at_once(qkv, x)
         lora.main(lora_config(manifest, tmp_path / "run"))
+        assert joined  # q, k and v of a GPU are one product
         assert simulated_cuda.operations["aten::convolution"] and simulated_cuda.operations["aten::_fused_adamw_"]
 
     assert on_gpu(body) == 0

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adapt.errors import Refusal
 from adapt.models.heads.linear import classes_of, trained_logits
+from adapt.models.towers.attention import SplitAttention
 from adapt.models.towers.backbones import Backbone
 from adapt.models.towers.tokens import Cut, bare
 from adapt.text import one_line
@@ -187,6 +188,19 @@ class Whole(Protocol):
     def head(self) -> nn.Module: ...
 
 
+def join_qkv(backbone: Backbone) -> int:
+    """Have attention of open_clip's towers that has adapters on q, k and v multiply by all three at once; returns in
+    how many blocks. For a GPU: a CPU has no kernels to start, and last bits would change."""
+    from adapt.models.adapters.low_rank import joined_qkv  # peft takes seconds, and is not here without adapters
+
+    found = 0
+    for attention in backbone.tower.modules():
+        if isinstance(attention, SplitAttention):
+            attention.joined = joined_qkv((attention.q_proj, attention.k_proj, attention.v_proj))
+            found += attention.joined is not None
+    return found
+
+
 def trained_part(
     detector: W, cached: bool = False, recompute: bool = False, compiled: bool = False
 ) -> "TrainedPart | Uncut | W":
@@ -197,6 +211,8 @@ def trained_part(
     nothing.
     """
     backbone = detector.backbone
+    if backbone.device.type == "cuda":
+        join_qkv(backbone)
     try:
         part = TrainedPart(backbone, detector.head, recompute, compiled)
     except Refusal as why:

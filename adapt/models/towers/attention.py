@@ -5,6 +5,8 @@ handling of it applies the update of the output projection twice (peft 0.21.2). 
 same function with four `nn.Linear`s, and the original module can be restored from it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +25,7 @@ class SplitAttention(nn.Module):
         self.k_proj = nn.Linear(width, width, **factory)
         self.v_proj = nn.Linear(width, width, **factory)
         self.out_proj = nn.Linear(width, width, **factory)
+        self.joined: Callable[[Tensor], tuple[Tensor, ...] | None] | None = None  # of one x; None: one by one
 
     def forward(
         self,
@@ -34,10 +37,9 @@ class SplitAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         if need_weights:
             raise ValueError("SplitAttention does not return attention weights")
-        q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (n, heads, t, d / heads)
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
+        own = self.joined(query) if self.joined and query is key and key is value else None
+        projected = own or (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in projected)  # (n, heads, t, d / heads)
         trained = torch.is_grad_enabled() and q.requires_grad and attn_mask is None
         if trained and q.device.type == "cpu" and q.dtype == torch.bfloat16:
             mixed = _Mixed.apply(q, k, v)
