@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +31,7 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
 from adapt.data.views import parse_view
 from adapt.errors import Refusal
-from adapt.features.shards import Shard, Space, publish, shards_of, stored
+from adapt.features.shards import Shard, Space, shards_of, stored
 from adapt.features.verified import whole
 from adapt.files import write_text
 from adapt.processes import Gather, alone, dealt, gather_words
@@ -263,6 +263,57 @@ def extract(
     return features
 
 
+class Found:
+    """What an extraction has encoded: it goes to the shards of the spaces that lack it.
+
+    `folders` and `absent`, which of the images `rows` a space lacks, are by layer and view. `lost`: rows whose file
+    could not be opened after all, and why.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[tuple[str, str], Path],
+        absent: Mapping[tuple[str, str], np.ndarray],
+        ids: np.ndarray,
+        rows: np.ndarray,
+    ) -> None:
+        self.absent, self.ids, self.rows = absent, ids, rows
+        self.shards = {key: Shard(folder) for key, folder in folders.items()}
+        self.lost: list[tuple[int, str]] = []
+
+    def add(
+        self,
+        places: np.ndarray,
+        views: Sequence[str],
+        reasons: Sequence[Sequence[str]],
+        features: Mapping[str, np.ndarray],
+    ) -> None:
+        """Features (n, views, d) of every layer, as `stored` makes them, of the images at `places` (n,) of `rows`;
+        `reasons` of each image under each view, "" where it has features."""
+        of_rows = self.rows[places]
+        self.lost += [(int(row), why[0]) for row, why in zip(of_rows, reasons, strict=True) if why[0] in OF_THE_FILE]
+        for layer, found in features.items():
+            for v, view in enumerate(views):
+                lacks = self.absent[layer, view][places]
+                kept = [i for i, why in enumerate(reasons) if lacks[i] and why[v] not in OF_THE_FILE]
+                self.shards[layer, view].add(self.ids[of_rows[kept]], found[kept, v], [reasons[i][v] for i in kept])
+
+    @contextlib.contextmanager
+    def published(self) -> Iterator[None]:
+        """At the end, and where a SIGTERM ends it, all is in the cache."""
+        try:
+            yield
+        except Stopped:
+            with stop.whole():
+                self._publish()
+            raise
+        self._publish()
+
+    def _publish(self) -> None:
+        for shard in self.shards.values():
+            shard.publish()
+
+
 @torch.no_grad()
 def _encode(
     encoder: Encoder,
@@ -283,10 +334,10 @@ def _encode(
     device, rank = encoder.device, share[0]
     mine = np.arange(len(rows))[rank :: share[1]]
     mine = mine[wanted[:, mine].any(axis=0)]
-    shards, lost = {key: Shard(folder) for key, folder in folders.items()}, []
+    found = Found(folders, absent, ids, rows)
     progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
     encoder.eval()
-    try:
+    with found.published():
         for pattern in np.unique(wanted[:, mine], axis=1).T:  # images that lack the same views
             here = mine[(wanted[:, mine] == pattern[:, None]).all(axis=0)]
             needed = tuple(view for view, lacks in zip(views, pattern, strict=True) if lacks)
@@ -296,32 +347,16 @@ def _encode(
             for batch in loader:
                 with stop.whole():
                     count = len(batch.rows)
-                    lost += [
-                        (row, why[0])
-                        for row, why in zip(batch.rows, batch.reasons, strict=True)
-                        if why[0] in OF_THE_FILE
-                    ]
-                    found = encoder.encode(batch.pixels.to(device, non_blocking=True), layers)
-                    for layer, values in found.items():
-                        rows_of = stored(values.view(count, len(needed), -1).cpu())
-                        for v, view in enumerate(needed):
-                            lacks = absent[layer, view][here[done : done + count]]
-                            reasons = [why[v] for why in batch.reasons]
-                            kept = [i for i, why in enumerate(reasons) if lacks[i] and why not in OF_THE_FILE]
-                            of_images = ids[[batch.rows[i] for i in kept]]
-                            shards[layer, view].add(of_images, rows_of[kept, v], [reasons[i] for i in kept])
+                    made = encoder.encode(batch.pixels.to(device, non_blocking=True), layers)
+                    of_layers = {layer: stored(x.view(count, len(needed), -1).cpu()) for layer, x in made.items()}
+                    found.add(here[done : done + count], needed, batch.reasons, of_layers)
                     done += count
                     progress.update(count)
-    except Stopped:
-        with stop.whole():
-            publish(shards.values())
-        raise
-    publish(shards.values())
-    for shard in shards.values():
-        if share[1] > 1:
+    if share[1] > 1:
+        for shard in found.shards.values():
             whole(shard.folder, shard.published)  # marked here, they are not read by every process
     progress.close()
-    return lost
+    return found.lost
 
 
 def _identify(manifest: Manifest, share: tuple[int, int], gather: Gather, folder: Path) -> tuple[np.ndarray, dict]:

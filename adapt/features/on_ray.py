@@ -19,13 +19,14 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
+from adapt import stop
 from adapt.data.groups import Images
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare
 from adapt.errors import Refusal
-from adapt.features.cache import OF_THE_FILE, Encoder, fingerprint
+from adapt.features.cache import Encoder, Found, fingerprint
 from adapt.features.remembered import Asked
-from adapt.features.shards import Shard, stored
+from adapt.features.shards import stored
 from adapt.models.towers.backbones import load_backbone
 from adapt.progress import bar
 from adapt.provenance import cores
@@ -168,12 +169,12 @@ def encode_on_ray(
 ) -> list[tuple[int, str]]:
     """As `adapt.features.cache._encode`, whose place it takes, with the encoder that is `asked` for."""
     todo = passes(wanted, views, batch_size)
-    shards, lost = {key: Shard(folder) for key, folder in folders.items()}, []
     identity = [fingerprint(encoder, layer, "none") for layer in layers]
+    found = Found(folders, absent, ids, rows)
     progress = bar(
         say is not None, total=sum(len(places) for places, _ in todo), unit="image", desc="encoding", leave=False
     )
-    with cluster():
+    with cluster(), found.published():
         items: list[Pass] = [
             {"number": number, "images": manifest.select(rows[places]), "views": list(needed)}
             for number, (places, needed) in enumerate(todo)
@@ -185,19 +186,16 @@ def encode_on_ray(
                     "give --precision and --encoder, and the same environment on all nodes"
                 )
             places, needed = todo[row["number"]]
-            of_rows, reasons = rows[places], [list(why) for why in row["reasons"]]
-            lost += [(int(r), why[0]) for r, why in zip(of_rows, reasons, strict=True) if why[0] in OF_THE_FILE]
-            for layer, values in row["features"].items():
-                found = np.array(values).reshape(len(places), len(needed), -1)
-                for v, view in enumerate(needed):
-                    lacks = absent[layer, view][places]
-                    kept = [i for i, why in enumerate(reasons) if lacks[i] and why[v] not in OF_THE_FILE]
-                    shards[layer, view].add(ids[of_rows[kept]], found[kept, v], [reasons[i][v] for i in kept])
-            progress.update(len(places))
-    for shard in shards.values():
-        shard.publish()
+            with stop.whole():
+                reasons = [list(why) for why in row["reasons"]]
+                of_layers = {
+                    layer: np.array(values).reshape(len(places), len(needed), -1)
+                    for layer, values in row["features"].items()
+                }
+                found.add(places, needed, reasons, of_layers)
+                progress.update(len(places))
     progress.close()
-    return lost
+    return found.lost
 
 
 def _stream(

@@ -14,7 +14,7 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,12 +116,6 @@ class Shard:
         if ids := b"".join(self.ids):
             self.published.append(write_shard(self.folder, np.frombuffer(ids, "V32"), self.rows, self.reasons))
         self._clear()
-
-
-def publish(shards: Iterable[Shard]) -> None:
-    """Publish what waits in each of them."""
-    for shard in shards:
-        shard.publish()
 
 
 def stored(features: torch.Tensor) -> np.ndarray:
