@@ -130,7 +130,7 @@ def _end(line: str, status: int, everywhere: bool = False) -> NoReturn:
 
             end_bars()
         with contextlib.suppress(OSError):  # the full disk may be the one that takes this line
-            print(line, file=sys.stderr)
+            sys.stderr.write(f"{line}\n")  # at once: `print` writes the end apart, and lines of processes would mix
     sys.exit(status)
 
 
