@@ -380,3 +380,15 @@ def test_recipe_takes_both_flags_for_a_tower_of_another_library(config, tmp_path
         found = trained(dataclasses.replace(plain, output_dir=tmp_path / next(iter(flags)), **flags))[0]
         assert len(found) == 4
         np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_too_little_memory_says_nothing_of_a_tower(monkeypatch) -> None:
+    """It must not train a tower whole, without a word, as one that cannot be cut."""
+    backbone = load_backbone("tiny")
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainedPart, "_look", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained_part(Detector(backbone, LinearHead(backbone.dim)))

@@ -41,6 +41,8 @@ class TrainedPart(nn.Module):
         backbone.eval()  # without dropout
         try:
             error = self._look()
+        except torch.OutOfMemoryError:  # says nothing of the tower
+            raise
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as problem:
             raise _cannot(
                 backbone, f"tokens do not simply run through its blocks ({one_line(str(problem), 200)})"
