@@ -11,7 +11,7 @@ from adapt.cli import recipes_folder
 
 GROUPS = {
     "data": ("prepare", "audit", "align", "composites", "pack", "quality"),
-    "features and detectors": ("convert", "extract", "predict", "test", "crops", "share"),
+    "features and detectors": ("convert", "extract", "import", "detectors", "predict", "test", "crops", "share"),
     "results": ("evaluate", "summarise"),
     "this machine": ("doctor", "plan", "benchmark"),
 }

@@ -140,7 +140,7 @@ def _open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def run_one(modules: dict[str, str], main: Callable[[C], object]) -> None:
+def run_one(modules: dict[str, str], main: Callable[[C], object], kind: str = "source") -> None:
     """`run` with the first word of the command line choosing whose options are parsed: name -> module.
 
     Each module has a dataclass `Source`; a module's docstring describes it in `--help`.
@@ -154,13 +154,13 @@ def run_one(modules: dict[str, str], main: Callable[[C], object]) -> None:
     if name not in ("--help", "-h"):
         near = difflib.get_close_matches(name, modules, n=1)
         hint = f", perhaps you meant {near[0]!r}" if near else ""
-        print(f"error: unknown source {name!r}{hint}: choose one of {', '.join(modules)}", file=sys.stderr)
+        print(f"error: unknown {kind} {name!r}{hint}: choose one of {', '.join(modules)}", file=sys.stderr)
         sys.exit(2)
     print(sys.modules[main.__module__].__doc__)
     for name, place in modules.items():
         about = (importlib.import_module(place).__doc__ or "").partition("\n")[0]
         print(f"{name:20} {about}")
-    print("\nSOURCE --help lists its options; --config FILE takes values from a saved config.yaml.")
+    print(f"\n{kind.upper()} --help lists its options; --config FILE takes values from a saved config.yaml.")
 
 
 def parse(config_class: type[C], arguments: list[str], description: str | None = None) -> C:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from adapt.errors import Refusal
+from adapt.published import published
 
 PREFIX = "hf-hub:"
 FILES = (
@@ -16,12 +17,19 @@ Cause = Literal["offline", "gated", "revision", "missing", "refused", "other"]
 
 
 def detector_folder(name: str | Path) -> Path:
-    """The folder of a detector: `name` itself, or that of `hf-hub:OWNER/NAME[@REVISION]` in the hub's cache.
+    """The folder of a detector: `name` itself, that of a published one, or that of `hf-hub:OWNER/NAME[@REVISION]` in
+    the hub's cache.
 
-    Nothing but `FILES` is fetched: JSON, safetensors and the card.
+    Nothing but `FILES` is fetched: JSON, safetensors and the card. A published detector is where `adapt import` puts
+    it, if no folder has its name; one that is not there is refused, with what to fetch.
     """
     if not str(name).startswith(PREFIX):
-        return Path(name)
+        known = published().get(str(name))
+        if known is None or Path(name).exists():
+            return Path(name)
+        if not known.here:
+            raise Refusal(f"{name}: {known.method} is not here: {known.to_fetch}")
+        return known.folder
     from huggingface_hub import snapshot_download
 
     repo, _, revision = str(name).removeprefix(PREFIX).partition("@")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 GROUND = "ground"  # the files of adapt/ itself
 ROOMS = [  # a room imports only rooms named before it
     *(GROUND, "data", "evaluation", "pages", "audit", "collect", "embedded", "models", "features", "detector"),
-    *("training", "sweeps", "understanding", "benchmark", "commands"),
+    *("importers", "training", "sweeps", "understanding", "benchmark", "commands"),
 ]
 LIBRARY = sorted((ROOT / "adapt").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

@@ -92,11 +92,9 @@ def main(cfg: Config) -> None:
     from adapt.stop import Stopped
 
     processes = Processes(cfg)
+    digests = [detector_digest(name) for name in cfg.detector]
     root, inputs = inputs_for(cfg.input, outputs(cfg), cfg.maps)
-    what: dict[str, object] = {
-        "detector": [detector_digest(name) for name in cfg.detector],
-        "inputs": inputs_digest(inputs),
-    }
+    what: dict[str, object] = {"detector": digests, "inputs": inputs_digest(inputs)}
     stated: Stated = {
         "error_rate": cfg.error_rate,
         "max_false_positive_rate": cfg.max_false_positive_rate,

@@ -32,6 +32,7 @@ from adapt.hub import detector_folder
 from adapt.models.adapters.lora import load_adapter, merged, save_adapter
 from adapt.models.descriptors.color import Colours
 from adapt.models.descriptors.descriptor import Descriptor
+from adapt.models.heads.affine import Affine
 from adapt.models.heads.attention_pooling import AttentionPooling
 from adapt.models.heads.block_weighting import BlockWeighting
 from adapt.models.heads.classifier import Classifier
@@ -41,7 +42,7 @@ from adapt.models.heads.probes import Probe
 from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.heads.token_choice import TokenChoice
-from adapt.models.towers.backbones import Backbone, Precision, load_backbone
+from adapt.models.towers.backbones import AUTHORS, Backbone, Precision, load_backbone
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 from adapt.text import one_line
@@ -56,9 +57,10 @@ NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
 )
-Head = LinearHead | Classifier | MapHead
+Head = LinearHead | Affine | Classifier | MapHead
 HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
     "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
+    "affine": lambda dim, _, **settings: Affine(dim, **settings),
     "probe": lambda dim, _, **settings: Probe(dim, **settings),
     "map": lambda dim, _, **settings: MapHead(dim, **settings),
     "tip-adapter": PriorHead.from_state,
@@ -203,11 +205,7 @@ class Saved:
         folder = detector_folder(folder)
         record = _read(folder)[0]
         base = record["backbone"]
-        facts = {key: value for key, value in base["preprocess"].items() if key not in ("mean", "std")}
-        try:
-            preprocess = Preprocess(**facts)
-        except (TypeError, ValueError) as error:
-            raise Refusal(f"{folder / 'detector.json'} does not describe a preprocessing: {error}") from error
+        preprocess = _prepared(base["preprocess"], folder)
         decision, basis, described = read_decision(folder), _basis(record, folder), "descriptor" in record
         _check_files(record, folder)
         return cls(base["name"], preprocess, *decision, basis, described, _made(record))
@@ -233,6 +231,9 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
         wanted["activation"],
         size if type(size) is int else None,  # any other is no preprocessing, as is found below
     )
+    if wanted["preprocess"].get("by") == AUTHORS:
+        preprocess = _prepared(wanted["preprocess"], folder)
+        base.prepare_by(preprocess, wanted["preprocess"]["mean"], wanted["preprocess"]["std"])
     base.resize_by(wanted["preprocess"].get("resizer", "pillow"))
     have = dict(base.fingerprint)
     for key in ("weights", "preprocess", "activation", "layer"):
@@ -250,6 +251,19 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     decision = read_decision(folder)
     _check_files(record, folder)
     return Detector(base, head, *decision, descriptor, _basis(record, folder)).eval()
+
+
+def _prepared(facts: dict[str, Any], folder: Path) -> Preprocess:
+    """The preprocessing of detector.json, mean and std aside, which must be three numbers each."""
+    where = f"{folder / 'detector.json'} does not describe a preprocessing: "
+    for key in ("mean", "std"):
+        numbers = facts.get(key)
+        if not isinstance(numbers, list) or [type(n) for n in numbers] not in ([float] * 3, [int] * 3):
+            raise Refusal(f"{where}{key} {_short(numbers)}")
+    try:
+        return Preprocess(**{key: value for key, value in facts.items() if key not in ("mean", "std", "by")})
+    except (TypeError, ValueError) as error:
+        raise Refusal(f"{where}{error}") from error
 
 
 def _basis(record: dict[str, Any], folder: Path) -> Basis | None:

@@ -23,17 +23,22 @@ class Basis:
 
     @property
     def few(self) -> bool:
-        """Whether it rests on too few photographs to be more than a guess."""
-        return self.reals < FEWEST_REALS
+        """Whether it rests on too few photographs to be more than a guess; an author's own rests on none of ours."""
+        return self != AS_PUBLISHED and self.reals < FEWEST_REALS
 
     @property
     def chosen(self) -> str:
         """How it was chosen, and on what."""
+        if self == AS_PUBLISHED:
+            return self.how
         counts = f"{self.images} validation images ({self.reals} real) in {self.groups} groups, {self.views} views"
         return f"{self.how} on {counts}"
 
     def __str__(self) -> str:
         return f"{'a guess: ' if self.few else ''}{self.chosen}"
+
+
+AS_PUBLISHED = Basis(0, 0, 0, 0, "as published, at p = 0.5; no image chose it here")
 
 
 def basis_of(scores: Scores) -> Basis:

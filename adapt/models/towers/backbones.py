@@ -33,7 +33,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from adapt.data.preprocess import Geometry
+from adapt.data.preprocess import Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import call_qkv
 from adapt.models.towers.open_clip import load_open_clip
@@ -45,6 +45,7 @@ from adapt.models.towers.transformers import load_transformers
 TINY = Path(__file__).parents[2] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens))?)")
+AUTHORS = "authors"  # whose preprocessing a published detector has
 LARGEST = 2048  # side of an image in pixels: 22,000 tokens of a ViT-L/14
 Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
@@ -282,8 +283,19 @@ class Backbone(nn.Module):
         """Which library scales images for this backbone; no difference where images are only cropped."""
         if self.preprocess.geometry != "native":
             self.preprocess = replace(self.preprocess, resizer=resizer)
-            own = {name: self.fingerprint["preprocess"][name] for name in ("mean", "std")}
-            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **own}
+            own = {name: self.fingerprint["preprocess"].get(name) for name in ("mean", "std", "by")}
+            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **{k: v for k, v in own.items() if v}}
+        return self
+
+    def prepare_by(self, preprocess: Preprocess, mean: Sequence[float], std: Sequence[float]) -> "Backbone":
+        """Prepare images as the authors of a detector do, in place of how the weights were published."""
+        if preprocess.size != self.preprocess.size:
+            raise Refusal(f"{self.name} takes images of {self.preprocess.size} px, not of {preprocess.size}")
+        self.preprocess = preprocess
+        for name, values in (("mean", mean), ("std", std)):
+            getattr(self, name).copy_(torch.tensor(values).view(3, 1, 1) * 255)
+        said = {**preprocess.facts(), "mean": list(mean), "std": list(std), "by": AUTHORS}
+        self.fingerprint["preprocess"] = said
         return self
 
     def _blank(self) -> Tensor:
