@@ -42,6 +42,15 @@ def state_of(file: Path, prefix: str = "") -> dict[str, "Tensor"]:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in found.items()}
 
 
+def under(state: Mapping[str, "Tensor"], *wrappers: str) -> dict[str, "Tensor"]:
+    """What lies under each wrapper in turn ("state_dict.", "module."), where there is one."""
+    found = dict(state)
+    for wrapper in wrappers:
+        inside = {key.removeprefix(wrapper): value for key, value in found.items() if key.startswith(wrapper)}
+        found = inside or found
+    return found
+
+
 def check_shapes(file: Path, found: Mapping[str, "Tensor"], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse missing, additional and misshapen tensors, by their names."""
     have = {key: tuple(tensor.shape) for key, tensor in found.items()}
