@@ -81,7 +81,7 @@ class Encoder(Checked):
     """Which image encoder, and which of its features."""
 
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/README.md
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both, _tokens; joined by +
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both, _tokens, _norm2; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     size: int | None = None  # side of its input in pixels, of any ViT; None: as the backbone was trained
 
