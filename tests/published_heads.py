@@ -1,5 +1,6 @@
 """What tests of imported detectors share: odd images, the command itself, and its logits beside a reference."""
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,21 @@ def odd_pictures(folder: Path) -> list[Path]:
         pixels = np.kron(blocks, np.ones((3, 3, 1), dtype=np.uint8))[:height, :width]
         Image.fromarray(pixels).save(folder / f"{i}.png")
     return sorted(folder.iterdir())
+
+
+def transformers_clip(folder: Path, size: int = 56) -> str:
+    """The name of a backbone: a random CLIP tower of transformers, patches of 14 px, QuickGELU."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
+    config = CLIPVisionConfig(**sizes, image_size=size, patch_size=14, projection_dim=24, hidden_act="quick_gelu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    prepares = {"image_mean": MEAN, "image_std": STD, "resample": 3, "do_center_crop": True}
+    prepares |= {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepares))
+    return f"transformers:{folder}"
 
 
 def run_adapt(monkeypatch, *words: object) -> None:
