@@ -42,7 +42,7 @@ from adapt.models.heads.map_head import MapHead
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
-from adapt.models.heads.token_choice import TokenChoice
+from adapt.models.heads.token_choice import ChosenTokens, TokenChoice
 from adapt.models.towers.backbones import AUTHORS, Backbone, Precision, load_backbone
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
@@ -70,6 +70,7 @@ HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensor
     "attention-pooling": lambda dim, _, **settings: AttentionPooling(dim, **settings),
     "prototypes": lambda dim, _, **settings: Prototypes(dim, **settings),
     "token-choice": TokenChoice.from_state,
+    "chosen-tokens": ChosenTokens.from_state,
 }
 CARD = """---
 library_name: peft

@@ -42,6 +42,16 @@ def state_of(file: Path, prefix: str = "") -> dict[str, "Tensor"]:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in found.items()}
 
 
+def plain_of(file: Path, *place: str) -> object:
+    """What a file holds beside tensors at a place in its dicts, as ("config", "size"); None where there is nothing."""
+    from adapt.models.towers.checkpoint import read_checkpoint
+
+    found = read_checkpoint(file).plain
+    for key in place:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
 def under(state: Mapping[str, "Tensor"], *wrappers: str) -> dict[str, "Tensor"]:
     """What lies under each wrapper in turn ("state_dict.", "module."), where there is one."""
     found = dict(state)

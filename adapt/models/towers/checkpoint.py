@@ -53,11 +53,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a file by their place in it, joined by dots; `scripted` says that it is a TorchScript archive."""
+    """Tensors of a file by their place in it, joined by dots; `scripted` says that it is a TorchScript archive.
+
+    `plain` is all that a file of torch holds, in its containers: numbers and words beside what stands for tensors.
+    """
 
     file: Path
     tensors: Mapping[str, Stored]
     scripted: bool = False
+    plain: Any = None
 
 
 class _Damaged(ValueError):
@@ -145,7 +149,8 @@ def _archive(file: Path) -> Checkpoint:
                 raise _Damaged("its members are larger than torch writes them")
             if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
                 raise _Damaged("its numbers are big-endian")
-            views = _views(_run(archive.read(pickle), file), file)
+            plain = _run(archive.read(pickle), file)
+            views = _views(plain, file)
     except (_Damaged, zipfile.BadZipFile, struct.error, KeyError, IndexError, TypeError, ValueError, OSError) as error:
         if isinstance(error, Refusal):
             raise
@@ -154,6 +159,7 @@ def _archive(file: Path) -> Checkpoint:
         file,
         {key: Stored(view.shape, lambda view=view: _load(file, root, view)) for key, view in views.items()},
         any(name.startswith(f"{root}code/") for name in members),
+        plain,
     )
 
 
