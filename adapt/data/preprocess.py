@@ -38,6 +38,7 @@ class Preprocess:
     `resizer` torch is faster than pillow, and a level apart (seldom two) in fewer than 0.5 % of a photograph's values.
     It is used for `resize` from `SHRINKS` times the size on, up to an aspect of `ASPECT`. Pillow scales all other
     images: it takes long ones, and most of those that `squash` distorts, in another order (rows, then columns).
+    `channels` bgr hands them over in that order, as published detectors got them that read files by OpenCV.
     """
 
     size: int
@@ -46,10 +47,11 @@ class Preprocess:
     geometry: Geometry = "resize"
     resizer: Literal["pillow", "torch"] = "pillow"
     pad: Literal["reflect", "zero"] = "reflect"
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
         words = {"interpolation": tuple(FILTERS), "geometry": get_args(Geometry)}
-        words |= {"resizer": ("pillow", "torch"), "pad": ("reflect", "zero")}
+        words |= {"resizer": ("pillow", "torch"), "pad": ("reflect", "zero"), "channels": ("rgb", "bgr")}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected {' or '.join(known)}")
@@ -62,8 +64,8 @@ class Preprocess:
     dtype = torch.uint8
 
     def facts(self) -> dict[str, str | int]:
-        """For fingerprints; Pillow's resize and padding by reflection go without saying."""
-        usual = ("resizer", "pillow"), ("pad", "reflect")
+        """For fingerprints; Pillow's resize, padding by reflection and RGB go without saying."""
+        usual = ("resizer", "pillow"), ("pad", "reflect"), ("channels", "rgb")
         return {key: value for key, value in asdict(self).items() if (key, value) not in usual}
 
     def __call__(self, image: Image.Image | np.ndarray, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
@@ -71,7 +73,8 @@ class Preprocess:
         image = self.scaled(image)
         if self.pad == "zero":
             image = _framed(image, self.size)
-        return _tensor(image if self.geometry == "squash" else _cropped(image, self.size, at))
+        pixels = _tensor(image if self.geometry == "squash" else _cropped(image, self.size, at))
+        return pixels.flip(0) if self.channels == "bgr" else pixels
 
     def scaled(self, image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
         """The image at the scale at which it is cropped."""

@@ -36,6 +36,7 @@ from adapt.models.heads.affine import Affine
 from adapt.models.heads.attention_pooling import AttentionPooling
 from adapt.models.heads.block_weighting import BlockWeighting
 from adapt.models.heads.classifier import Classifier
+from adapt.models.heads.clip_adapter import ClipAdapter
 from adapt.models.heads.concepts import Concepts
 from adapt.models.heads.linear import LinearHead, classes_of
 from adapt.models.heads.map_head import MapHead
@@ -58,10 +59,11 @@ NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
 )
-Head = LinearHead | Affine | Concepts | Classifier | MapHead
+Head = LinearHead | Affine | ClipAdapter | Concepts | Classifier | MapHead
 HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
     "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
     "affine": lambda dim, _, **settings: Affine(dim, **settings),
+    "clip-adapter": lambda dim, _, **settings: ClipAdapter(dim, **settings),
     "concepts": lambda dim, _, **settings: Concepts(dim, **settings),
     "probe": lambda dim, _, **settings: Probe(dim, **settings),
     "map": lambda dim, _, **settings: MapHead(dim, **settings),

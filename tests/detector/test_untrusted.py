@@ -132,6 +132,11 @@ DETECTOR = {
     "head large": (lambda record: record.update(head={"type": "map", "tools": ["a"], "hidden": 60_000}), "holds"),
     "head negative": (lambda record: record.update(head={"type": "map", "tools": ["a"], "hidden": -5}), "map head"),
     "head NaN": (lambda record: record["head"].update(x=float("nan")), "finite"),
+    "adapter vast": (
+        lambda record: record.update(head={"type": "clip-adapter", "hidden": 10**9}),
+        "clip-adapter head",
+    ),
+    "adapter large": (lambda record: record.update(head={"type": "clip-adapter", "hidden": 60_000}), "holds"),
     "concepts vast": (lambda record: record.update(head={"type": "concepts", "concepts": 10**9}), "concepts head"),
     "concepts many": (lambda record: record.update(head={"type": "concepts", "concepts": 60_000}), "holds"),
     "head strange": (lambda record: record["head"].update(classes={"real": 1}), "head"),

@@ -296,7 +296,7 @@ def _made(called: Any, given: Any, file: Path) -> Any:
         return {}  # a module of a TorchScript archive: its attributes follow
     if name == "torch.Size" or name.startswith("torch.jit._pickle."):
         return given[0]
-    if name in HARMLESS:
+    if name in HARMLESS or name.startswith("torch.optim."):
         return _Opaque()
     whole = (
         ": it holds a whole model, not its weights" if name.startswith(("torch.nn.", "open_clip.", "clip.")) else ""
