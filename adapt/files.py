@@ -7,7 +7,9 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -61,6 +63,23 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder that becomes `output` if nothing fails; a full disk is a `Refusal`."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(output)
+    except Exception as error:
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {output}")) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ PREFIX = "hf-hub:"
 FILES = (
     *("detector.json", "head.safetensors", "decision.safetensors", "README.md"),
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("tower/model.safetensors", "tower/config.json", "tower/preprocessor_config.json", "tower/model.json"),
 )
 Cause = Literal["offline", "gated", "revision", "missing", "refused", "other"]
 

@@ -44,6 +44,7 @@ from adapt.models.heads.probes import Probe
 from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.heads.token_choice import ChosenTokens, TokenChoice
+from adapt.models.towers import own
 from adapt.models.towers.backbones import AUTHORS, Backbone, Precision, load_backbone
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
     from adapt.detector.predict import Row
 
 FORMAT = 2
-CHECKED = ("head.safetensors", FILE, *(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")))
+ADAPTER = tuple(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors"))
+CHECKED = ("head.safetensors", FILE, *ADAPTER, *own.FILES)
 MOST = 2**16  # of any number or list that says how large a head is
 NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
@@ -99,7 +101,8 @@ class Detector(nn.Module):
 
     `threshold` is the logit from which an image is called that; `decision` has what else validation says of verdicts.
     With a `descriptor` the head reads the backbone's features at unit length and, behind them, statistics of the whole
-    image before any resize: such a detector judges image files, never bare pixels.
+    image before any resize: such a detector judges image files, never bare pixels. `tower` is where the weights of the
+    backbone lie that its folder carries; None: the folder names a public backbone.
     """
 
     def __init__(
@@ -110,10 +113,12 @@ class Detector(nn.Module):
         decision: Decision | None = None,
         descriptor: Descriptor | None = None,
         basis: Basis | None = None,
+        tower: own.Own | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
         self.decision, self.descriptor, self.basis = decision or Decision(), descriptor, basis
+        self.tower = tower
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.refuse_statistics("a network of pixels alone")
@@ -161,14 +166,16 @@ class Detector(nn.Module):
 
     def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
-        decision.safetensors where anything but the threshold was fitted on validation scores. detector.json has the
-        SHA-256 of each but the card.
+        decision.safetensors where anything but the threshold was fitted on validation scores; tower/ where the
+        detector has a tower of its own. detector.json has the SHA-256 of each but the card.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for name in CHECKED[2:]:  # of a detector that stood here before
+        for name in (*ADAPTER, *(() if self.tower else own.FILES)):  # of a detector that stood here before
             (folder / name).unlink(missing_ok=True)
+        if self.tower:
+            self.tower.copy(folder)
         if self.backbone.adapted:
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
@@ -177,7 +184,8 @@ class Detector(nn.Module):
         record = {
             "format": FORMAT,
             "adapt": adapt.__version__,
-            "backbone": self.backbone.fingerprint,
+            **({"tower": self.tower.layout} if self.tower else {}),
+            "backbone": {**self.backbone.fingerprint, **({"name": self.tower.said} if self.tower else {})},
             "precision": str(self.backbone.dtype).removeprefix("torch."),
             "adapter": self.backbone.adapted,
             "head": self.head.describe(),
@@ -229,8 +237,9 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
     size = wanted["preprocess"].get("size")
+    tower = own.read(record["tower"], wanted["name"], folder) if "tower" in record else None
     base = load_backbone(
-        backbone or wanted["name"],
+        backbone or (tower.name if tower else wanted["name"]),
         wanted["layer"],
         wanted["preprocess"]["geometry"],
         wanted["activation"],
@@ -255,7 +264,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     head = _head(dim, record.get("head", {"type": "linear"}), head_tensors, folder)
     decision = read_decision(folder)
     _check_files(record, folder)
-    return Detector(base, head, *decision, descriptor, _basis(record, folder)).eval()
+    return Detector(base, head, *decision, descriptor, _basis(record, folder), tower).eval()
 
 
 def _prepared(facts: dict[str, Any], folder: Path) -> Preprocess:
@@ -409,7 +418,7 @@ def detector_digest(folder: str | Path) -> str:
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
     files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
-    files += sorted((folder / "adapter").glob("adapter_*"))
+    files += [*sorted((folder / "adapter").glob("adapter_*")), *(folder / name for name in own.FILES)]
     found = [(path.name, sha256(path)) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
@@ -546,6 +555,7 @@ def card_of(folder: Path) -> str:
     facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
     base = record["backbone"]
     adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"
+    adapter = f"its own tower in `tower/`, {adapter}" if "tower" in record else adapter
     head = record["head"].get("kind", record["head"]["type"])
     statistics = record.get("descriptor")
     beside = f", which also reads {statistics['descriptor']} statistics of the whole image" if statistics else ""

@@ -37,7 +37,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from adapt.data.preprocess import Geometry, Preprocess
+from adapt.data.preprocess import Geometry, Preprocess, Resizer
 from adapt.errors import Refusal
 from adapt.models.towers.attention import call_qkv
 from adapt.models.towers.open_clip import load_open_clip
@@ -316,12 +316,13 @@ class Backbone(nn.Module):
             self._packed = packed
         return self.resize_by("torch" if packed or (encoder == "auto" and self.device.type == "cuda") else "pillow")
 
-    def resize_by(self, resizer: Literal["pillow", "torch"]) -> "Backbone":
-        """Which library scales images for this backbone; no difference where images are only cropped."""
-        if self.preprocess.geometry != "native":
+    def resize_by(self, resizer: Resizer) -> "Backbone":
+        """Which library scales images for this backbone; no difference where images are only cropped, or prepared
+        as the authors of a detector do it."""
+        if self.preprocess.geometry != "native" and self.fingerprint["preprocess"].get("by") != AUTHORS:
             self.preprocess = replace(self.preprocess, resizer=resizer)
-            own = {name: self.fingerprint["preprocess"].get(name) for name in ("mean", "std", "by")}
-            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **{k: v for k, v in own.items() if v}}
+            own = {name: self.fingerprint["preprocess"][name] for name in ("mean", "std")}
+            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **own}
         return self
 
     def prepare_by(self, preprocess: Preprocess, mean: Sequence[float], std: Sequence[float]) -> "Backbone":

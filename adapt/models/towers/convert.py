@@ -3,10 +3,8 @@
 import json
 import math
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapt.errors import Refusal
-from adapt.files import FULL, disk_full, write_text
+from adapt.files import new_folder, write_text
 from adapt.models.towers.backbones import TINY
 from adapt.models.towers.checkpoint import Checkpoint, Stored, read_checkpoint
 from adapt.models.towers.open_clip import WEIGHTS, unfilled
@@ -72,8 +70,7 @@ def convert(
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise Refusal(f"--output {output} exists; give a new folder")
     checkpoint = read_checkpoint(file)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         if like.startswith("transformers:"):
             return _transformers(checkpoint, like, folder, output, prefix, ignore)
         config = _config(checkpoint, like)
@@ -95,22 +92,6 @@ def convert(
         QUICK if config["model_cfg"].get("quick_gelu") else PLAIN,
         {key: config["preprocess_cfg"][key] for key in PREPARES},
     )
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output` if nothing fails; a full disk is a `Refusal`."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.replace(output)
-    except Exception as error:
-        if disk_full(error):
-            raise Refusal(FULL.format(f" while writing {output}")) from error
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _config(checkpoint: Checkpoint, like: str) -> dict[str, Any]:
