@@ -165,8 +165,9 @@ def _generators(table: Table, columns: Columns, notes: list[str]) -> np.ndarray:
     if "label" not in roles:
         names = table["generator"]
         table.refuse(names == "", "generator", lambda _: "no generator: name it, or write real")
-        told = None if (names == "real").any() and not columns.fake_is else _fake(table, "generator", columns)
-        return names if told is None else np.where(told, names, "real").astype(object)
+        if not columns.fake_is and ((names == "real").any() or not _some_say_real(names)):
+            return names
+        return np.where(_fake(table, "generator", columns), names, "real").astype(object)
     fake = _fake(table, "label", columns)
     if "generator" not in roles:
         notes.append(f"{table.where}: no column of generators, so all fakes count as one, 'fake' (--generator COLUMN)")
@@ -177,23 +178,24 @@ def _generators(table: Table, columns: Columns, notes: list[str]) -> np.ndarray:
     return np.where(fake, np.where(names == "", "fake", names), "real").astype(object)
 
 
-def _fake(table: Table, role: str, columns: Columns) -> np.ndarray | None:
-    """(n,) bool: what the label says; None of generators of which none says real and nothing else was named."""
+def _some_say_real(names: np.ndarray) -> bool:
+    return any(_says_fake(name, turned=False) is False for name in set(names.tolist()))
+
+
+def _fake(table: Table, role: str, columns: Columns) -> np.ndarray:
+    """(n,) bool: what the label says; a generator's name that does not say real says fake."""
     values, name = table[role], table.roles[role]
     distinct, place = numbered(values)
     if columns.fake_is:
-        given = {_value(word) for word in columns.fake_is}
-        if absent := [word for word in columns.fake_is if _value(word) not in set(map(_value, distinct))]:
+        given, there = {_value(word) for word in columns.fake_is}, [_value(word) for word in distinct]
+        if absent := [word for word in columns.fake_is if _value(word) not in there]:
             found = f"{table.where} has no such value in column {name!r} (found: {some(distinct)})"
             raise Refusal(f"--fake_is {absent[0]}: {found}")
-        meaning = [_value(word) in given for word in distinct]
+        meaning: list[bool | None] = [word in given for word in there]
     else:
         turned = folded(name).removeprefix("is") in REAL
         meaning = [_says_fake(word, turned) for word in distinct]
-        if role == "generator":  # any name that does not say real is that of a generator
-            if all(one is not False for one in meaning):
-                return None
-            meaning = [one is not False for one in meaning]
+        meaning = [one is not False for one in meaning] if role == "generator" else meaning
     missing = np.array([word.strip().lower() in MISSING for word in distinct])[place]
     table.refuse(missing, role, lambda _: "no label: say real or fake, or leave the row out")
     unknown = np.array([one is None for one in meaning])[place]
@@ -204,7 +206,7 @@ def _fake(table: Table, role: str, columns: Columns) -> np.ndarray | None:
         for side, what in ((False, "is real"), (True, "is fake"))
         if side in meaning
     )
-    return np.array(meaning)[place]
+    return np.array(meaning, dtype=bool)[place]
 
 
 def _value(word: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
@@ -58,7 +58,8 @@ def evaluate(
             raise Refusal(f"{', '.join(columns)}: `Scores` have columns of ours already; give the table itself")
         table = scores if group_by is None else Scores(grouped_by(scores.columns, group_by))
         return metrics.evaluate(table, resamples, seed, threshold)
-    named = Columns(group_by=group_by, **{**columns, "fake_is": tuple(map(str, columns.get("fake_is", ())))})
+    given: dict[str, Any] = {**columns, "fake_is": tuple(map(str, columns.get("fake_is", ())))}
+    named = Columns(group_by=group_by, **given)
     brought = (
         read([Path(scores)], named) if isinstance(scores, str | Path) else from_columns(as_columns(scores), named)
     )

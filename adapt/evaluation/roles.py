@@ -62,12 +62,13 @@ class Table:
     def rows(self, which: np.ndarray) -> str:
         """`3 rows (4, 9, 12)`, the first ones by number."""
         found = self.first + np.flatnonzero(which)
-        return f"{len(found)} row{'s' if len(found) > 1 else ''} ({some(found)})"
+        return f"{len(found)} row{'s' if len(found) > 1 else ''} ({some(found.tolist())})"
 
 
 def read_table(where: str, pieces: Iterable[Piece], columns: Columns) -> Table:
     """Read the columns that have a role, or that are ours."""
-    table, kept, numeric = Table(where), {}, set()
+    table, numeric = Table(where), set[str]()
+    kept: dict[str, list[np.ndarray]] = {}
     for piece in pieces:
         if not table.roles:
             header = list(piece.cells)
@@ -148,9 +149,9 @@ def _is_a_number(word: str) -> bool:
 
 def _texts(where: str, name: str, values: Sequence, first: int) -> np.ndarray:
     """Objects of str, what is missing as ''; refuses a list or an object in a cell."""
-    for row, value in enumerate(values, first):
-        if isinstance(value, list | dict | tuple):
-            raise Refusal(f"{where}, row {row}, column {name!r} holds {value!r:.40}: give one value a row")
+    if {list, dict, tuple} & set(map(type, values)):
+        row = next(row for row, value in enumerate(values) if isinstance(value, list | dict | tuple))
+        raise Refusal(f"{where}, row {first + row}, column {name!r} holds {values[row]!r:.40}: give one value a row")
     return texts(values, "")
 
 

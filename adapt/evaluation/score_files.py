@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     """Some rows of a table, every piece with the same columns."""
 
     first: int  # number of the first row: as a spreadsheet counts them in a CSV file, whose header is 1, else from 1
-    cells: Mapping[str, Sequence]
+    cells: Mapping[str, Any]  # sequences or arrays
 
 
 def is_number(name: str) -> bool:
