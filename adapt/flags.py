@@ -168,6 +168,22 @@ class Intervals(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Columns(Checked):
+    """Which columns of a table of scores hold what, and what their values mean."""
+
+    score: str | None = None  # column of scores; None: logit, p_fake, score, prob, prediction ... is found
+    label: str | None = None  # column of labels (0/1, real/fake, human/ai ...); None: label, is_fake, target ...
+    path: str | None = None  # column of names of images; None: path, file, filename, image ...
+    group_by: str | None = None  # column that says which images belong together; None: group
+    generator: str | None = None  # column of what made a fake; None: generator
+    view: str | None = None  # column of what was done to the image, such as its JPEG quality; None: view
+    split: str | None = None  # column of train, val or test; None: split, or every row is a test row
+    fake_is: tuple[str, ...] = ()  # values of the label that mean fake; all others mean real
+    score_is: Literal["probability", "percent", "logit"] | None = None  # None: a probability if all lie in 0..1
+    higher_is: Literal["fake", "real"] | None = None  # what a higher score speaks for; None: fake
+
+
+@dataclass(frozen=True, kw_only=True)
 class Permutations(Checked):
     """The control with permuted labels."""
 

@@ -28,13 +28,14 @@ above a real image; 0.5 is guessing. Each generator is compared with the unedite
 same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
 {threshold}
 False alarms: share of real images called fake. Worst: its interval knows that it is the lowest of several."""
-Origin = Literal["picked", "given", "none", "frozen", "folds", "each"]
+Origin = Literal["picked", "given", "none", "frozen", "folds", "each", "half"]
 THRESHOLDS: dict[Origin, str] = {  # where the threshold is from
     "picked": "One threshold, frozen on validation images, serves all views.",
     "given": "One threshold, given and not picked on validation images of these scores, serves all views.",
     "none": "Without validation images of both classes there is no threshold.",
     "frozen": "One threshold, frozen when the detector was trained, serves all views.",
     "each": "Each row has one threshold of its own, frozen on validation images, which serves all views.",
+    "half": "Nothing was fitted: every row is a test row. One threshold, logit 0 (p_fake 0.5), serves all views.",
     "folds": "Each fold has its own threshold, frozen on its own validation images; one serves all views.",
 }
 ABOUT_METRICS = """\
@@ -217,11 +218,15 @@ def headline(cells: Sequence[Cell]) -> list[list[str]]:
 
 def text(cells: Sequence[Cell]) -> str:
     """The headline table in aligned columns, for a terminal."""
-    rows = [[plain(word) for word in row] for row in headline(cells)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join([aligned(headline(cells)), *map(plain, _in_no_mean(cells))])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Words in aligned columns, for a terminal."""
+    rows = [[plain(word) for word in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in rows)
-    lines = ["  ".join(row).rstrip() for row in padded]
-    return "\n".join([*lines, *map(plain, _in_no_mean(cells))])
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def _in_no_mean(cells: Sequence[Cell]) -> list[str]:
@@ -267,7 +272,11 @@ def markdown(
     how = HOW_TO_READ.format(threshold=THRESHOLDS[origin])
     parts = [how, "## Headline", grid(headline(cells))]
     parts.append("Balanced accuracy: mean over all generators, at the threshold.")
-    parts += [*(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)), *_unseen(cells), *_behind(behind)]
+    parts += [
+        *(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)),
+        *_unseen(cells),
+        *behind_section(behind),
+    ]
     parts += [*_metrics(cells, prevalence, origin, basis), *_generators(cells), *_weakest(cells), *_within(cells)]
     parts += _processed(cells)
     parts += [*_controls(cells, controls), *_differences(differences), *sections]
@@ -292,7 +301,7 @@ def _off(sample: Sample) -> str:
     return f"{factor:.1f} times too narrow {where}" if factor >= 1 else f"{1 / factor:.1f} times too wide {where}"
 
 
-def _behind(found: Sequence[Sample]) -> list[str]:
+def behind_section(found: Sequence[Sample]) -> list[str]:
     """How many images and groups stand behind the headline, a column a view."""
     if not found:
         return []
@@ -359,6 +368,7 @@ def threshold_line(cells: Sequence[Cell], origin: Origin, basis: Basis | None = 
         "given": f"logit {show(threshold)}, given (by --threshold), not picked on these rows",
         "none": f"none, for there are {rests_on}; give one with --threshold",
         "frozen": f"logit {show(threshold)}, frozen when the detector was trained, not picked on these rows{before}",
+        "half": f"logit {show(threshold)} (p_fake 0.5), for no column says which rows validate; nothing was fitted",
         "folds": "that of each fold; logits are those above it, so it stands at 0",
     }[origin]
 
