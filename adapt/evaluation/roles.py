@@ -147,7 +147,7 @@ def _is_a_number(word: str) -> bool:
     return word.lower() not in ("nan", "inf", "infinity")
 
 
-def _texts(where: str, name: str, values: Sequence, first: int) -> np.ndarray:
+def _texts(where: str, name: str, values: Sequence[object], first: int) -> np.ndarray:
     """Objects of str, what is missing as ''; refuses a list or an object in a cell."""
     if {list, dict, tuple} & set(map(type, values)):
         row = next(row for row, value in enumerate(values) if isinstance(value, list | dict | tuple))
@@ -155,7 +155,7 @@ def _texts(where: str, name: str, values: Sequence, first: int) -> np.ndarray:
     return texts(values, "")
 
 
-def _numbers(where: str, name: str, values: Sequence, first: int) -> np.ndarray:
+def _numbers(where: str, name: str, values: Sequence[object], first: int) -> np.ndarray:
     """float64 of numbers and words; what is missing is NaN. Refuses the first that is neither, with its remedy."""
     found = np.empty(len(values))
     for row, value in enumerate(values):

@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
     """Some rows of a table, every piece with the same columns."""
 
     first: int  # number of the first row: as a spreadsheet counts them in a CSV file, whose header is 1, else from 1
-    cells: Mapping[str, Any]  # sequences or arrays
+    cells: Mapping[str, Sequence[object]]
 
 
 def is_number(name: str) -> bool:
@@ -45,7 +45,7 @@ def read_pieces(path: Path) -> Iterator[Piece]:
     if suffix not in SUFFIXES:
         raise Refusal(f"{path.name} is none of {' '.join(SUFFIXES)}: save it as one of them")
     if suffix == ".parquet":
-        yield Piece(1, read_parquet(path))
+        yield Piece(1, {name: values.tolist() for name, values in read_parquet(path).items()})
     else:
         yield from _json_pieces(path) if suffix in LINES else csv_pieces(path)
 

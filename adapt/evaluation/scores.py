@@ -248,7 +248,7 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _cells(name: str, values: Sequence[str]) -> np.ndarray:
+def _cells(name: str, values: Sequence[object]) -> np.ndarray:
     return floats(name, values) if is_number(name) else texts(values, "")
 
 
