@@ -9,7 +9,8 @@ These CSV files are no tables of numbers; the modules that write or read them ke
   composites.py, commands/prepare.py) and pairs of copies (commands/audit.py): names of files may hold any bytes;
 - scores (evaluation/scores.py and score_files.py) and predictions (detector/predict.py): they name files, too, and
   scores may come from elsewhere;
-- families (data/families.py) and published figures (evaluation/targets.py): people edit them.
+- families (data/families.py), published figures (evaluation/targets.py) and detectors (published.py): people edit
+  them.
 """
 
 import csv
