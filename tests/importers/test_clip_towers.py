@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
 from importing import adapt, draw_pictures, refused, same_logits, shaken
@@ -86,11 +87,33 @@ def test_gend(head, clip, pictures, tmp_path, monkeypatch) -> None:
     same_logits(tmp_path / "d", pictures, by_processor, logit)
 
 
+def test_gend_on_pe(pictures, tmp_path, monkeypatch) -> None:
+    """At 224 px, where timm resamples positions in every pass."""
+    sizes = {"embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True}
+    model = shaken(timm.create_model("vit_pe_core_large_patch14_336", **sizes))
+    linear = {"weight": torch.randn(2, 128), "bias": torch.randn(2)}
+    (tmp_path / "hub").mkdir()
+    state = {f"feature_extractor.backbone.{key}": tensor for key, tensor in model.state_dict().items()}
+    state |= {f"model.linear.{key}": tensor for key, tensor in linear.items()}
+    save_file(state, tmp_path / "hub" / "model.safetensors")
+    config = {"backbone": "vit_pe_core_large_patch14_336", "head": "LinearNorm"}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    adapt(monkeypatch, "import", "gend", tmp_path / "hub" / "model.safetensors", "--output", tmp_path / "d")
+    known = timm.data.resolve_model_data_config(model) | {"input_size": (3, 224, 224)}
+    prepare = timm.data.create_transform(**known, is_training=False)
+
+    def logit(batch: torch.Tensor) -> torch.Tensor:
+        return two_classes(linear, F.normalize(model(batch), p=2, dim=1))
+
+    same_logits(tmp_path / "d", pictures, prepare, logit)
+
+
 def test_gend_is_what_its_config_says(clip, tmp_path, monkeypatch, capsys) -> None:
     file, _ = gend(tmp_path / "hub", clip, "LinearNorm")
     words = ("import", "gend", file, "--output", tmp_path / "d")
     for changes, said in (
-        ({"backbone": "vit_pe_core_large_patch14_336"}, "backbone is 'vit_pe_core_large_patch14_336'"),
+        ({"backbone": "facebook/dinov3-vitl16"}, "backbone is 'facebook/dinov3-vitl16'"),
+        ({"backbone": "vit_pe_core_large_patch14_336"}, "no feature_extractor.backbone.cls_token"),
         ({"backbone": "laion/CLIP-ViT-L-14"}, "begin with openai/clip-"),
         ({"head": "mlp"}, "head is 'mlp', not linear or LinearNorm"),
     ):

@@ -29,6 +29,7 @@ FOLDER, WEIGHTS = "tower", "model.safetensors"
 FILES = (f"{FOLDER}/{WEIGHTS}", *(f"{FOLDER}/{name}.json" for name in ("config", "preprocessor_config", "model")))
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
 HEAD = 64  # width of a head of attention in every vision transformer here
 DEEPEST, WIDEST = 64, 8192  # blocks, and numbers of a side of any tensor but positions and fused projections
 Numbers = tuple[float, ...]
@@ -109,6 +110,7 @@ LAYOUTS = {
     "clip": Layout("transformers", "CLIPVisionModelWithProjection", clip),
     "vit": _of_timm("vit_small_patch16_384", IMAGENET_MEAN, IMAGENET_STD),
     "dinov2": _of_timm("vit_large_patch14_dinov2", CLIP_MEAN, CLIP_STD),
+    "pe": _of_timm("vit_pe_core_large_patch14_336", HALF, HALF),
 }
 
 
