@@ -24,6 +24,7 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Geometry, Preprocess
 from adapt.features.cache import MAKERS, feature_cache, space_folder, state_room
 from adapt.files import write_text
+from adapt.models.towers import timm
 from adapt.models.towers.backbones import TINY, Backbone, Fingerprint, Precision, Way, load_backbone
 from adapt.models.towers.transformers import snapshot
 
@@ -152,6 +153,8 @@ def weight_files(name: str) -> list[Path] | None:
     library, _, model = name.partition(":")
     if model.endswith("@random"):
         return []  # drawn from a fixed seed
+    if library == "timm" and timm.repository_of(name, model):
+        return _folder(timm.folder_of(name, model))
     if library == "timm":
         file = Path(model.partition("@")[2]).absolute()
         return [file, file.with_suffix(".json")]

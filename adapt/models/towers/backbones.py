@@ -5,8 +5,14 @@
     open_clip:hf-hub:ORG/NAME                        a repository on the hub
     open_clip:local-dir:FOLDER                       open_clip_config.json + open_clip_model.safetensors
     transformers:ORG/NAME or transformers:FOLDER     CLIP, SigLIP, DINOv2, DINOv3... with preprocessor_config.json
+    timm:NAME.TAG                                    weights of timm's table, from the hub or its cache (no .TAG: the
+                                                     first one of timm's)
+    timm:hf-hub:ORG/NAME                             a repository with timm's config.json and model.safetensors
     timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format)
     open_clip:ViT-B-32@random, timm:NAME@random      random weights: only ever under this name
+
+ORG/NAME@REVISION pins a repository of timm: and transformers: to a branch, a tag or a commit. The commit that was
+taken is in `Backbone.fingerprint`, and so in the record of a run.
 
 Weights never travel without their preprocessing: size, mean, std and interpolation come from the same place as the
 weights, and a model whose weights are missing is refused, never initialised at random.
@@ -28,7 +34,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +50,7 @@ from adapt.models.towers.transformers import load_transformers
 
 TINY = Path(__file__).parents[2] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+PLACE = ("name", "commit")  # of a fingerprint: where the weights were found, which decides no feature
 PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens))?)")
 LARGEST = 2048  # side of an image in pixels: 22,000 tokens of a ViT-L/14
 Precision = Literal["auto", "fp32", "bf16"]
@@ -51,9 +58,10 @@ Way = Literal["auto", "plain", "packed"]
 
 
 class Fingerprint(TypedDict):
-    """What decides features, beside an adapter and the precision; `name` says where the weights were found."""
+    """What decides features, beside an adapter and the precision; `name` and `commit` say where the weights were."""
 
     name: str
+    commit: NotRequired[str]  # of the hub's repository
     layer: str
     weights: str  # SHA-256
     preprocess: dict[str, object]
@@ -91,6 +99,8 @@ class Backbone(nn.Module):
             "preprocess": {**self.preprocess.facts(), "mean": list(loaded.mean), "std": list(loaded.std)},
             "activation": _activation(self.tower),  # as built: the weights alone do not say which they need
         }
+        if loaded.commit:
+            self.fingerprint["commit"] = loaded.commit
         with torch.no_grad():
             self.dim = self(self._blank()).shape[-1]
 
@@ -211,7 +221,7 @@ class Backbone(nn.Module):
 
     def identity(self, layer: str) -> dict[str, object]:
         """What decides the features of a layer, wherever the weights lie."""
-        decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
+        decides = {key: value for key, value in self.fingerprint.items() if key not in PLACE} | _adapter(self.tower)
         decides |= {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
         return decides | ({"encoder": "packed"} if self._packed else {})
 
@@ -322,7 +332,7 @@ def _load(name: str, activation: str | None) -> Loaded:
     if library == "timm" and model:
         return load_timm(name, model, activation)
     raise Refusal(
-        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME@FILE"
+        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME.TAG"
     )
 
 

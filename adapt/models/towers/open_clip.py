@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adapt.data.preprocess import FILTERS, Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
+from adapt.models.towers.hub import commit_of
 from adapt.models.towers.records import PLAIN, QUICK, quick_gelu
 from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, resize_of, walk_trunk
 from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json
@@ -98,6 +99,7 @@ def _texts_on_meta() -> Iterator[None]:
             return build(*args, **options)
 
     def load_in_place(model: nn.Module, path: str, **options: Any) -> object:
+        model.get_submodule("visual").weights_file = path
         return None if _loaded_in_place(model, path) else load(model, path, **options)
 
     towers._build_text_tower = build_on_meta
@@ -204,7 +206,7 @@ def load_open_clip(name: str, model: str, activation: str | None = None) -> Load
     else:
         raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
     facts = preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first, cut
-    return Loaded(visual, *facts, resize)
+    return Loaded(visual, *facts, resize, commit_of(getattr(visual, "weights_file", None)))
 
 
 def walk_transformer(

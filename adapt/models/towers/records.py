@@ -11,6 +11,7 @@ from adapt.errors import Refusal
 from adapt.models.towers.tokens import read_json
 
 QUICK, PLAIN = "QuickGELU", "GELU"
+CORRECTED = f"its weights were trained with {QUICK} and get it, where {{}} has {PLAIN}"
 SHAPE = ("layers", "width", "patch_size")  # of an image tower; a fine-tuned one may have another image size
 
 
