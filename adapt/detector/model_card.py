@@ -68,7 +68,8 @@ def licence(name: str) -> str:
     if model.endswith("@random"):
         return "none needed, they are random"
     if library == "timm" and not repository_of(name, model):
-        config = read_json(Path(model.partition("@")[2]).with_suffix(".json"), name)
+        file = Path(model.partition("@")[2]).with_suffix(".json")
+        config = read_json(file, name) if file.is_file() else {}
         return str(config.get("pretrained_cfg", {}).get("license") or UNKNOWN)
     found = _of_card(_card(library, model))
     return found or UNKNOWN

@@ -2,13 +2,16 @@
 
     tiny                                             the embedded CLIP of adapt/embedded (runs anywhere)
     open_clip:ViT-L-14@datacomp_xl_s13b_b90k         a tag of open_clip; from the hub or its cache
+    open_clip:ViT-L-14[@TAG]@FILE.pt                 a checkpoint of training that began from TAG (also .pth, .bin,
+                                                     .safetensors); with a merged LoRA, too
     open_clip:hf-hub:ORG/NAME                        a repository on the hub
     open_clip:local-dir:FOLDER                       open_clip_config.json + open_clip_model.safetensors
     transformers:ORG/NAME or transformers:FOLDER     CLIP, SigLIP, DINOv2, DINOv3... with preprocessor_config.json
     timm:NAME.TAG                                    weights of timm's table, from the hub or its cache (no .TAG: the
                                                      first one of timm's)
     timm:hf-hub:ORG/NAME                             a repository with timm's config.json and model.safetensors
-    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format)
+    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format; also .pt...)
+    timm:NAME.TAG@FILE.safetensors                   configured as TAG of timm's table is
     open_clip:ViT-B-32@random, timm:NAME@random      random weights: only ever under this name
 
 ORG/NAME@REVISION pins a repository of timm: and transformers: to a branch, a tag or a commit. The commit that was

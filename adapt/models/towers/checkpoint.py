@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adapt.errors import Refusal
 
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # of files that are checkpoints by their name
 MOST_PICKLE = 64 * 2**20  # bytes; that of a CLIP with its optimizer has less than one MB
 MOST_TENSORS = 100_000
 DEEPEST, LONGEST = 32, 300  # containers in one another; letters of a key

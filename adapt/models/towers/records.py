@@ -1,17 +1,21 @@
 """Which activation weights were trained with. Their tensors do not say: GELU and QuickGELU fit the same shapes.
 
 QuickGELU(x) = x * sigmoid(1.702 x) is that of OpenAI, MetaCLIP and DFN (1606.08415, section 2). The record of a tag in
-open_clip's table says so, or the configuration in a folder, or that of transformers beside it.
+open_clip's table says so, or the configuration in a folder, or that of transformers beside it. Nor do tensors say how
+images enter the tower: that, too, comes from the record.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapt.errors import Refusal
-from adapt.models.towers.tokens import read_json
+from adapt.models.towers.checkpoint import Checkpoint
+from adapt.models.towers.tokens import near, read_json
 
 QUICK, PLAIN = "QuickGELU", "GELU"
 CORRECTED = f"its weights were trained with {QUICK} and get it, where {{}} has {PLAIN}"
+PREPARES = ("mean", "std", "interpolation", "resize_mode")  # of images, in open_clip_config.json
 SHAPE = ("layers", "width", "patch_size")  # of an image tower; a fine-tuned one may have another image size
 
 
@@ -87,3 +91,100 @@ def _twins(vision: dict[str, Any], preprocess: dict[str, Any]) -> tuple[str, str
             place = 0 if record.get("quick_gelu") else 1
             found[place] = found[place] or f"open_clip:{architecture}@{tag}"
     return found[0], found[1]
+
+
+def config_of_folder(checkpoint: Checkpoint, like: str, folder: Path) -> dict[str, Any]:
+    """open_clip_config.json for a checkpoint of the model `like` in this folder, with every choice written out."""
+    config = read_json(folder / "open_clip_config.json", like)
+    quick = quick_gelu(like, f"local-dir:{folder}")
+    prepares = {**_prepares({}), **config.get("preprocess_cfg", {})}
+    config["adapt"] = {key: value for key, value in config.get("adapt", {}).items() if key != "vision_only"}
+    said = _said(checkpoint)
+    return config | {"model_cfg": config["model_cfg"] | _quick(like, quick, said), "preprocess_cfg": prepares}
+
+
+def config_of_tag(checkpoint: Checkpoint, like: str) -> dict[str, Any]:
+    """open_clip_config.json for a checkpoint of open_clip:MODEL[@TAG], with every choice written out.
+
+    The tag is that of the weights which it began from, or `random`. Without one a model is refused whose published
+    weights differ in activation or preprocessing.
+    """
+    import open_clip
+
+    library, _, model = like.partition(":")
+    architecture, _, tag = model.partition("@")
+    if library != "open_clip" or architecture not in open_clip.list_models():
+        hint = near(architecture, open_clip.list_models())
+        raise Refusal(
+            f"--like {like}: expected open_clip:MODEL[@TAG], open_clip:local-dir:FOLDER or transformers:FOLDER{hint}"
+        )
+    own = open_clip.get_model_config(architecture)
+    tags = {known: open_clip.get_pretrained_cfg(architecture, known) for known in _tags(architecture)}
+    if tag == "random":
+        record = {"quick_gelu": bool(own.get("quick_gelu"))}
+    elif tag:
+        if tag not in tags:
+            raise Refusal(f"--like {like}: no weights {tag!r}{near(tag, tags)}; known: {', '.join(tags)}")
+        record = tags[tag]
+    else:
+        record = _only(checkpoint, architecture, tags) or {"quick_gelu": bool(own.get("quick_gelu"))}
+    quick = _quick(like, bool(record.get("quick_gelu")), _said(checkpoint))
+    return {"model_cfg": own | quick, "preprocess_cfg": _prepares(record)}
+
+
+def _tags(architecture: str) -> list[str]:
+    import open_clip
+
+    return open_clip.list_pretrained_tags_by_model(architecture)
+
+
+def _said(checkpoint: Checkpoint) -> str | None:
+    """The activation, if the file or transformers' config.json beside it says it. OpenAI's archives are QuickGELU."""
+    if checkpoint.scripted and "input_resolution" in checkpoint.tensors:
+        return QUICK
+    return hidden_act(checkpoint.file.parent, str(checkpoint.file))
+
+
+def _quick(like: str, quick: bool | None, said: str | None) -> dict[str, bool]:
+    if quick is None:  # the configuration's own business
+        return {}
+    if said is not None and (said == QUICK) != quick:
+        raise Refusal(
+            f"--like {like}: it has {QUICK if quick else PLAIN}, but the file comes from a model with {said}; "
+            "give the weights that it began from, as --like open_clip:ViT-L-14@openai"
+        )
+    return {"quick_gelu": quick}
+
+
+def _prepares(record: Mapping[str, Any]) -> dict[str, Any]:
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    usual = {
+        "mean": OPENAI_DATASET_MEAN,
+        "std": OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    found = {key: record.get(key, usual[key]) for key in PREPARES}
+    return found | {key: list(found[key]) for key in ("mean", "std")}
+
+
+def _only(checkpoint: Checkpoint, architecture: str, tags: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The record that all published weights of a model share; None if there are none. Refuses where they differ."""
+    said, kinds = _said(checkpoint), {}
+    for tag, record in tags.items():
+        quick = bool(record.get("quick_gelu"))
+        if said is None or (said == QUICK) == quick:
+            kinds.setdefault((quick, *map(str, _prepares(record).values())), (tag, record))
+    if len(kinds) > 1:
+        choices = "; ".join(
+            f"--like open_clip:{architecture}@{tag} ({QUICK if record.get('quick_gelu') else PLAIN}, mean "
+            f"{record['mean'][0]:.3g}, {record['interpolation']}, {record['resize_mode']})"
+            for tag, record in kinds.values()
+        )
+        raise Refusal(
+            f"{checkpoint.file} does not say with which activation and preprocessing it was trained, and published "
+            f"weights of {architecture} differ. Name weights like those that it began from: {choices}; "
+            f"or --like open_clip:{architecture}@random for one that began from nothing"
+        )
+    return next(iter(kinds.values()))[1] if kinds else None

@@ -4,14 +4,18 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adapt.data.preprocess import FILTERS, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers import hub
+from adapt.models.towers.checkpoint import SUFFIXES, read_checkpoint
+from adapt.models.towers.fitting import fit_of, place_of, refuse_misfits, refuse_unmerged
 from adapt.models.towers.records import CORRECTED, PLAIN, QUICK
 from adapt.models.towers.tokens import (
     Cut,
@@ -38,7 +42,7 @@ def load_timm(name: str, model: str, activation: str | None = None) -> Loaded:
         tower, commit = _published(name, model, repository, folder, activation), hub.commit_of(folder)
         cfg = tower.pretrained_cfg
     else:
-        _known(name, architecture)
+        _known(name, architecture.partition(".")[0])
         tower, cfg = _of_file(name, architecture, weights, activation)
         commit = None
     warn_of_satellites(name, model, repository, str(cfg.get("tag")))
@@ -55,25 +59,30 @@ def repository_of(name: str, model: str) -> str:
 
     Refuses an architecture, a tag, and one without weights at the hub, as timm's own table has them.
     """
-    import timm
-
     if model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     if "@" in model:
         return ""
     architecture, _, tag = model.partition(".")
+    record = _record(name, architecture, tag)
+    if record is None or not record.hf_hub_id:
+        raise Refusal(
+            f"backbone {name}: timm has no weights of {model} at the hub; name a file, timm:{model}@FILE.safetensors"
+        )
+    return str(record.hf_hub_id)
+
+
+def _record(name: str, architecture: str, tag: str) -> Any:
+    """What timm's table says of NAME.TAG, or of its own choice where TAG is ""; None where it has no weights."""
+    import timm
+
     _known(name, architecture)
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in known:
         raise Refusal(
             f"backbone {name}: {architecture} has no weights {tag!r}{near(tag, known)}; known: {', '.join(known)}"
         )
-    record = timm.get_pretrained_cfg(model) if known else None
-    if record is None or not record.hf_hub_id:
-        raise Refusal(
-            f"backbone {name}: timm has no weights of {model} at the hub; name a file, timm:{model}@FILE.safetensors"
-        )
-    return str(record.hf_hub_id)
+    return timm.get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture) if known else None
 
 
 def folder_of(name: str, model: str) -> Path:
@@ -146,27 +155,56 @@ def _nothing_missing() -> Iterator[None]:
 
 
 def _of_file(name: str, architecture: str, weights: str, activation: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of FILE.safetensors with FILE.json beside it, or with random weights, and how images enter it."""
-    import timm
-    from safetensors.torch import load_file
+    """The model NAME[.TAG] with the weights of FILE, or random ones, and how images enter it.
 
+    A file has its configuration in FILE.json, or that of the TAG which it began from.
+    """
+    import timm
+
+    file, (architecture, _, tag) = Path(weights), architecture.partition(".")
     config: dict[str, Any] = {}
-    if weights != "random":
-        file = Path(weights)
-        if file.suffix != ".safetensors" or not file.is_file():
-            raise Refusal(f"backbone {name}: {weights} is not a .safetensors file; give the file of the weights")
+    if weights != "random" and (not weights.endswith(SUFFIXES) or not file.is_file()):
+        raise Refusal(
+            f"backbone {name}: {weights} is no checkpoint: give a file that is there and ends in {', '.join(SUFFIXES)}"
+        )
+    if weights != "random" and not tag:
+        if not file.with_suffix(".json").is_file():
+            raise Refusal(
+                f"backbone {name}: {file.with_suffix('.json')} is needed beside the weights; or name those that they "
+                f"began from, as timm:{architecture}.TAG@{file}"
+            )
         config = read_json(file.with_suffix(".json"), name)
         if config.get("architecture") != architecture:
             raise Refusal(f"backbone {name}: {file.with_suffix('.json')} is for {config.get('architecture')!r}")
+    elif tag:
+        _record(name, architecture, tag)
+        config = {"pretrained_cfg": {"tag": tag}}
     arguments = {**config.get("model_args", {}), **_activation(name, architecture, config, activation)}
-    classes = config.get("num_classes", 1000)
-    tower = timm.create_model(architecture, pretrained=False, num_classes=classes, **arguments)
+    if "num_classes" in config or not tag:
+        arguments["num_classes"] = config.get("num_classes", 1000)
+    tower = timm.create_model(f"{architecture}.{tag}" if tag else architecture, pretrained=False, **arguments)
     if weights != "random":
-        try:
-            tower.load_state_dict(load_file(weights), strict=True)
-        except Exception as error:
-            raise Refusal(f"backbone {name}: {weights} does not fit {architecture}: {message_of(error)}") from error
+        _fill(name, architecture, tower, file)
     return tower, {**tower.pretrained_cfg, **config.get("pretrained_cfg", {})}
+
+
+@torch.no_grad()
+def _fill(name: str, architecture: str, tower: nn.Module, file: Path) -> None:
+    """Copy the weights of a file, under whatever prefix, tensor by tensor; the classifier may be missing."""
+    classified = {key: tuple(tensor.shape) for key, tensor in tower.state_dict().items()}
+    tower.reset_classifier(0)
+    own = tower.state_dict()
+    try:
+        checkpoint = read_checkpoint(file)
+        refuse_unmerged(file, checkpoint.tensors)
+        place, _ = place_of(checkpoint, classified, flags=False)
+        fit = fit_of(checkpoint.tensors, classified, place, "", (), False)
+        needed = replace(fit, missing=[key for key in fit.missing if key in own])
+        refuse_misfits(needed, file, architecture, flags=False)
+    except Refusal as refusal:
+        raise Refusal(f"backbone {name}: {refusal}") from refusal
+    for key, tensor in own.items():
+        tensor.copy_(checkpoint.tensors[fit.names[key]].load().reshape(tensor.shape))
 
 
 def _activation(name: str, architecture: str, config: dict[str, Any], activation: str | None) -> dict[str, str]:

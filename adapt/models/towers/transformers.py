@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers import hub
+from adapt.models.towers.fitting import refuse_unmerged
 from adapt.models.towers.tokens import (
     Cut,
     End,
@@ -96,6 +97,7 @@ def create(name: str, folder: Path, class_name: str) -> nn.Module:
             raise Refusal(
                 f"backbone {name}: {folder} could not be loaded as {class_name} ({message_of(error)})"
             ) from error
+    refuse_unmerged(folder, list(report["unexpected_keys"]))
     own = "text_model." if "Vision" in class_name else "vision_model."
     more = {key for key in report["unexpected_keys"] if BLOCK.search(key) and not key.startswith(own)}
     for what, keys in (("lacks", report["missing_keys"]), ("also holds", more)):
