@@ -165,8 +165,8 @@ def weight_files(name: str) -> list[Path] | None:
         return _folder(TINY if name == "tiny" else Path(model.removeprefix("local-dir:")))
     if model.startswith("hf-hub:"):
         return None
-    if file := checkpoint_in(model)[2]:
-        return _with(file, file.parent / "config.json")  # which may say the activation
+    if checkpoint := checkpoint_in(model)[2]:
+        return _with(checkpoint, checkpoint.parent / "config.json")  # which may say the activation
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
     architecture, _, tag = model.partition("@")

@@ -54,11 +54,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a file by their place in it, joined by dots; `scripted` says that it is a TorchScript archive."""
+    """Tensors of a file by their place in it, joined by dots."""
 
     file: Path
     tensors: Mapping[str, Stored]
-    scripted: bool = False
 
 
 class _Damaged(ValueError):
@@ -152,9 +151,7 @@ def _archive(file: Path) -> Checkpoint:
             raise
         raise Refusal(f"{file} is damaged: {error or type(error).__name__}") from error
     return Checkpoint(
-        file,
-        {key: Stored(view.shape, lambda view=view: _load(file, root, view)) for key, view in views.items()},
-        any(name.startswith(f"{root}code/") for name in members),
+        file, {key: Stored(view.shape, lambda view=view: _load(file, root, view)) for key, view in views.items()}
     )
 
 

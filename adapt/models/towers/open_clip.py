@@ -17,9 +17,9 @@ from adapt.models.towers.attention import split_all
 from adapt.models.towers.checkpoint import SUFFIXES, Checkpoint, read_checkpoint
 from adapt.models.towers.fitting import fit_of, place_of, refuse_misfits, refuse_unmerged
 from adapt.models.towers.hub import commit_of
-from adapt.models.towers.records import PLAIN, QUICK, config_of_tag, quick_gelu
+from adapt.models.towers.records import CORRECTED, PLAIN, QUICK, config_of_tag, quick_gelu
 from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, resize_of, walk_trunk
-from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json, tell
 
 WEIGHTS = "open_clip_model.safetensors"
 RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
@@ -91,7 +91,11 @@ def create_clip(name: str, model: str, activation: str | None = None, texts: boo
         ):
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
             warnings.filterwarnings("ignore", message=".*to a meta parameter.*which is a no-op")
-            clip = open_clip.create_model(model if ":" in model else architecture, **options)
+            built = model if ":" in model else architecture
+            corrected = quick and not texts and activation is None
+            if corrected and not open_clip.get_model_config(built).get("quick_gelu"):
+                tell(name, CORRECTED.format("its configuration" if ":" in model else f"open_clip's {architecture}"))
+            clip = open_clip.create_model(built, **options)
         if without:
             _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
         return clip

@@ -15,6 +15,7 @@ from adapt.models.towers.tokens import near, read_json
 
 QUICK, PLAIN = "QuickGELU", "GELU"
 CORRECTED = f"its weights were trained with {QUICK} and get it, where {{}} has {PLAIN}"
+OF_OPENAI = {"input_resolution", "context_length", "vocab_size"}  # numbers that its archives alone keep as tensors
 PREPARES = ("mean", "std", "interpolation", "resize_mode")  # of images, in open_clip_config.json
 SHAPE = ("layers", "width", "patch_size")  # of an image tower; a fine-tuned one may have another image size
 
@@ -30,7 +31,7 @@ def quick_gelu(name: str, model: str) -> bool | None:
     if model.startswith("local-dir:"):
         return _of_folder(name, Path(model.removeprefix("local-dir:")))
     if model.startswith("hf-hub:"):
-        return _of_repository(model.removeprefix("hf-hub:").partition("@")[0])
+        return _of_repository(name, model.removeprefix("hf-hub:"))
     architecture, _, tag = model.partition("@")
     record = get_pretrained_cfg(architecture, tag)
     return bool(record.get("quick_gelu")) if record else None  # silence means GELU, as in open_clip's own check
@@ -52,10 +53,46 @@ def published() -> list[tuple[str, str, dict[str, Any]]]:
     return [(model, tag, open_clip.get_pretrained_cfg(model, tag)) for model, tag in open_clip.list_pretrained()]
 
 
-def _of_repository(repository: str) -> bool | None:
-    """QuickGELU where the table says so of a repository; else its own configuration is what was published."""
+def _of_repository(name: str, repository: str) -> bool | None:
+    """QuickGELU where the table says so of a repository; else its own configuration is what was published: that of
+    open_clip, or where this is silent that of transformers beside it."""
+    from huggingface_hub import errors, hf_hub_download
+
+    recorded = of_table(repository)
+    if recorded is not None:
+        return recorded or None
+    try:
+        folder = Path(hf_hub_download(repository, "open_clip_config.json")).parent
+        hf_hub_download(repository, "config.json")
+    except (errors.HTTPError, OSError, ValueError):  # has none; or nothing can be had, which loading will say
+        return None
+    refuse_contradiction(name, folder)
+    explicit = "quick_gelu" in read_json(folder / "open_clip_config.json", name).get("model_cfg", {})
+    said = None if explicit else hidden_act(folder, name)
+    return None if said is None else said == QUICK
+
+
+def of_table(repository: str) -> bool | None:
+    """Whether open_clip's table says QuickGELU of the weights in a repository; None of others."""
     wanted = repository.strip("/")
-    return any(r.get("quick_gelu") and r.get("hf_hub", "").strip("/") == wanted for _, _, r in published()) or None
+    found = {bool(r.get("quick_gelu")) for _, _, r in published() if r.get("hf_hub", "").strip("/") == wanted}
+    return any(found) if found else None
+
+
+def refuse_contradiction(name: str, folder: Path, repository: str = "") -> None:
+    """Refuse a folder, or one of a repository, whose configurations give the same weights two activations."""
+    said, file = hidden_act(folder, name), folder / "open_clip_config.json"
+    config = read_json(file, name).get("model_cfg", {}) if file.is_file() else {}
+    if said is not None and isinstance(quick := config.get("quick_gelu"), bool) and quick != (said == QUICK):
+        raise Refusal(
+            f"backbone {name}: {file} says {QUICK if quick else PLAIN}, config.json beside it {said}. One of them is "
+            "wrong; OpenAI, MetaCLIP and DFN trained with QuickGELU. Correct it (quick_gelu, hidden_act)"
+        )
+    if said == PLAIN and repository and of_table(repository):
+        raise Refusal(
+            f"backbone {name}: the weights of {repository} were published with {QUICK}, but its config.json says "
+            f"{said}: load them by their open_clip name"
+        )
 
 
 def _of_folder(name: str, folder: Path) -> bool | None:
@@ -65,6 +102,7 @@ def _of_folder(name: str, folder: Path) -> bool | None:
     if "quick_gelu" in model:
         if not isinstance(model["quick_gelu"], bool):
             raise Refusal(f"backbone {name}: {file}: quick_gelu is {model['quick_gelu']!r}; write true or false")
+        refuse_contradiction(name, folder)
         return model["quick_gelu"]
     if "timm_model_name" in vision:
         return None  # which names its own activation
@@ -139,8 +177,9 @@ def _tags(architecture: str) -> list[str]:
 
 
 def _said(checkpoint: Checkpoint) -> str | None:
-    """The activation, if the file or transformers' config.json beside it says it. OpenAI's archives are QuickGELU."""
-    if checkpoint.scripted and "input_resolution" in checkpoint.tensors:
+    """The activation, if the file or transformers' config.json beside it says it. OpenAI's archives are QuickGELU, and
+    so are their tensors in another file."""
+    if {key.rpartition(".")[2] for key in checkpoint.tensors} >= OF_OPENAI:
         return QUICK
     return hidden_act(checkpoint.file.parent, str(checkpoint.file))
 

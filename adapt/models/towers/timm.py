@@ -31,6 +31,7 @@ from adapt.models.towers.tokens import (
     warn_of_satellites,
 )
 
+NOTE = "natively QuickGELU"  # of timm's table, on weights of OpenAI, MetaCLIP and DFN
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a repository of timm's
 
 
@@ -176,6 +177,8 @@ def _of_file(name: str, architecture: str, weights: str, activation: str | None)
         config = read_json(file.with_suffix(".json"), name)
         if config.get("architecture") != architecture:
             raise Refusal(f"backbone {name}: {file.with_suffix('.json')} is for {config.get('architecture')!r}")
+        if activation is None:
+            _refuse_silence(name, architecture, config, file.with_suffix(".json"))
     elif tag:
         _record(name, architecture, tag)
         config = {"pretrained_cfg": {"tag": tag}}
@@ -207,6 +210,21 @@ def _fill(name: str, architecture: str, tower: nn.Module, file: Path) -> None:
         tensor.copy_(checkpoint.tensors[fit.names[key]].load().reshape(tensor.shape))
 
 
+def _refuse_silence(name: str, architecture: str, config: dict[str, Any], file: Path) -> None:
+    """Refuse a file that does not say its activation, where timm has weights of its architecture with either one."""
+    import timm
+
+    own = config.get("pretrained_cfg", {})
+    said = "act_layer" in config.get("model_args", {}) or own.get("notes") or own.get("tag")
+    records = [timm.get_pretrained_cfg(full) for full in timm.list_pretrained(f"{architecture}.*")]
+    if not said and len({any(NOTE in note for note in record.notes or ()) for record in records}) == 2:
+        raise Refusal(
+            f"backbone {name}: {file} does not say which activation the weights need, and timm has weights of "
+            f'{architecture} with {QUICK} and with {PLAIN}. Write "act_layer" into its model_args ("quick_gelu" as '
+            'OpenAI\'s, or "gelu"), or the "tag" of the weights that they began from into its pretrained_cfg'
+        )
+
+
 def _activation(name: str, architecture: str, config: dict[str, Any], activation: str | None) -> dict[str, str]:
     """timm notes of OpenAI's, MetaCLIP's and DFN's weights that they are "natively QuickGELU", whatever is built."""
     import timm
@@ -215,7 +233,7 @@ def _activation(name: str, architecture: str, config: dict[str, Any], activation
     published = f"{architecture}.{own.get('tag')}"
     known = timm.get_pretrained_cfg(published) if published in timm.list_pretrained(f"{architecture}.*") else None
     notes = own.get("notes") or (known.notes if known else None) or ()
-    if "act_layer" in config.get("model_args", {}) or not any("natively QuickGELU" in note for note in notes):
+    if "act_layer" in config.get("model_args", {}) or not any(NOTE in note for note in notes):
         return {}
     if "quickgelu" in architecture:
         return {"act_layer": "quick_gelu"}

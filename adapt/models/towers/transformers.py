@@ -20,6 +20,7 @@ from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers import hub
 from adapt.models.towers.fitting import refuse_unmerged
+from adapt.models.towers.records import refuse_contradiction
 from adapt.models.towers.tokens import (
     Cut,
     End,
@@ -58,6 +59,7 @@ def load_transformers(name: str, model: str) -> Loaded:
         )
     if kind not in VISION:
         raise Refusal(f"backbone {name}: transformers model of type {kind!r}; known: {', '.join(sorted(VISION))}")
+    refuse_contradiction(name, folder, model.partition("@")[0])
     tower = create(name, folder, VISION[kind])
     warn_of_satellites(name, model, str(config.get("_name_or_path")))
     preprocess, mean, std = _preprocess(read_preprocessor(folder, name), name)
