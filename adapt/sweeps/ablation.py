@@ -123,7 +123,8 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
     why = without_texts(backbone) if any(method.texts for method in methods) else ""
     found = {method.name: why for method in methods if method.texts and why}
     weighing = [method.name for method in methods if method.flags.get("head") == "rine"]
-    if weighing and backbone.startswith("timm:"):  # of files; the plan of a run must not ask the hub for weights
+    of_files = backbone.startswith("timm:") and "@" in backbone and "hf-hub:" not in backbone
+    if weighing and of_files:  # the plan of a run must not ask the hub for weights
         try:
             layer_read_by("rine", "last", load_backbone(backbone))
         except Refusal as refusal:

@@ -332,8 +332,8 @@ def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRe
         same_geometry = like.setdefault(("geometry", run.flags.get("geometry")), (run, record))
         for part, others, but in (
             ("data", same_rows, ()),
-            ("base", same_geometry, ("layer",)),
-            ("base", (runs[0], first), ("layer", "preprocess")),
+            ("base", same_geometry, ("layer", "commit")),  # the weights' digest decides
+            ("base", (runs[0], first), ("layer", "commit", "preprocess")),
         ):
             other, of_other = others
             if _without(record["identity"][part], but) != _without(of_other["identity"][part], but):

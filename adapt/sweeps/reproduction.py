@@ -13,6 +13,7 @@ from adapt.evaluation import metrics
 from adapt.evaluation.metrics import PREFIXES, Index, index
 from adapt.evaluation.targets import OTHER, Comparison, Target, TargetSet, compare, ours
 from adapt.models.towers.backbones import load_backbone
+from adapt.models.towers.timm import repository_of
 from adapt.number_table import write_table
 from adapt.pages.tables import grid, show
 from adapt.sweeps.planned_runs import PlannedRun, read_metrics, write_sweep
@@ -158,7 +159,9 @@ def hub_repository(backbone: str) -> str:
     """The hub's repository of a backbone's weights; "" where its name does not lead to one."""
     library, _, model = backbone.partition(":")
     if library == "transformers" and not Path(model).is_dir():
-        return model
+        return model.partition("@")[0]
+    if library == "timm":
+        return repository_of(backbone, model).partition("@")[0]
     if library == "open_clip" and model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     if library == "open_clip" and "@" in model:

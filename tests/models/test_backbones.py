@@ -100,6 +100,7 @@ def test_hub_path_through_a_cache_on_disk(tmp_path, monkeypatch) -> None:
     shutil.copytree(TINY, repository / "snapshots" / commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found, expected = load_backbone("open_clip:hf-hub:acme/tiny-clip"), load_backbone("tiny")
+    assert found.fingerprint["commit"] == commit and "commit" not in expected.fingerprint
     assert found.fingerprint["weights"] == expected.fingerprint["weights"]
 
 
@@ -113,8 +114,8 @@ def test_hub_path_through_a_cache_on_disk(tmp_path, monkeypatch) -> None:
         ("open_clip:ViT-B-23@openai", "no model 'ViT-B-23', perhaps 'ViT-B-32'"),
         ("open_clip:local-dir:absent", "open_clip_config.json is needed"),
         ("timm:mobilenetv2_10@random", "no model 'mobilenetv2_10', perhaps 'mobilenetv2_1"),
-        ("timm:mobilenetv2_100@absent.safetensors", "is not a .safetensors file"),
-        ("timm:mobilenetv2_100", "name the weights"),
+        ("timm:mobilenetv2_100@absent.safetensors", "is no checkpoint: give a file that is there"),
+        ("timm:mobilenetv2_100", "hf download timm/mobilenetv2_100.ra_in1k"),
         ("ViT-L-14", "unknown backbone 'ViT-L-14'"),
     ],
 )

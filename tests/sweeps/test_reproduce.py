@@ -139,6 +139,8 @@ def test_the_repository_of_weights() -> None:
     assert hub_repository("transformers:facebook/dinov2-large") == "facebook/dinov2-large"
     assert hub_repository("open_clip:hf-hub:laion/X") == "laion/X"
     assert hub_repository("open_clip:ViT-L-14-quickgelu@openai") == "timm/vit_large_patch14_clip_224.openai"
+    assert hub_repository("timm:vit_large_patch16_dinov3") == "timm/vit_large_patch16_dinov3.lvd1689m"
+    assert hub_repository("timm:hf-hub:me/x@v1") == hub_repository("transformers:me/x@v1") == "me/x"
     assert hub_repository("tiny") == hub_repository("open_clip:ViT-B-32") == ""
 
 

@@ -2,11 +2,20 @@
 
     tiny                                             the embedded CLIP of adapt/embedded (runs anywhere)
     open_clip:ViT-L-14@datacomp_xl_s13b_b90k         a tag of open_clip; from the hub or its cache
+    open_clip:ViT-L-14[@TAG]@FILE.pt                 a checkpoint of training that began from TAG (also .pth, .bin,
+                                                     .safetensors); with a merged LoRA, too
     open_clip:hf-hub:ORG/NAME                        a repository on the hub
     open_clip:local-dir:FOLDER                       open_clip_config.json + open_clip_model.safetensors
     transformers:ORG/NAME or transformers:FOLDER     CLIP, SigLIP, DINOv2, DINOv3... with preprocessor_config.json
-    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format)
+    timm:NAME.TAG                                    weights of timm's table, from the hub or its cache (no .TAG: the
+                                                     first one of timm's)
+    timm:hf-hub:ORG/NAME                             a repository with timm's config.json and model.safetensors
+    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format; also .pt...)
+    timm:NAME.TAG@FILE.safetensors                   configured as TAG of timm's table is
     open_clip:ViT-B-32@random, timm:NAME@random      random weights: only ever under this name
+
+ORG/NAME@REVISION pins a repository of timm: and transformers: to a branch, a tag or a commit. The commit that was
+taken is in `Backbone.fingerprint`, and so in the record of a run.
 
 Weights never travel without their preprocessing: size, mean, std and interpolation come from the same place as the
 weights, and a model whose weights are missing is refused, never initialised at random.
@@ -32,7 +41,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +57,19 @@ from adapt.models.towers.transformers import load_transformers
 
 TINY = Path(__file__).parents[2] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens|norm2))?)")
 AUTHORS = "authors"  # whose preprocessing a published detector has
+PLACE = ("name", "commit")  # of a fingerprint: where the weights were found, which decides no feature
+PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens|norm2))?)")
 LARGEST = 2048  # side of an image in pixels: 22,000 tokens of a ViT-L/14
 Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
 
 
 class Fingerprint(TypedDict):
-    """What decides features, beside an adapter and the precision; `name` says where the weights were found."""
+    """What decides features, beside an adapter and the precision; `name` and `commit` say where the weights were."""
 
     name: str
+    commit: NotRequired[str]  # of the hub's repository
     layer: str
     weights: str  # SHA-256
     preprocess: dict[str, object]
@@ -96,6 +107,8 @@ class Backbone(nn.Module):
             "preprocess": {**self.preprocess.facts(), "mean": list(loaded.mean), "std": list(loaded.std)},
             "activation": _activation(self.tower),  # as built: the weights alone do not say which they need
         }
+        if loaded.commit:
+            self.fingerprint["commit"] = loaded.commit
         with torch.no_grad():
             self.dim = self(self._blank()).shape[-1]
 
@@ -249,7 +262,7 @@ class Backbone(nn.Module):
 
     def identity(self, layer: str) -> dict[str, object]:
         """What decides the features of a layer, wherever the weights lie."""
-        decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
+        decides = {key: value for key, value in self.fingerprint.items() if key not in PLACE} | _adapter(self.tower)
         decides |= {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
         return decides | ({"encoder": "packed"} if self._packed else {})
 
@@ -372,7 +385,7 @@ def _load(name: str, activation: str | None) -> Loaded:
     if library == "timm" and model:
         return load_timm(name, model, activation)
     raise Refusal(
-        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME@FILE"
+        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME.TAG"
     )
 
 

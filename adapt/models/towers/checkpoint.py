@@ -21,6 +21,7 @@ from torch import Tensor
 
 from adapt.errors import Refusal
 
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # of files that are checkpoints by their name
 MOST_PICKLE = 64 * 2**20  # bytes; that of a CLIP with its optimizer has less than one MB
 MOST_TENSORS = 100_000
 DEEPEST, LONGEST = 32, 300  # containers in one another; letters of a key
@@ -53,14 +54,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a file by their place in it, joined by dots; `scripted` says that it is a TorchScript archive.
+    """Tensors of a file by their place in it, joined by dots.
 
     `plain` is all that a file of torch holds, in its containers: numbers and words beside what stands for tensors.
     """
 
     file: Path
     tensors: Mapping[str, Stored]
-    scripted: bool = False
     plain: Any = None
 
 
@@ -158,7 +158,6 @@ def _archive(file: Path) -> Checkpoint:
     return Checkpoint(
         file,
         {key: Stored(view.shape, lambda view=view: _load(file, root, view)) for key, view in views.items()},
-        any(name.startswith(f"{root}code/") for name in members),
         plain,
     )
 
