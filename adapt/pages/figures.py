@@ -62,7 +62,7 @@ def auc_per_view(cells: Sequence[Cell]) -> Figure:
     """Mean AUC over the seen and over the unseen generators for each view, with 95 % intervals; over all of them where
     it is not known which are which."""
     views, at = views_of(cells), index(cells)
-    means = (("seen", SEEN, "o", -0.06), ("unseen", UNSEEN, "s", 0.06))
+    means: tuple[tuple[str, str, str, float], ...] = (("seen", SEEN, "o", -0.06), ("unseen", UNSEEN, "s", 0.06))
     if UNKNOWN in generators_of(cells).values():
         means = (("all", UNSEEN, "s", 0.0),)
     figure = Figure(figsize=(max(5, 1.1 * len(views) + 2), 4), layout="constrained")

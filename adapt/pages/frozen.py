@@ -22,8 +22,9 @@ ABOUT_CALLED = (
 )
 ABOUT_DIFFERENCES = (
     "Paired by group, each detector at its own threshold; p is two-sided, not corrected for their number. "
-    "Seen: generators that one or more of these detectors were trained on; unseen: those that none of them met (n/a "
-    "where one of them does not say what it was trained on). The intervals count other groups like these, not other trainings: of one training each, no method is better."
+    "Seen: generators that one or more of these detectors were trained on; unseen: those that none of them met, n/a "
+    "where one of them does not say what it was trained on. The intervals count other groups like these, not other "
+    "trainings: of one training each, no method is better."
 )
 
 
