@@ -374,6 +374,7 @@ class Made(NamedTuple):
     trained_on: tuple[str, ...]  # generators
     selected_on: tuple[str, ...]  # those of validation rows alone
     data: str
+    published: str = ""  # which published detector it is, with paper and licence
 
     def seen(self, generators: np.ndarray) -> np.ndarray:
         """(n,) `seen` of scores, from the names of generators (n,): "unknown" where nothing says what trained it."""
@@ -402,7 +403,9 @@ def _made(record: dict[str, Any]) -> Made:
     facts = facts if isinstance(facts, dict) else {}
     names = [facts.get(key) for key in ("trained_on", "selected_on")]
     trained, selected = (tuple(map(str, found)) if isinstance(found, list) else () for found in names)
-    return Made(trained, selected, str(facts.get("data", "")))
+    about = [facts.get(key, "not stated") for key in ("method", "paper", "licence")]
+    published = "{} ({}), licence {}".format(*about) if "imported" in facts else ""
+    return Made(trained, selected, str(facts.get("data", facts.get("trained by the authors on", ""))), published)
 
 
 def detector_digest(folder: str | Path) -> str:
