@@ -25,7 +25,7 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.evaluation.decision import FILE, Decision, fit_decision, read_decision
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 from adapt.evaluation.thresholds import NOT_RECORDED, Basis, basis_of, pick_threshold
 from adapt.files import atomic, not_finite, read_json, require_regular, sha256, write_text
 from adapt.hub import detector_folder
@@ -388,6 +388,14 @@ class Made(NamedTuple):
     trained_on: tuple[str, ...]  # generators
     selected_on: tuple[str, ...]  # those of validation rows alone
     data: str
+    published: str = ""  # which published detector it is, with paper and licence
+
+    def seen(self, generators: np.ndarray) -> np.ndarray:
+        """(n,) `seen` of scores, from the names of generators (n,): "unknown" where nothing says what trained it."""
+        if not self.trained_on:
+            return np.full(len(generators), UNKNOWN, dtype=object)
+        met = dict.fromkeys(self.selected_on, "val") | dict.fromkeys(self.trained_on, "train")
+        return np.array([met.get(generator, "") for generator in generators], dtype=object)
 
 
 def detector_facts(folder: str | Path) -> Made:
@@ -409,7 +417,9 @@ def _made(record: dict[str, Any]) -> Made:
     facts = facts if isinstance(facts, dict) else {}
     names = [facts.get(key) for key in ("trained_on", "selected_on")]
     trained, selected = (tuple(map(str, found)) if isinstance(found, list) else () for found in names)
-    return Made(trained, selected, str(facts.get("data", "")))
+    about = [facts.get(key, "not stated") for key in ("method", "paper", "licence")]
+    published = "{} ({}), licence {}".format(*about) if "imported" in facts else ""
+    return Made(trained, selected, str(facts.get("data", facts.get("trained by the authors on", ""))), published)
 
 
 def detector_digest(folder: str | Path) -> str:

@@ -21,7 +21,8 @@ FOLD = "fold"  # text column of tables that hold the scores of several detectors
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
 NOTHING = ("", "None", "nan", "<NA>")  # what an empty cell of some library's table reads like
 SPELLED = ("generator", "set", "edit")  # one name, one spelling
-ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
+UNKNOWN = "unknown"  # `seen` of every generator where nobody says what the detector was trained on
+ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "", UNKNOWN)}
 KEYS = ("path", "group", "generator", "split", "set", "edit", "seen", "view")  # columns that are compared by name
 # A table in which one key has two values contradicts itself; a group in two splits is a leak.
 ONE_VALUE = (
@@ -37,7 +38,7 @@ class Scores:
 
     Text (object arrays of str): path; group (default: the path); generator ("real" for a camera image);
     family; split (default test); set; edit (ordinary processing of a real image, which stays real); seen:
-    where the generator was met before the test, "train", "val" or "" for never (real rows: always "train");
+    where the generator was met before the test, "train", "val", "" for never or "unknown" (real rows: always "train");
     view (default none); status: "ok" or "unreadable: reason".
     Numbers (float64): logit (> 0 speaks for fake) and p_fake in 0..1, of which one may be left out: it
     follows from the other through the logistic function; any `logit_<family>`. An unreadable row has NaN for

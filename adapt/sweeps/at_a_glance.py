@@ -47,8 +47,16 @@ def at_a_glance(folder: Path, record: RunRecord) -> Glance:
     recipe = recipe_of(record["command"])
     if recipe == "ablation":
         numbers = read_numbers(folder / "ablation.csv")
-        rows = leaderboard.by_row(numbers).items()
-        return _of_aucs({leaderboard.label(row, numbers): found for row, found in rows})
+        rows = leaderboard.by_row(numbers)
+        elsewhere = [row for row, found in rows.items() if leaderboard.is_detector(found)]
+        aucs = {leaderboard.label(row, numbers): found for row, found in rows.items() if row not in elsewhere}
+        others = [
+            f"{escape_markdown(row[0])}, from elsewhere: AUC of all generators, {view}: "
+            + show(rows[row].get(_place("all", view)))
+            for row in elsewhere
+            for view in VIEWS
+        ]
+        return replace(_of_aucs(aucs), others=others)
     if recipe == "frontier":
         points = frontier.read_csv(folder / "frontier.csv")
         return _of_aucs({point.name: index(list(point.aucs.values())) for point in points})
