@@ -8,6 +8,7 @@ import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+ITS_OWN = "its own"  # how the tower column begins where the weights hold the tower, too
 FOLDER = Path("results/runs/detectors")  # where `adapt import` puts a detector unless --output says else
 
 
@@ -37,9 +38,9 @@ class Published:
     @property
     def to_fetch(self) -> str:
         """What to do so that it is here."""
+        tower = "" if self.tower.startswith(ITS_OWN) else f", which also needs the tower {self.tower}"
         return (
-            f"fetch {self.weights}; then `adapt import {self.name} FILE`, which also needs the tower {self.tower} "
-            f"(licence {self.licence}; {self.paper})"
+            f"fetch {self.weights}; then `adapt import {self.name} FILE`{tower} (licence {self.licence}; {self.paper})"
         )
 
 
@@ -50,3 +51,8 @@ def published() -> dict[str, Published]:
     wanted = [field.name for field in fields(Published)]
     assert all(list(row) == wanted for row in rows), wanted
     return {row["name"]: Published(**row) for row in rows}
+
+
+def importers() -> dict[str, str]:
+    """The module of each name that `adapt import` takes: published detectors, and libraries of complete networks."""
+    return {name: f"adapt.importers.{name}" for name in (*published(), "onnx", "torchscript")}

@@ -2,6 +2,7 @@
 
     adapt import univfd fc_weights.pth
     adapt import NAME FILE --output detector/
+    adapt import onnx FILE --name NAME --size 224 ...     (or torchscript: any complete network)
     adapt import NAME --help
 
 Preprocessing is that of the authors, and so is the threshold, p = 0.5: nothing is fitted. Weights are read as data
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from adapt.cli import Flags, run_one
-from adapt.published import published
+from adapt.published import Published, importers
 
 if TYPE_CHECKING:
     from adapt.detector.detector import Detector
@@ -33,10 +34,10 @@ class Source(Flags, Protocol):
     def output(self) -> Path | None: ...
 
     @property
-    def backbone(self) -> str | None: ...
+    def trained_on(self) -> tuple[str, ...]: ...
 
     @property
-    def trained_on(self) -> tuple[str, ...]: ...
+    def known(self) -> Published: ...
 
     def detector(self, tower: str) -> "Detector":
         """The detector on this backbone."""
@@ -46,8 +47,8 @@ def main(source: Source) -> None:
     from adapt.importers.weights import write_detector
 
     name = type(source).__module__.rpartition(".")[2]
-    known = published()[name]
-    detector = source.detector(source.backbone or known.tower)
+    known = source.known
+    detector = source.detector(getattr(source, "backbone", None) or known.tower)
     folder = write_detector(detector, source, name)
     preprocess = detector.backbone.preprocess
     print(f"{known.method} ({known.paper}), licence {known.licence}: {known.weights}")
@@ -60,4 +61,4 @@ def command() -> None:
     """Parse the command line and run; the second word may be the file."""
     if len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
         sys.argv.insert(2, "--weights")
-    run_one({name: f"adapt.importers.{name}" for name in published()}, main, "detector")
+    run_one(importers(), main, "detector")

@@ -38,11 +38,13 @@ from adapt.models.heads.block_weighting import BlockWeighting
 from adapt.models.heads.classifier import Classifier
 from adapt.models.heads.linear import LinearHead, classes_of
 from adapt.models.heads.map_head import MapHead
+from adapt.models.heads.output import Output
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.heads.token_choice import TokenChoice
-from adapt.models.towers.backbones import AUTHORS, Backbone, Precision, load_backbone
+from adapt.models.towers.backbones import AUTHORS, COMPLETE, Backbone, Precision, load_backbone
+from adapt.models.towers.networks import NETWORKS, load_network, save_network
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 from adapt.text import one_line
@@ -52,15 +54,17 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 CHECKED = ("head.safetensors", FILE, *(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")))
+CHECKED += tuple(NETWORKS.values())
 MOST = 2**16  # of any number or list that says how large a head is
 NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
 )
-Head = LinearHead | Affine | Classifier | MapHead
+Head = LinearHead | Affine | Output | Classifier | MapHead
 HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
     "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
     "affine": lambda dim, _, **settings: Affine(dim, **settings),
+    "output": lambda dim, _, **settings: Output(dim, **settings),
     "probe": lambda dim, _, **settings: Probe(dim, **settings),
     "map": lambda dim, _, **settings: MapHead(dim, **settings),
     "tip-adapter": PriorHead.from_state,
@@ -122,6 +126,14 @@ class Detector(nn.Module):
                 "not have: use `adapt predict`, or a detector without statistics"
             )
 
+    def refuse_complete(self, wanted: str) -> None:
+        """Refuse a complete network where `wanted` needs an encoder of this package."""
+        if self.backbone.name.partition(":")[0] in COMPLETE:
+            raise Refusal(
+                f"this detector is a complete network, {self.backbone.name}, which {wanted} does not take: it is for "
+                "`adapt predict` and `adapt test`"
+            )
+
     def features(self, crops: Tensor, counts: Sequence[int], most: int, described: Tensor | None = None) -> Tensor:
         """What the head reads of n images, (n, d): the mean over the crops of each, `counts` of them side by side in
         `crops`; with a descriptor at unit length, and behind it what it `described` (n, statistics).
@@ -156,14 +168,17 @@ class Detector(nn.Module):
 
     def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
-        decision.safetensors where anything but the threshold was fitted on validation scores. detector.json has the
+        decision.safetensors where anything but the threshold was fitted on validation scores; the file of a complete
+        network. detector.json has the
         SHA-256 of each but the card.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        network = save_network(self.backbone, folder)
         for name in CHECKED[2:]:  # of a detector that stood here before
-            (folder / name).unlink(missing_ok=True)
+            if name != network:
+                (folder / name).unlink(missing_ok=True)
         if self.backbone.adapted:
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
@@ -224,13 +239,19 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
     size = wanted["preprocess"].get("size")
-    base = load_backbone(
-        backbone or wanted["name"],
-        wanted["layer"],
-        wanted["preprocess"]["geometry"],
-        wanted["activation"],
-        size if type(size) is int else None,  # any other is no preprocessing, as is found below
-    )
+    if wanted["name"].partition(":")[0] in COMPLETE:
+        if backbone is not None:
+            raise Refusal(f"--backbone {backbone}: {folder} is a complete network; leave the flag out")
+        _check_files(record, folder)
+        base = load_network(wanted["name"], folder, _prepared(wanted["preprocess"], folder), wanted["layer"])
+    else:
+        base = load_backbone(
+            backbone or wanted["name"],
+            wanted["layer"],
+            wanted["preprocess"]["geometry"],
+            wanted["activation"],
+            size if type(size) is int else None,  # any other is no preprocessing, as is found below
+        )
     if wanted["preprocess"].get("by") == AUTHORS:
         preprocess = _prepared(wanted["preprocess"], folder)
         base.prepare_by(preprocess, wanted["preprocess"]["mean"], wanted["preprocess"]["std"])
@@ -404,7 +425,7 @@ def detector_digest(folder: str | Path) -> str:
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
     files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
-    files += sorted((folder / "adapter").glob("adapter_*"))
+    files += sorted((folder / "adapter").glob("adapter_*")) + [folder / name for name in NETWORKS.values()]
     found = [(path.name, sha256(path)) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

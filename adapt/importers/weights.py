@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from adapt.errors import Refusal
 from adapt.flags import Checked
+from adapt.published import Published, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,13 +20,24 @@ SHOWN = 6  # keys of each kind that do not fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Importing(Checked):
+class File(Checked):
     """Flags of every importer."""
 
     weights: Path  # the authors' file; --weights may be left out
     output: Path | None = None  # folder to make; None: results/runs/detectors/NAME
-    backbone: str | None = None  # the tower at another place; None: the published one
     trained_on: tuple[str, ...] = field(default=())  # generators that count as seen when it is measured; unknown: none
+
+    @property
+    def known(self) -> Published:
+        """What is known of the detector: the row of the table that has the importer's name."""
+        return published()[type(self).__module__.rpartition(".")[2]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importing(File):
+    """Flags of an importer whose detector stands on a tower."""
+
+    backbone: str | None = None  # the tower at another place; None: the published one
 
 
 def state_of(file: Path, prefix: str = "") -> dict[str, "Tensor"]:
@@ -64,14 +76,13 @@ def _few(keys: list[str], word: str) -> str:
     return f"{len(keys)} {word}: {', '.join(keys[:SHOWN])}{more}"
 
 
-def write_detector(detector: "Detector", source: Importing, name: str) -> Path:
+def write_detector(detector: "Detector", source: File, name: str) -> Path:
     """Save an imported detector with where it is from on its card; its threshold is the authors' p = 0.5."""
     from adapt import provenance
     from adapt.evaluation.thresholds import AS_PUBLISHED
     from adapt.files import sha256
-    from adapt.published import published
 
-    known = published()[name]
+    known = source.known
     output = source.output or known.folder
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise Refusal(f"--output {output} exists: give a new folder")
