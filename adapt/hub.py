@@ -22,7 +22,7 @@ def detector_folder(name: str | Path) -> Path:
     the hub's cache.
 
     Nothing but `FILES` is fetched: JSON, safetensors, a complete network and the card. An imported detector is where
-    `adapt import` puts it, if no folder has its name; a published one that is not there is refused, with what to fetch.
+    `adapt import` puts it, if no folder has its name; a published one that is not there is refused: what to fetch.
     """
     if not str(name).startswith(PREFIX):
         known = published().get(str(name))

@@ -239,7 +239,9 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
     size = wanted["preprocess"].get("size")
+    remedy = "give the original weights with --backbone"
     if wanted["name"].partition(":")[0] in COMPLETE:
+        remedy = "copy the whole detector again"
         if backbone is not None:
             raise Refusal(f"--backbone {backbone}: {folder} is a complete network; leave the flag out")
         _check_files(record, folder)
@@ -261,7 +263,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
         if have[key] != wanted[key]:
             raise Refusal(
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
-                f"{base.name} has {_short(have[key])}: give the original weights with --backbone"
+                f"{base.name} has {_short(have[key])}: {remedy}"
             )
     base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):

@@ -67,11 +67,8 @@ class Network(File):
         from adapt.data.preprocess import Preprocess
         from adapt.detector.detector import Detector
         from adapt.models.heads.output import Output
-        from adapt.models.towers.backbones import LARGEST
         from adapt.models.towers.networks import read_network
 
-        if self.size > LARGEST:
-            raise Refusal(f"--size {self.size}: give at most {LARGEST}")
         preprocess = Preprocess(
             self.size, self.shortest or self.size, self.interpolation, GEOMETRIES[self.resize], pad="zero"
         )

@@ -242,7 +242,8 @@ FLAGS = {
     ("--shortest", 20): "--shortest 20",
     ("--resize", "squash", "--shortest", 40): "--shortest 40",
     ("--size", 0): "--size 0",
-    ("--size", 10**6): "--size 1000000",
+    ("--size", 10**6): "images of 1000000 px",
+    ("--shortest", 10**6): "out of 1000000 px",
     ("--output_is", "real_fake_logits"): "means 2",
 }
 
@@ -331,6 +332,8 @@ def test_the_network_belongs_to_the_folder(saved, tmp_path) -> None:
         {"name": "onnx:tower/network.pt"}, {"layer": "last"}, {"layer": "block1"},
         {"name": "torchscript:tower/network.pt@1"},
         {"weights": "0"},
+        {"preprocess": {"size": 10**9, "shortest": 32, "geometry": "resize", "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        {"preprocess": {"size": "32", "shortest": 32, "geometry": "resize", "mean": [0, 0, 0], "std": [1, 1, 1]}},
     ],
     ids=str,
 )  # fmt: skip

@@ -180,6 +180,8 @@ RUN = {  # what can only be found as it runs
     "return torch.add(x, torch.add(9223372036854775807, 9223372036854775807))": "beyond bounds",
     "return torch.mul([1], 9000000000000)": "multiplied",
     "return x.shape": "no attribute shape",
+    'torch._set_item(self, "training", True)\n    return x': "_set_item of an object",
+    'return self["training"]': "looked into",
     "return (x).forward(x, )": "no method forward",
     "return torch.view(x, [7, 7])": "shape",
     'ops.prim.RaiseException("not this")\n    return x': "not this",

@@ -26,7 +26,7 @@ from adapt.errors import Refusal
 
 MOST_PICKLE = 64 * 2**20  # bytes; that of a CLIP with its optimizer has less than one MB
 MOST_TENSORS = 100_000
-MOST_CODE = 16 * 2**20  # bytes; that of a transformer of 48 blocks has about 1 MB
+MOST_CODE = 4 * 2**20  # bytes; that of a network of 500 modules has less than 1 MB
 DEEPEST, LONGEST = 32, 300  # containers in one another; letters of a key
 DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,

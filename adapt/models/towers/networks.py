@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.files import atomic, require_regular, sha256
-from adapt.models.towers.backbones import Backbone
+from adapt.models.towers.backbones import LARGEST, Backbone
 from adapt.models.towers.onnx import Onnx
 from adapt.models.towers.tiny_ladeda import TinyLaDeDa
 from adapt.models.towers.tokens import End, Loaded, Tokens
@@ -75,6 +75,9 @@ def read_network(library: str, file: Path, preprocess: Preprocess, output: str |
     Normalisation is left to `Backbone.prepare_by`. Refuses what cannot be read, or would do more than to compute.
     """
     tower: nn.Module
+    sides = preprocess.size, preprocess.shortest
+    if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
+        raise Refusal(f"{file}: images of {sides[0]} px out of {sides[1]} px: sides are whole numbers up to {LARGEST}")
     try:
         require_regular(file)
         with file.open("rb"):

@@ -111,7 +111,7 @@ PRIM: dict[str, Callable[..., Any]] = {
     "is_cuda": lambda x: x.is_cuda,
     "requires_grad": lambda _: False,
     "is_nested": lambda _: False,
-    "type": lambda device: device.type,
+    "type": lambda device: torch.device(device).type,
     "min": min,
     "max": max,
     "unchecked_unwrap_optional": lambda x: x,
@@ -412,9 +412,9 @@ class _Walker:
                 return -self._value(operand, local)
             case ast.Subscript(value=of, slice=ast.Slice(lower=low, upper=high, step=step)):
                 part = slice(*(None if each is None else self._value(each, local) for each in (low, high, step)))
-                return self._value(of, local)[part]
+                return _plain(self._value(of, local))[part]
             case ast.Subscript(value=of, slice=index):
-                return self._value(of, local)[self._value(index, local)]
+                return _plain(self._value(of, local))[self._value(index, local)]
         raise TypeError(ast.unparse(node))
 
     def _held(self, of: Any, name: str) -> Any:
@@ -466,6 +466,13 @@ class _Walker:
         raise TypeError(ast.unparse(node.func))
 
 
+def _plain(value: Any) -> Any:
+    """What may be looked into by an index: no object."""
+    if isinstance(value, Attributes):
+        raise TypeError("an object is looked into")
+    return value
+
+
 def _operator(name: str, given: list[Any], named: dict[str, Any]) -> Any:
     if name in DROPS:
         if given[2] if len(given) > 2 else named["train"]:
@@ -473,6 +480,8 @@ def _operator(name: str, given: list[Any], named: dict[str, Any]) -> Any:
         return given[0]
     if name in DRAWS:
         raise ValueError(f"{name} draws random numbers")
+    if any(isinstance(each, Attributes) for each in given):
+        raise TypeError(f"{name} of an object")
     if name == "mul" and any(isinstance(each, list | tuple | str) for each in given):
         raise TypeError("a list is multiplied")
     if name in ALWAYS:
