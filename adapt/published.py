@@ -52,3 +52,8 @@ def published() -> dict[str, Published]:
     wanted = [field.name for field in fields(Published)]
     assert all(list(row) == wanted for row in rows), wanted
     return {row["name"]: Published(**row) for row in rows}
+
+
+def importers() -> dict[str, str]:
+    """The module of each name that `adapt import` takes: published detectors, and libraries of complete networks."""
+    return {name: f"adapt.importers.{name}" for name in (*published(), "onnx", "torchscript")}

@@ -17,7 +17,7 @@ from adapt.evaluation.base_rates import PREDICTIVE
 from adapt.evaluation.metrics import PREFIXES
 from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, SAMPLES, UNSEEN, WITHIN
 from adapt.files import open_table
-from adapt.published import published
+from adapt.published import importers
 from adapt.sweeps.planned_runs import config_class
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +83,7 @@ def of(words: list[str]) -> tuple[type | None, list[str]]:
     if rest[0] == "import":
         if len(rest) < 3 or rest[1].isupper():  # `adapt import NAME FILE` says how, not what
             return None, []
-        assert rest[1] in published()
-        return importlib.import_module(f"adapt.importers.{rest[1]}").Source, ["--weights", *rest[2:]]
+        return importlib.import_module(importers()[rest[1]]).Source, ["--weights", *rest[2:]]
     return module.Config, rest[1:]
 
 

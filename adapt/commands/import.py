@@ -2,6 +2,7 @@
 
     adapt import univfd fc_weights.pth
     adapt import NAME FILE --output detector/
+    adapt import onnx FILE --name NAME --size 224 ...     (or torchscript: any complete network)
     adapt import NAME --help
 
 Preprocessing is that of the authors, and so is the threshold, p = 0.5: nothing is fitted. Weights are read as data
@@ -17,18 +18,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from adapt.cli import run_one
-from adapt.published import published
+from adapt.published import importers
 
 if TYPE_CHECKING:
-    from adapt.importers.weights import Importing
+    from adapt.importers.weights import File
 
 
-def main(source: "Importing") -> None:
+def main(source: "File") -> None:
     from adapt.importers.weights import write_detector
 
-    name = type(source).__module__.rpartition(".")[2]
-    known = published()[name]
-    detector, folder = write_detector(source, name)
+    known = source.known
+    detector, folder = write_detector(source)
     preprocess = detector.backbone.preprocess
     print(f"{known.method} ({known.paper}), licence {known.licence}: {known.weights}")
     facts = "; ".join(f"{key} {value}" for key, value in preprocess.facts().items())
@@ -40,4 +40,4 @@ def command() -> None:
     """Parse the command line and run; the second word may be the file."""
     if len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
         sys.argv.insert(2, "--weights")
-    run_one({name: f"adapt.importers.{name}" for name in published()}, main, "detector")
+    run_one(importers(), main, "detector")

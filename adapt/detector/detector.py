@@ -40,12 +40,14 @@ from adapt.models.heads.clip_adapter import ClipAdapter
 from adapt.models.heads.concepts import Concepts
 from adapt.models.heads.linear import LinearHead, classes_of
 from adapt.models.heads.map_head import MapHead
+from adapt.models.heads.output import Output
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
 from adapt.models.heads.token_choice import ChosenTokens, TokenChoice
 from adapt.models.towers import own
-from adapt.models.towers.backbones import AUTHORS, Backbone, Precision, load_backbone
+from adapt.models.towers.backbones import AUTHORS, COMPLETE, Backbone, Precision, load_backbone
+from adapt.models.towers.networks import NETWORKS, load_network, save_network
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 from adapt.text import one_line
@@ -55,16 +57,17 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 ADAPTER = tuple(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors"))
-CHECKED = ("head.safetensors", FILE, *ADAPTER, *own.FILES)
+CHECKED = ("head.safetensors", FILE, *ADAPTER, *own.FILES, *NETWORKS.values())
 MOST = 2**16  # of any number or list that says how large a head is
 NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
 )
-Head = LinearHead | Affine | ClipAdapter | Concepts | Classifier | MapHead
+Head = LinearHead | Affine | Output | ClipAdapter | Concepts | Classifier | MapHead
 HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
     "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
     "affine": lambda dim, _, **settings: Affine(dim, **settings),
+    "output": lambda dim, _, **settings: Output(dim, **settings),
     "clip-adapter": lambda dim, _, **settings: ClipAdapter(dim, **settings),
     "concepts": lambda dim, _, **settings: Concepts(dim, **settings),
     "probe": lambda dim, _, **settings: Probe(dim, **settings),
@@ -132,6 +135,14 @@ class Detector(nn.Module):
                 "not have: use `adapt predict`, or a detector without statistics"
             )
 
+    def refuse_complete(self, wanted: str) -> None:
+        """Refuse a complete network where `wanted` needs an encoder of this package."""
+        if self.backbone.name.partition(":")[0] in COMPLETE:
+            raise Refusal(
+                f"this detector is a complete network, {self.backbone.name}, which {wanted} does not take: it is for "
+                "`adapt predict` and `adapt test`"
+            )
+
     def features(self, crops: Tensor, counts: Sequence[int], most: int, described: Tensor | None = None) -> Tensor:
         """What the head reads of n images, (n, d): the mean over the crops of each, `counts` of them side by side in
         `crops`; with a descriptor at unit length, and behind it what it `described` (n, statistics).
@@ -167,13 +178,16 @@ class Detector(nn.Module):
     def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
         decision.safetensors where anything but the threshold was fitted on validation scores; tower/ where the
-        detector has a tower of its own. detector.json has the SHA-256 of each but the card.
+        detector has a tower of its own, or is a complete network. detector.json has the SHA-256 of each but the card.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (*ADAPTER, *(() if self.tower else own.FILES)):  # of a detector that stood here before
-            (folder / name).unlink(missing_ok=True)
+        network = save_network(self.backbone, folder)
+        kept = own.FILES if self.tower else (network,)
+        for name in CHECKED[2:]:  # of a detector that stood here before
+            if name not in kept:
+                (folder / name).unlink(missing_ok=True)
         if self.tower:
             self.tower.copy(folder)
         if self.backbone.adapted:
@@ -238,13 +252,21 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     wanted = record["backbone"]
     size = wanted["preprocess"].get("size")
     tower = own.read(record["tower"], wanted["name"], folder) if "tower" in record else None
-    base = load_backbone(
-        backbone or (tower.name if tower else wanted["name"]),
-        wanted["layer"],
-        wanted["preprocess"]["geometry"],
-        wanted["activation"],
-        size if type(size) is int else None,  # any other is no preprocessing, as is found below
-    )
+    remedy = "give the original weights with --backbone"
+    if wanted["name"].partition(":")[0] in COMPLETE:
+        remedy = "copy the whole detector again"
+        if backbone is not None:
+            raise Refusal(f"--backbone {backbone}: {folder} is a complete network; leave the flag out")
+        _check_files(record, folder)
+        base = load_network(wanted["name"], folder, _prepared(wanted["preprocess"], folder), wanted["layer"])
+    else:
+        base = load_backbone(
+            backbone or (tower.name if tower else wanted["name"]),
+            wanted["layer"],
+            wanted["preprocess"]["geometry"],
+            wanted["activation"],
+            size if type(size) is int else None,  # any other is no preprocessing, as is found below
+        )
     if wanted["preprocess"].get("by") == AUTHORS:
         preprocess = _prepared(wanted["preprocess"], folder)
         base.prepare_by(preprocess, wanted["preprocess"]["mean"], wanted["preprocess"]["std"])
@@ -254,7 +276,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
         if have[key] != wanted[key]:
             raise Refusal(
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
-                f"{base.name} has {_short(have[key])}: give the original weights with --backbone"
+                f"{base.name} has {_short(have[key])}: {remedy}"
             )
     base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
@@ -428,7 +450,8 @@ def detector_digest(folder: str | Path) -> str:
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
     files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
-    files += [*sorted((folder / "adapter").glob("adapter_*")), *(folder / name for name in own.FILES)]
+    files += [*sorted((folder / "adapter").glob("adapter_*"))]
+    files += [folder / name for name in (*own.FILES, *NETWORKS.values())]
     found = [(path.name, sha256(path)) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 

@@ -30,6 +30,7 @@ def export_onnx(detector: Detector, file: Path, pictures: Sequence[Tensor] = ())
     except ImportError as error:
         raise Refusal(f"ONNX needs {error.name}: run `pip install 'adapt-aigi[export]'`") from error
     detector.refuse_statistics("an ONNX file")
+    detector.refuse_complete("an ONNX file of a detector")
     if detector.backbone.dtype != torch.float32:
         raise Refusal("ONNX Runtime has no bf16 on CPUs: load the detector with precision='fp32'")
     if (weight := sum(value.nbytes for value in detector.state_dict().values())) >= LARGEST:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from adapt.errors import Refusal
 from adapt.flags import Checked
+from adapt.published import Published, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,17 +23,28 @@ SHOWN = 6  # keys of each kind that do not fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Importing(Checked):
+class File(Checked):
     """Flags of every importer."""
 
     weights: Path  # the authors' file; --weights may be left out
     output: Path | None = None  # folder to make; None: results/runs/detectors/NAME
-    backbone: str | None = None  # the tower at another place; None: the published one
     trained_on: tuple[str, ...] = field(default=())  # generators that count as seen when it is measured; unknown: none
+
+    @property
+    def known(self) -> Published:
+        """What is known of the detector: the row of the table that has the importer's name."""
+        return published()[type(self).__module__.rpartition(".")[2]]
 
     def detector(self, tower: str) -> "Detector":
         """The detector on the backbone `tower`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importing(File):
+    """Flags of an importer whose detector stands on a tower."""
+
+    backbone: str | None = None  # the tower at another place; None: the published one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +187,13 @@ def _few(keys: list[str], word: str) -> str:
     return f"{len(keys)} {word}: {', '.join(keys[:SHOWN])}{more}"
 
 
-def write_detector(source: Importing, name: str) -> "tuple[Detector, Path]":
+def write_detector(source: File) -> "tuple[Detector, Path]":
     """Make and save an imported detector with where it is from on its card; its threshold is the authors' p = 0.5."""
     from adapt import provenance
     from adapt.evaluation.thresholds import AS_PUBLISHED
     from adapt.files import new_folder, sha256
-    from adapt.published import published
 
-    known = published()[name]
+    known = source.known
     output = source.output or known.folder
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise Refusal(f"--output {output} exists: give a new folder")
@@ -192,9 +203,9 @@ def write_detector(source: Importing, name: str) -> "tuple[Detector, Path]":
             detector = source.detector(tower.name)
             detector.tower = tower
         else:
-            detector = source.detector(source.backbone or known.tower)
+            detector = source.detector(getattr(source, "backbone", None) or known.tower)
         detector.basis = AS_PUBLISHED
-        facts: dict[str, object] = {"imported": name, "method": known.method, "paper": known.paper}
+        facts: dict[str, object] = {"imported": known.name, "method": known.method, "paper": known.paper}
         facts |= {"licence": known.licence, "weights from": known.weights, "trained by the authors on": known.training}
         facts |= {"weights": source.weights.name, "weights (SHA-256)": sha256(source.weights)}
         if source.trained_on:

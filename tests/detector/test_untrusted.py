@@ -24,6 +24,7 @@ from adapt.models.adapters.lora import add_adapter, load_adapter
 from adapt.models.heads.linear import LinearHead
 from adapt.models.heads.probes import Probe
 from adapt.models.towers.backbones import load_backbone
+from adapt.models.towers.networks import NETWORKS
 
 CHECKED = (
     "head.safetensors",
@@ -288,6 +289,23 @@ def test_heads_of_every_kind_are_as_large_as_their_tensors(tmp_path) -> None:
     tensors = load_file(folder / "head.safetensors")
     save_file(tensors | {"more": torch.zeros(2)}, folder / "head.safetensors")
     assert "holds" in refused(folder)
+
+
+@pytest.mark.parametrize("library", NETWORKS)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "none", "text"])
+def test_a_complete_network_that_is_none(folder, library, kind) -> None:
+    def network(record: dict) -> None:
+        record.pop("files")
+        record["backbone"] |= {"name": f"{library}:{NETWORKS[library]}", "layer": "proj"}
+        record["backbone"]["preprocess"] |= {"by": "authors"}
+
+    change(folder / "detector.json", network)
+    file = folder / NETWORKS[library]
+    file.parent.mkdir()
+    make = {"pipe": lambda: os.mkfifo(file), "folder": file.mkdir, "device": lambda: file.symlink_to("/dev/zero")}
+    make |= {"none": lambda: None, "text": lambda: file.write_text("none of it")}
+    make[kind]()
+    assert str(file) in refused(folder)
 
 
 # -- tar files -------------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 AUTHORS = "authors"  # whose preprocessing a published detector has
 PLACE = ("name", "commit")  # of a fingerprint: where the weights were found, which decides no feature
 PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens|norm2))?)")
+COMPLETE = ("onnx", "torchscript", "tiny_ladeda")  # networks in a detector's folder, see networks.py
 LARGEST = 2048  # side of an image in pixels: 22,000 tokens of a ViT-L/14
 Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
@@ -156,6 +157,8 @@ class Backbone(nn.Module):
         Side s differs between the stages of a convolutional tower. Refuses `proj`, which has no places.
         """
         parts = [self._part(part, self.layer) for part in self.layer.split("+")]
+        if not self.depth:
+            raise Refusal(f"{self.name} is a complete network: it has no patches that are known")
         if any(part["proj"] or part["how"] == "norm2" for part in parts):
             raise Refusal(f"layer {self.layer!r} has no places; use last or block1 to block{self.depth}")
         states, end = self._tokens(pixels, parts)
@@ -232,7 +235,9 @@ class Backbone(nn.Module):
 
     def _part(self, part: str, layer: str) -> re.Match[str]:
         match = PART.fullmatch(part)
-        known = match and (match["proj"] is None or self._has_proj) and int(match["block"] or 1) <= self.depth
+        if not self.depth and part not in ("proj", "last"):
+            raise Refusal(f"layer {layer!r} of {self.name}: a complete network has its outputs alone, proj or last")
+        known = match and (match["proj"] is None or self._has_proj) and int(match["block"] or 0) <= self.depth
         if not match or not known or (match["how"] == "norm2" and not match["block"]):
             proj = "proj, " if self._has_proj else ""
             raise Refusal(
@@ -279,7 +284,8 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen matrix products."""
-        return next(p.dtype for p in self.tower.parameters() if not p.requires_grad and p.ndim > 1)
+        frozen = (p.dtype for p in self.tower.parameters() if not p.requires_grad and p.ndim > 1)
+        return next(frozen, torch.float32)  # a complete network has no parameters here, and takes fp32
 
     def train(self, mode: bool = True) -> "Backbone":
         """Only dropout of adapters follows `mode`: batch statistics and patch dropout of a frozen tower stay off."""
@@ -384,6 +390,11 @@ def _load(name: str, activation: str | None) -> Loaded:
         return load_transformers(name, model)
     if library == "timm" and model:
         return load_timm(name, model, activation)
+    if library in COMPLETE:
+        raise Refusal(
+            f"{name} is a complete network: nothing is trained on it; `adapt import {library} FILE` makes a detector "
+            "of it, for --detector"
+        )
     raise Refusal(
         f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME.TAG"
     )
