@@ -144,7 +144,8 @@ def main(cfg: Config) -> None:
     )
 
     every, sets = read_targets(), read_sets()
-    chosen = select([*every, *read_patterns(every)], cfg.only)
+    all_names: list[Target | Pattern] = [*every, *read_patterns(every)]
+    chosen = select(all_names, cfg.only)
     targets = [one for one in chosen if isinstance(one, Target)]
     patterns = [one for one in chosen if isinstance(one, Pattern)]
     if cfg.list:
@@ -152,6 +153,10 @@ def main(cfg: Config) -> None:
         return
     if not cfg.only:
         raise Refusal("name a published target, or a pattern of names: --list shows all of them")
+    if patterns and cfg.configuration:
+        raise Refusal(
+            f"--configuration {cfg.configuration}: {patterns[0].name} compares several trainings; leave it out"
+        )
 
     from adapt.sweeps.planned_runs import end, outcomes
     from adapt.sweeps.reproduction import (

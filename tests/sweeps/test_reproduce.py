@@ -124,6 +124,8 @@ def test_a_name_is_needed_and_must_be_known(monkeypatch, capsys) -> None:
     assert start(monkeypatch) == 2 and "--list shows all of them" in capsys.readouterr().err
     assert start(monkeypatch, "--only", "cozzolino-svm-n10-acu") == 2
     assert "perhaps you meant 'cozzolino-svm-n10-auc'" in capsys.readouterr().err
+    assert start(monkeypatch, "--only", "seed-pattern-fall", "--configuration", "norm") == 2
+    assert "seed-pattern-fall compares several trainings; leave it out" in capsys.readouterr().err
 
 
 def test_the_first_word_is_a_name(monkeypatch, capsys) -> None:
