@@ -67,7 +67,8 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output` if nothing fails; a full disk is a `Refusal`."""
+    """A folder that becomes `output` if nothing fails; else nothing is left. A full disk is a `Refusal`."""
+    made = [parent for parent in output.parents if not parent.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -80,6 +81,9 @@ def new_folder(output: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in made if not output.exists() else ():
+            with contextlib.suppress(OSError):  # another process may have put something there
+                parent.rmdir()
 
 
 @contextlib.contextmanager

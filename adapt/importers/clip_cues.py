@@ -14,8 +14,8 @@ projection, and f the projected feature at unit length,
 and fake where sigmoid(logit) > 0.5. For the first two the shortest side of the image is scaled to 336 px (bilinear),
 then the central square is taken; for concepts by bicubic. All are normalised by CLIP's mean and deviation.
 
-Concepts' images are those of the authors' notebook, which asks transformers' CLIPImageProcessor: newer versions of it
-scale by torch and round odd margins down, so that an image may lie a level, and a pixel, beside ours.
+Concepts' images are those of the authors' notebook, which asks transformers' CLIPImageProcessor: it rounds odd margins
+down, and so do we. Newer versions of it scale by torch, so that a value may lie a level beside ours.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,8 @@ class Source(Importing):
         concepts = "text_embeddings" in state
         backbone = load_backbone(tower, "proj" if concepts else "last")
         side = backbone.preprocess.size
-        backbone.prepare_by(Preprocess(side, side, "bicubic" if concepts else "bilinear"), CLIP_MEAN, CLIP_STD)
+        scaled = Preprocess(side, side, "bicubic", middle="lower") if concepts else Preprocess(side, side, "bilinear")
+        backbone.prepare_by(scaled, CLIP_MEAN, CLIP_STD)
         made = _concepts if concepts else _linear
         return Detector(backbone, made(self.weights, state, backbone.dim))
 
