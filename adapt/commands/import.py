@@ -14,36 +14,16 @@ Detectors:
 """
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from adapt.cli import Flags, run_one
-from adapt.published import Published, importers
+from adapt.cli import run_one
+from adapt.published import importers
 
 if TYPE_CHECKING:
-    from adapt.detector.detector import Detector
+    from adapt.importers.weights import File
 
 
-class Source(Flags, Protocol):
-    """The options of an importer, and what it makes."""
-
-    @property
-    def weights(self) -> Path: ...
-
-    @property
-    def output(self) -> Path | None: ...
-
-    @property
-    def trained_on(self) -> tuple[str, ...]: ...
-
-    @property
-    def known(self) -> Published: ...
-
-    def detector(self, tower: str) -> "Detector":
-        """The detector on this backbone."""
-
-
-def main(source: Source) -> None:
+def main(source: "File") -> None:
     from adapt.importers.weights import write_detector
 
     name = type(source).__module__.rpartition(".")[2]

@@ -32,6 +32,10 @@ class File(Checked):
         """What is known of the detector: the row of the table that has the importer's name."""
         return published()[type(self).__module__.rpartition(".")[2]]
 
+    def detector(self, tower: str) -> "Detector":
+        """The detector on the backbone `tower`."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Importing(File):
