@@ -29,7 +29,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Source(File):
     """Tiny-LaDeDa."""
 
-    def detector(self, _: str) -> "Detector":
+    def detector(self, tower: str) -> "Detector":
         """The detector; it stands on no other tower."""
         from adapt.data.preprocess import Preprocess
         from adapt.detector.detector import Detector
@@ -38,12 +38,12 @@ class Source(File):
         from adapt.models.towers.tiny_ladeda import WIDTH, TinyLaDeDa
 
         state = state_of(self.weights)
-        tower, head = TinyLaDeDa(), Affine(WIDTH)
-        parts = {"": tower.state_dict(), "fc.": head.state_dict()}
+        network, head = TinyLaDeDa(), Affine(WIDTH)
+        parts = {"": network.state_dict(), "fc.": head.state_dict()}
         wanted = {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.items()}
         check_shapes(self.weights, state, {key: tuple(value.shape) for key, value in wanted.items()})
         head.load_state_dict({key.removeprefix("fc."): value for key, value in state.items() if key.startswith("fc.")})
-        tower.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+        network.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
         preprocess = Preprocess(SIDE, SIDE, interpolation="bilinear", geometry="squash")
-        backbone = complete_backbone("tiny_ladeda", tower, preprocess)
+        backbone = complete_backbone("tiny_ladeda", network, preprocess)
         return Detector(backbone.prepare_by(preprocess, IMAGENET_MEAN, IMAGENET_STD), head)

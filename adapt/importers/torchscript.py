@@ -22,6 +22,6 @@ if TYPE_CHECKING:
 class Source(Network):
     """A network of TorchScript."""
 
-    def detector(self, _: str) -> "Detector":
+    def detector(self, tower: str) -> "Detector":
         """The detector; it stands on no other tower."""
         return self.read("torchscript")
