@@ -262,7 +262,7 @@ def _say(brought: "Brought") -> list[str]:
     for line in lines:
         print(line)
     if not brought.ours and "seen" not in brought.has:
-        lines.append("what the detector was trained on is not known (no column `seen`): all fakes count as unseen")
+        lines.append("no column `seen` says what the detector was trained on: no fake counts as seen or unseen")
     return lines
 
 

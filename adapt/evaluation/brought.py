@@ -15,7 +15,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.numbering import numbered
 from adapt.evaluation.roles import MISSING, Table, as_it_is, read_table, some
 from adapt.evaluation.score_files import TEXT, Piece, is_number, read_pieces, texts
-from adapt.evaluation.scores import FOLD, Scores, grouped_by
+from adapt.evaluation.scores import FOLD, UNKNOWN, Scores, grouped_by
 from adapt.flags import Columns
 from adapt.text import plain
 
@@ -101,6 +101,8 @@ def _brought(tables: Sequence[Table], columns: Columns, name: str) -> Brought:
         whole["logit" if kind == "logit" else "p_fake"] = score / 100 if kind == "percent" else score
     ours = replace(columns, group_by=None) == Columns() and as_it_is(tables[0], columns)
     ours &= roles.get("path") == "path" and roles.get("generator") == "generator" and "label" not in roles
+    if not ours and "seen" not in whole:
+        whole["seen"] = np.full(len(whole["path"]), UNKNOWN, dtype=object)
     try:
         scores = Scores(whole)
     except Refusal as refusal:

@@ -16,7 +16,7 @@ from adapt.evaluation.jackknife import surely_above
 from adapt.evaluation.metrics import Cell, Difference, cells_of, differences_of
 from adapt.evaluation.numbering import numbered
 from adapt.evaluation.replicates import ALL, PREVALENCE, replicate, unseen_kinds
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 from adapt.evaluation.thresholds import pick_threshold
 
 OF_IMAGES = (
@@ -115,6 +115,8 @@ def _about(brought: Sequence[Brought], rows: Sequence[np.ndarray]) -> dict[str, 
                 told = f"{saying[0][1][bad[0]]!r} in {saying[0][0].name} and {values[bad[0]]!r} in {one.name}"
                 raise Refusal(f"{path[bad[0]]!r} has {column} {told} ({len(bad)} such rows): mend one of the tables")
         about[column] = saying[0][1] if saying else brought[0].scores[column][rows[0]]
+        if not saying and column == "seen" and not all(one.ours for one in brought):
+            about[column] = np.full(len(path), UNKNOWN, dtype=object)
     return about
 
 
