@@ -13,10 +13,11 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from adapt.detector.detector import Saved, detector_digest, load_detector
+from adapt.detector.detector import Detector, Saved, detector_digest, load_detector
 from adapt.errors import Refusal
 from adapt.evaluation.scores import _logit
 from adapt.hub import FILES
+from adapt.models.heads.linear import LinearHead
 from adapt.models.heads.output import Output
 from adapt.models.towers.backbones import load_backbone
 
@@ -357,12 +358,17 @@ def test_what_needs_an_encoder_refuses_it(saved, tmp_path, monkeypatch, capsys) 
     assert "complete network" in refused(monkeypatch, capsys, *words)
     probe = ("run", "linear_probe", "--backbone", "onnx:net.onnx", "--output_dir", tmp_path / "probe")
     assert "nothing is trained on it" in refused(monkeypatch, capsys, *probe)
-    for recipe, *flags in (
-        ("refine", "--init", saved, "--focus", "holes"),
-        ("understand", "--detector", saved),
-        ("onboard", "--detector", saved, "--generator", "wavelet"),
+    own = load_backbone("tiny")
+    Detector(own, LinearHead(own.dim)).eval().save(tmp_path / "own", {})
+    for i, (recipe, *flags) in enumerate(
+        (
+            ("refine", "--init", saved, "--focus", "holes"),
+            ("understand", "--detector", saved),
+            ("understand", "--detector", tmp_path / "own", "--transfer_to", saved),
+            ("onboard", "--detector", saved, "--generator", "wavelet"),
+        )
     ):
-        words = ("run", recipe, *flags, "--output_dir", tmp_path / recipe)
+        words = ("run", recipe, *flags, "--output_dir", tmp_path / f"run{i}")
         assert "complete network" in refused(monkeypatch, capsys, *words), recipe
     for layer in ("last_mean", "block1", "proj+block2"):
         with pytest.raises(Refusal, match="its outputs alone"):
@@ -377,4 +383,6 @@ def test_commands_take_it(saved, tmp_path, monkeypatch, pictures) -> None:
     flags = ("--views", "none", "--resamples", 20, "--output_dir", tmp_path / "t")
     adapt(monkeypatch, "test", "--detector", saved, *flags)
     assert (tmp_path / "t" / "scores.parquet").is_file()
+    flags = ("--test_views", "none", "--resamples", 20, "--output_dir", tmp_path / "c")
+    adapt(monkeypatch, "crops", "--detector", saved, *flags)
     adapt(monkeypatch, "evaluate", "--scores", tmp_path / "t" / "scores.parquet", "--resamples", 20)

@@ -221,7 +221,7 @@ class _Program:
     def _refuse(self, what: str) -> Refusal:
         return Refusal(
             f"{self.file} asks for {one_line(what, 120)}, which is not among the operators that a network may have "
-            "here (nothing was run): export it to ONNX with torch.onnx.export and run `adapt import onnx`"
+            "here (nothing was run): save torch.jit.freeze(network.eval()), or export to ONNX for `adapt import onnx`"
         )
 
     def _look(self, node: ast.AST) -> None:
