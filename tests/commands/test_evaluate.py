@@ -69,7 +69,7 @@ def test_one_table_of_a_stranger(folder, monkeypatch, capsys) -> None:
         "Nothing was fitted: every row is a test row. One threshold, logit 0 (p_fake 0.5), serves all views." in page
     )
     assert "frozen" not in page and "validation rows; give" not in page and "(by --threshold)" not in page
-    assert "what the detector was trained on is not known" in page and "warning" not in said
+    assert "no column \\`seen\\` says what the detector was trained on" in page and "warning" not in said
     found = {(row["generator"], row["metric"]): row for row in rows_of(folder / "out/metrics.csv") if not row["set"]}
     logit = scores_of(folder / "good-clean.csv")
     for generator, number in (("sd", 1), ("mj", 3)):
