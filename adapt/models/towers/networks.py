@@ -109,9 +109,10 @@ def load_network(name: str, folder: Path, preprocess: Preprocess, layer: str) ->
 
 def save_network(backbone: Backbone, folder: Path) -> str | None:
     """Put the file of a complete network into a detector's folder; returns its place there, None of other towers."""
-    library, tower = backbone.name.partition(":")[0], backbone.tower
+    library = backbone.name.partition(":")[0]
     if library not in NETWORKS:
         return None
+    tower = backbone.tower
     target = folder / NETWORKS[library]
     target.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(tower, Complete):
