@@ -124,17 +124,19 @@ class Groups(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, g = key
         rows = self.groups[g]
-        draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
+        group = self.manifest["group"][rows[0]]
+        draw = rng(self.seed, epoch, group)
         shown = self.focus.choose(rows, draw) if self.focus else None
         views = [shown.view] if shown else draw_views(self.views, draw, self.twins)
         rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
+        steps = [self.views[view].of(group, epoch) for view in views]
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
         pixels: list[list[Tensor]] = [[] for _ in views]
         read, unreadable = [], []
         for place, row in enumerate(rows):
             try:
                 image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
-                made = [self.preprocess(self.views[view](image, at), crop_at) for view in views]
+                made = [self.preprocess(view(image, at), crop_at) for view in steps]
             except Unreadable as problem:
                 unreadable.append((self.manifest["path"][row], str(problem)))
                 continue
@@ -326,7 +328,7 @@ class Images(Dataset):
             prepared = self._prepare(image)
             for v, view in enumerate(self.views):
                 try:
-                    made[v], described[v] = prepared(view)
+                    made[v], described[v] = prepared(view.of(self.manifest["group"][row]))
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:

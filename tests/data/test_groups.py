@@ -1,5 +1,6 @@
 """Groups stay whole, draws depend on (seed, epoch, group) alone, and nothing is silently replaced."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -128,3 +129,26 @@ def test_preprocess_geometries() -> None:
     assert np.array_equal(found.permute(1, 2, 0), squashed)
     halved = np.asarray(image.resize((60, 30), Image.Resampling.BICUBIC))[3:27, 18:42]
     assert np.array_equal(Preprocess(24, 30)(image).permute(1, 2, 0), halved)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_members_of_a_group_get_the_same_steps(world, workers) -> None:
+    """Under a chain: every file of a group is a copy of one picture here, so that the same steps give equal pixels."""
+    for rows in world.groups():
+        for row in rows[1:]:
+            shutil.copy(world["file"][rows[0]], world["file"][row])
+    views = ("chain3:1", "chain2:9+qf70")
+    train = Groups(world, PREPROCESS, views, seed=5, twins=True)
+    loader = DataLoader(
+        train, sampler=[(e, g) for e in (0, 1) for g in range(6)], batch_size=None, num_workers=workers
+    )
+    found = list(loader)
+    for batch in found:
+        for half in (batch.inputs[~batch.twin], batch.inputs[batch.twin]):
+            assert (half == half[:1]).all()
+        assert not torch.equal(batch.inputs[~batch.twin], batch.inputs[batch.twin])
+    assert not torch.equal(found[0].inputs, found[6].inputs)  # another epoch, another chain
+    scored = Images(world, np.arange(len(world)), Preprocess(24, 24), views)
+    of_row = [scored[i].pixels for i in range(len(world))]
+    for rows in world.groups():
+        assert all(torch.equal(of_row[row], of_row[rows[0]]) for row in rows)
