@@ -189,6 +189,13 @@ class Classes(Checked):
 class FineTuning(Rows, Tower, Classes, Views, Intervals, Permutations):
     """Everything that the loop of recipes/lora.py reads."""
 
+    own_quality: bool = False  # in training, members of a group first get the JPEG quality of its photograph's file
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.own_quality and self.cache_prefix:
+            raise Refusal("--own_quality changes images in training, --cache_prefix keeps them: leave one out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Aim(Checked):

@@ -158,6 +158,7 @@ def fine_tune(
     train, validate = training_data(
         run, part, detector, rows, cfg.train_views, cfg.seed,
         focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers, labels=labels,
+        own_quality=cfg.own_quality,
     )  # fmt: skip
     trained = [
         {"params": [p for p in detector.backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},

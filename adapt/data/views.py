@@ -278,7 +278,7 @@ def _parse_step(step: str, name: str) -> tuple[str, float | None]:
         return f"chain{found[1]}:{int(found[2])}", None
     op, written = next(_readings(step), (None, None))
     if op is None:
-        known = ", ".join(f"{_spelling(other)} ({OPS[other].meaning})" for other in OPS)
+        known = ", ".join(f"{spelling(other)} ({OPS[other].meaning})" for other in OPS)
         services = ", ".join(f"{service} ({steps})" for service, steps in DELIVERIES.items())
         raise Refusal(
             f"unknown step {step!r} in view {name!r}: {_hint(step, alone=step == name)}"
@@ -311,7 +311,8 @@ def _spelled(op: str, number: float | None) -> str:
     return op.replace("#", f"{number}") if "#" in op else f"{op}{number}"
 
 
-def _spelling(op: str, number: str = "N") -> str:
+def spelling(op: str, number: str = "N") -> str:
+    """An operation as it is written, with its number."""
     if op == "none" or OPS[op].low is None:
         return op
     return op.replace("#", number) if "#" in op else f"{op}{number}"
@@ -323,7 +324,7 @@ def _hint(step: str, alone: bool) -> str:
     word = "qf" if word in ("jpg", "jpeg") else word
     close = difflib.get_close_matches(word, [*OPS, *DELIVERIES, *(["none"] if alone else [])], n=1, cutoff=0.5)
     number = (re.search(r"[0-9]+(?:[.][0-9]+)?", step) or ["N"])[0]
-    return f"did you mean {close[0] if close[0] in DELIVERIES else _spelling(close[0], number)}? " if close else ""
+    return f"did you mean {close[0] if close[0] in DELIVERIES else spelling(close[0], number)}? " if close else ""
 
 
 def rng(seed: int, epoch: int, key: str) -> random.Random:

@@ -35,6 +35,7 @@ def training_data(
     cached: bool,
     num_workers: int | None,
     labels: ClassLabels | None = None,
+    own_quality: bool = False,
 ) -> Data:
     """Groups of the training rows, with their `labels`, and what scores the validation rows under the same views.
 
@@ -49,7 +50,8 @@ def training_data(
             raise Refusal("--cache_prefix: this tower cannot be cut between blocks; leave the flag out")
         return _from_cache(processes, part, rows, views, seed, num_workers, labels)
     val = np.flatnonzero(rows["split"] == "val")
-    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, focus=focus, labels=labels)
+    images, own = rows.select(train), detector.backbone.preprocess
+    groups = Groups(images, own, tuple(views), seed, focus=focus, labels=labels, own_quality=own_quality)
     scoring = processes.scoring(num_workers)
     return groups, lambda: score(detector, rows, val, tuple(views), progress="validation", **scoring)
 
