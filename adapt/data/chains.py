@@ -24,14 +24,15 @@ STRENGTHS: dict[str, tuple[Callable[[float, int], str], ...]] = {  # kind: opera
     "colour": (lambda s, sign: f"saturate{1 + 1.5 * s if sign > 0 else 1 - 0.8 * s:.2f}",),
 }
 LONGEST = len(STRENGTHS)
+PRESET = ("none", *(f"chain{length}:0" for length in (1, 2, 3, 4)))  # what `chains` among training views stands for
 
 
-def draw_chain(length: int, draw: random.Random) -> str:
-    """The name of a view of `length` steps, of as many kinds."""
+def draw_chain(length: int, draw: random.Random, share: float = 1.0) -> str:
+    """The name of a view of `length` steps, of as many kinds, at this share of the drawn strengths."""
     steps = []
     for kind in draw.sample(list(STRENGTHS), length):
         step = draw.choice(STRENGTHS[kind])
-        steps.append(step(half_normal(draw), draw.choice((-1, 1))))
+        steps.append(step(share * half_normal(draw), draw.choice((-1, 1))))
     return "+".join(steps)
 
 

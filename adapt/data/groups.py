@@ -93,7 +93,7 @@ class Groups(Dataset):
     With `twins` every image comes a second time at the same place under another of the views. With `focus` some groups
     show a cell instead. With `own_quality` every member but the photograph is first compressed at the JPEG quality of
     the photograph's file, as DDA does, so that the history of the files tells nothing; a photograph that is no JPEG
-    leaves them as they are.
+    leaves them as they are. Drawn chains reach their full strength in epoch `ramp`, evenly from the first on.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Groups(Dataset):
         focus: Focus | None = None,
         labels: ClassLabels | None = None,
         own_quality: bool = False,
+        ramp: int = 0,
     ) -> None:
         if twins and focus:
             raise ValueError("a group that shows a cell stands under the view of that cell only")
@@ -115,7 +116,7 @@ class Groups(Dataset):
         self.seed = seed
         self.groups = manifest.groups()
         self.fake = manifest.fake
-        self.twins, self.focus, self.own_quality = twins, focus, own_quality
+        self.twins, self.focus, self.own_quality, self.ramp = twins, focus, own_quality, ramp
         self.weight = class_weights(self.fake)
         self.labels = labels or ClassLabels(self.fake.astype(np.int64))
         self.class_weight = self.labels.weight
@@ -134,7 +135,8 @@ class Groups(Dataset):
         views = [shown.view] if shown else draw_views(self.views, draw, self.twins)
         rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
         photograph, quality = self._photograph(self.groups[g]) if self.own_quality else (None, None)
-        steps = [self.views[view].of(group, epoch) for view in views]
+        share = min(1.0, (epoch + 1) / max(1, self.ramp))
+        steps = [self.views[view].of(group, epoch, share) for view in views]
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
         pixels: list[list[Tensor]] = [[] for _ in views]
         read, unreadable = [], []

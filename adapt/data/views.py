@@ -214,17 +214,18 @@ class View:
         """Whether it holds a chain, whose steps are drawn for each group: `of` draws them."""
         return any(CHAIN.fullmatch(op) for op, _ in self.steps)
 
-    def of(self, group: str, epoch: int = 0) -> "View":
+    def of(self, group: str, epoch: int = 0, share: float = 1.0) -> "View":
         """This view for the images of one group: a photograph and its fakes get the same steps, equally strong.
 
-        A chain's steps are drawn from its seed, the epoch (0 of all that is not training) and the group alone.
+        A chain's steps are drawn from its seed, the epoch (0 of all that is not training) and the group alone; `share`
+        is how much of the drawn strengths they have.
         """
         if not self.drawn:
             return self
         names = [_spelled(op, number) for op, number in self.steps]
         for i, name in enumerate(names):
             if found := CHAIN.fullmatch(name):
-                names[i] = draw_chain(int(found[1]), rng(int(found[2]), epoch, f"{i}/{name}/{group}"))
+                names[i] = draw_chain(int(found[1]), rng(int(found[2]), epoch, f"{i}/{name}/{group}"), share)
         return parse_view("+".join(names))
 
     def pixels(self, image: np.ndarray) -> np.ndarray:

@@ -246,3 +246,17 @@ def test_hints_find_what_was_meant() -> None:
     }.items():
         with pytest.raises(Refusal, match=f"did you mean {meant}[?]"):
             parse_view(wrong)
+
+
+def test_a_share_weakens_every_drawn_step_alike() -> None:
+    """The steps stay; what each is away from no change shrinks with the share, to the digits of its name."""
+    factors = ("bright", "gamma", "contrast")
+    idle = {"qf": 95, "webp": 95, "blur": 0.3, "noise": 0} | dict.fromkeys(("scale", "saturate", *factors), 1)
+    digits = {"qf": 0.51, "webp": 0.51, "noise": 0.051} | dict.fromkeys(factors, 0.02)
+    for number in range(60):
+        full, half, none = (parse_view("chain7:1").of(f"{number}", share=share).steps for share in (1, 0.5, 0))
+        assert [op for op, _ in full] == [op for op, _ in half] == [op for op, _ in none]
+        assert all(value == idle[op] for op, value in none)
+        for (op, strong), (_, weak) in zip(full, half, strict=True):
+            away = [math.log(value) if op in factors else value - idle[op] for value in (strong, weak)]
+            assert away[1] == pytest.approx(away[0] / 2, abs=digits.get(op, 0.011)), op
