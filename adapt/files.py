@@ -7,7 +7,9 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -61,6 +63,27 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder that becomes `output` if nothing fails; else nothing is left. A full disk is a `Refusal`."""
+    made = [parent for parent in output.parents if not parent.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(output)
+    except Exception as error:
+        if disk_full(error):
+            raise Refusal(FULL.format(f" while writing {output}")) from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made if not output.exists() else ():
+            with contextlib.suppress(OSError):  # another process may have put something there
+                parent.rmdir()
 
 
 @contextlib.contextmanager

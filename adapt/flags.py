@@ -81,7 +81,7 @@ class Encoder(Checked):
     """Which image encoder, and which of its features."""
 
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/README.md
-    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both, _tokens; joined by +
+    layer: str = "last"  # last (before the projection) | proj | blockK; _mean, _both, _tokens, _norm2; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     size: int | None = None  # side of its input in pixels, of any ViT; None: as the backbone was trained
 
@@ -165,6 +165,22 @@ class Intervals(Checked):
 
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
     seed: int = 0  # seed of every random draw: views, initial weights, blocks of groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Checked):
+    """Which columns of a table of scores hold what, and what their values mean."""
+
+    score: str | None = None  # column of scores; None: logit, p_fake, score, prob, prediction ... is found
+    label: str | None = None  # column of labels (0/1, real/fake, human/ai ...); None: label, is_fake, target ...
+    path: str | None = None  # column of names of images; None: path, file, filename, image ...
+    group_by: str | None = None  # column that says which images belong together; None: group
+    generator: str | None = None  # column of what made a fake; None: generator
+    view: str | None = None  # column of what was done to the image, such as its JPEG quality; None: view
+    split: str | None = None  # column of train, val or test; None: split, or every row is a test row
+    fake_is: tuple[str, ...] = ()  # values of the label that mean fake; all others mean real
+    score_is: Literal["probability", "percent", "logit"] | None = None  # None: a probability if all lie in 0..1
+    higher_is: Literal["fake", "real"] | None = None  # what a higher score speaks for; None: fake
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from adapt.errors import Refusal
-from adapt.published import published
+from adapt.published import FOLDER, published
 
 PREFIX = "hf-hub:"
 FILES = (
     *("detector.json", "head.safetensors", "decision.safetensors", "README.md"),
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("tower/model.safetensors", "tower/config.json", "tower/preprocessor_config.json", "tower/model.json"),
+    *("tower/network.onnx", "tower/network.pt", "tower/network.safetensors"),  # of a complete network, one of them
 )
 Cause = Literal["offline", "gated", "revision", "missing", "refused", "other"]
 
@@ -20,13 +22,15 @@ def detector_folder(name: str | Path) -> Path:
     """The folder of a detector: `name` itself, that of a published one, or that of `hf-hub:OWNER/NAME[@REVISION]` in
     the hub's cache.
 
-    Nothing but `FILES` is fetched: JSON, safetensors and the card. A published detector is where `adapt import` puts
-    it, if no folder has its name; one that is not there is refused, with what to fetch.
+    Nothing but `FILES` is fetched: JSON, safetensors, a complete network and the card. An imported detector is where
+    `adapt import` puts it, if no folder has its name; a published one that is not there is refused: what to fetch.
     """
     if not str(name).startswith(PREFIX):
         known = published().get(str(name))
-        if known is None or Path(name).exists():
+        if Path(name).exists():
             return Path(name)
+        if known is None:
+            return FOLDER / name if (FOLDER / name / "detector.json").is_file() else Path(name)
         if not known.here:
             raise Refusal(f"{name}: {known.method} is not here: {known.to_fetch}")
         return known.folder

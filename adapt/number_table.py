@@ -7,9 +7,10 @@ These CSV files are no tables of numbers; the modules that write or read them ke
 
 - manifests (data/manifest.py, embedded/world.py), lists of what was aligned or lost (collect/align.py, builder.py and
   composites.py, commands/prepare.py) and pairs of copies (commands/audit.py): names of files may hold any bytes;
-- scores (evaluation/scores.py) and predictions (detector/predict.py): they name files, too, and scores may come from
-  elsewhere;
-- families (data/families.py) and published figures (evaluation/targets.py): people edit them.
+- scores (evaluation/scores.py and score_files.py) and predictions (detector/predict.py): they name files, too, and
+  scores may come from elsewhere;
+- families (data/families.py), published figures (evaluation/targets.py) and detectors (published.py): people edit
+  them.
 """
 
 import csv

@@ -1,13 +1,15 @@
 """Published detectors that `adapt import` reads: published.csv, one row each.
 
-name, method, paper, tower (the backbone that it stands on), licence, weights (where the authors put them), training
-(what they trained on), note (what a user should know). People edit the table; the importers are in adapt/importers.
+name, method, paper, tower (the backbone that it stands on, or `its own` and its kind), licence, weights (where the
+authors put them), training (what they trained on), note (what a user should know). People edit the table; the
+importers are in adapt/importers.
 """
 
 import csv
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+ITS_OWN = "its own"  # how the tower column begins where the weights hold the tower, too
 FOLDER = Path("results/runs/detectors")  # where `adapt import` puts a detector unless --output says else
 
 
@@ -37,9 +39,9 @@ class Published:
     @property
     def to_fetch(self) -> str:
         """What to do so that it is here."""
+        tower = "" if self.tower.startswith(ITS_OWN) else f", which also needs the tower {self.tower}"
         return (
-            f"fetch {self.weights}; then `adapt import {self.name} FILE`, which also needs the tower {self.tower} "
-            f"(licence {self.licence}; {self.paper})"
+            f"fetch {self.weights}; then `adapt import {self.name} FILE`{tower} (licence {self.licence}; {self.paper})"
         )
 
 
@@ -50,3 +52,8 @@ def published() -> dict[str, Published]:
     wanted = [field.name for field in fields(Published)]
     assert all(list(row) == wanted for row in rows), wanted
     return {row["name"]: Published(**row) for row in rows}
+
+
+def importers() -> dict[str, str]:
+    """The module of each name that `adapt import` takes: published detectors, and libraries of complete networks."""
+    return {name: f"adapt.importers.{name}" for name in (*published(), "onnx", "torchscript")}

@@ -18,7 +18,12 @@ output folder, and makes one page of all that are finished. Features are encoded
                              command, date, revision and hardware of every run
                              table.md has attribution to families, too: towers beside heads on frozen features
     ablation.csv             every number; all of the above is made from it
+    detectors.csv            what the detectors of --detectors are
     generators.csv, figures/, tensorboard/
+
+--detectors univfd results/runs/lora/detector hf-hub:OWNER/NAME puts imported and saved detectors beside the methods:
+the same test rows and views, their own thresholds, the same intervals and marks. What they were trained on is
+read from them, or said by --trained_on univfd=progan,biggan; else seen and unseen are n/a for them.
 
 --rotate generator (or family) also runs every method without each generator of the training in turn, and adds a table:
 how well each method finds what it was not trained on (rotation.csv).
@@ -37,6 +42,7 @@ import needs_adapt  # noqa: F401 (one line where this Python has no adapt)
 
 from adapt.cli import each_once
 from adapt.cli import run as run_recipe
+from adapt.detector.names import names_of, told_of
 from adapt.flags import Encoder, Permutations, Rotation, Rows, Sweep
 
 SHOTS = {"shots": (512,), "draws": 1, "select_on": "validation"}  # images per class; all rows choose on validation
@@ -82,6 +88,7 @@ NEED_TEXTS = (  # a backbone with a text tower
     *("tip-adapter-f", "tip-adapter-f-all", "tip-adapter-f-family"),
 )
 ONCE = ("zero-shot",)  # neither the seed nor training images change it
+NAMES = [name for name, *_ in METHODS]
 CONTROLS = ("labels-permuted",)  # their rows are what permuted labels reach; metadata alone joins them
 
 
@@ -98,18 +105,23 @@ class Config(Rows, Rotation, Encoder, Permutations, Sweep):
     cache: Path | None = None  # folder of the feature cache; None: $ADAPT_CACHE/features
     resamples: int = 200  # most blocks of groups that are left out in turn behind every interval
     num_workers: int | None = None  # data processes per process; None: 1 on a CPU; a GPU: its share of cores, less one
+    detectors: tuple[str, ...] = ()  # further rows: folders of saved detectors, imported ones, hf-hub:OWNER/NAME
+    trained_on: tuple[str, ...] = ()  # NAME=GENERATOR,GENERATOR: what a detector was trained on, if it does not say
     pictures: bool = True  # show the worst mistakes in report.html; off: for photographs that are not yours to share
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        each_once(self, "train_on", "seeds", "test_views")
+        each_once(self, "train_on", "seeds", "test_views", *(["detectors"] if self.detectors else []))
+        told_of(self.trained_on, names_of(self.detectors, NAMES))
 
 
 def main(cfg: Config) -> None:
     from adapt.sweeps.ablation import Method, not_applicable, write_ablation
+    from adapt.sweeps.detectors import gathered, runs_of
     from adapt.sweeps.planned_runs import carry_out, end
     from adapt.sweeps.rotation import members_of, without
 
+    elsewhere = gathered(cfg, NAMES)  # before anything runs: what is not here is refused
     members = members_of(cfg.manifest, cfg.leave_out, cfg.rotate) if cfg.rotate else {}
     methods = [
         Method(name, recipe, flags, minutes, name in NEED_TEXTS, name in ONCE)
@@ -120,11 +132,13 @@ def main(cfg: Config) -> None:
         print(f"{name}: not applicable: {why}")
     methods = [method for method in methods if method.name not in impossible]
     rows = {row: runs for method in methods for row, runs in method.runs(cfg).items()}
+    of_detectors = runs_of(cfg, elsewhere, cfg.output_dir)
     rotated = {
         row: {name: [without(run, name) for run in runs] for name in members}
         for row, runs in rows.items()
         if row[0] not in CONTROLS
     }
+    rows |= of_detectors
     at_home = cfg.manifest == ("embedded",) and cfg.backbone == "tiny"
     minutes = {method.name: method.minutes for method in methods} if at_home else {}
     every = [(row[0], run) for row, runs in rows.items() for run in runs]
@@ -132,7 +146,7 @@ def main(cfg: Config) -> None:
     guess = {run.name: minutes[name] for name, run in every if name in minutes}
     failed = carry_out([run for _, run in every], cfg, cfg.output_dir, guess)
     if failed is not None:
-        write_ablation(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed, rotated, members)
+        write_ablation(cfg, rows, CONTROLS, cfg.output_dir, impossible, failed, rotated, members, elsewhere)
         end(failed)
 
 

@@ -104,6 +104,7 @@ def main(cfg: Config) -> None:
     tables = Kept(run.folder, ("method", "shots", "draw"))
 
     detector = load_detector(cfg.detector)
+    detector.refuse_complete("onboarding")
     backbone = detector.to(run.device).backbone
     views = (*cfg.train_views, *cfg.test_views)
     encoding = run.encoding(cfg.num_workers)

@@ -114,6 +114,8 @@ def main(cfg: Config) -> None:
     measured = mark.record["items"] if mark is not None else []
     detector = load_detector(cfg.detector, cfg.backbone).to(run.device)
     others = {Path(folder).parent.name: load_detector(folder).to(run.device) for folder in cfg.transfer_to}
+    for other in others.values():
+        other.refuse_complete("an attack along its gradient")
     left_out = impossible(cfg.items or ITEMS, rows, detector.backbone.name)
     if named := [name for name in cfg.items if name in left_out]:
         raise Refusal(f"--items {named[0]}: {left_out[named[0]]}")

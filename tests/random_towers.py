@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 
-def open_clip_folder(folder: Path, embed_dim: int = 32, width: int = 64, layers: int = 3, size: int = 56) -> str:
+def open_clip_folder(
+    folder: Path, embed_dim: int = 32, width: int = 64, layers: int = 3, size: int = 56, words: int = 64
+) -> str:
     """The name of a backbone: a CLIP with QuickGELU, patches of 14 px, and random weights."""
     folder.mkdir(parents=True)
     vision = {"image_size": size, "layers": layers, "width": width, "patch_size": 14, "head_width": 32}
-    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1}
+    text = {"context_length": 8, "vocab_size": words, "width": 32, "heads": 1, "layers": 1}
     model = {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     prepares = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
     prepares |= {"interpolation": "bicubic", "resize_mode": "shortest"}

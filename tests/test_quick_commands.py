@@ -18,6 +18,7 @@ from test_readmes import READMES, ROOT
 
 from adapt import __main__ as program
 from adapt.embedded.world import make_world
+from adapt.evaluation.scores import Scores
 
 SCENES = (4, 2, 11)  # train, val, test: an interval takes ten
 IMAGES = 4 * 6 + 2 * 7 + 11 * 18
@@ -32,8 +33,20 @@ class Quick(NamedTuple):
     status: int = 0
 
 
+def shown_numbers(page: str) -> str:
+    """The block of a README that shows what its command of `results/scores` prints."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.search(r"results/scores/.*?^```\n```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+
+
 QUICK = {
     "README.md": (
+        Quick(
+            "adapt evaluate results/scores/probe.csv results/scores/fusion.csv results/scores/lora.csv"
+            " --group_by source --output_dir results/runs/compared",
+            re.escape(shown_numbers("README.md")),
+            tuple(f"results/runs/compared/{name}" for name in ("table.md", "detectors.csv", "differences.csv")),
+        ),
         Quick("adapt prepare folders --folder data/mine", r"\| mine \| sd \|", ("data/mine/manifest.csv",)),
         Quick(
             "adapt audit --manifest data/mine/manifest.csv",
@@ -78,7 +91,7 @@ QUICK = {
     "adapt/commands/README.md": (
         Quick("adapt doctor --no_network", r"hub +not asked"),
         Quick(
-            "adapt evaluate --scores scores.csv",
+            "adapt evaluate scores.csv",
             r"view +AUC seen(.*\n)+table\.md: the page",
             ("table.md", "metrics.csv", "controls.csv", "figures/auc_per_view.png"),
         ),
@@ -120,7 +133,7 @@ def test_a_quick_command_still_stands_in_its_readme() -> None:
     for page, listed in QUICK.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).replace("\\\n", "")
-        lines = [re.sub(r"\s+# .*", "", line).strip() for line in blocks.splitlines()]
+        lines = [" ".join(re.sub(r"\s+# .*", "", line).split()) for line in blocks.splitlines()]
         for quick in listed:
             assert quick.command in lines, f"{page} has no command {quick.command!r}"
 
@@ -132,7 +145,6 @@ def files(tmp_path_factory) -> Path:
 
     from adapt.data.manifest import Manifest
     from adapt.detector.detector import Detector
-    from adapt.evaluation.scores import Scores
     from adapt.models.heads.linear import LinearHead
     from adapt.models.towers.backbones import load_backbone
 
@@ -158,6 +170,7 @@ def files(tmp_path_factory) -> Path:
     with torch.no_grad():
         (head := LinearHead(backbone.dim)).linear.weight.normal_(generator=torch.Generator().manual_seed(0))
     Detector(backbone, head).save(folder / "results/runs/lora/detector", {})
+    shutil.copytree(ROOT / "results/scores", folder / "results/scores")
     return folder
 
 
@@ -222,6 +235,16 @@ def test_the_python_blocks_of_the_rooms_run(place, capsys) -> None:
     assert [row["status"] for row in run_block("adapt/detector/README.md")["rows"]] == ["ok", "ok", "not-an-image"]
 
 
+def test_the_tables_to_try_are_what_their_python_block_makes_of_scores(place) -> None:
+    for name in ("probe", "fusion", "lora"):
+        Scores.read(place / "scores.csv").write(place / f"results/runs/scores/{name}/scores.parquet")
+    text = (place / "results/scores/probe.csv").read_text()
+    run_block("results/scores/README.md")
+    made = [line.split(",") for line in (place / "results/scores/probe.csv").read_text().splitlines()]
+    assert made[0] == text.splitlines()[0].split(",") and len(made) == 1 + SCENES[2] * 5
+    assert {row[2] for row in made[1:]} == {"0", "1"} and all(re.fullmatch(r"0\.\d{4}", row[3]) for row in made[1:])
+
+
 def test_no_python_block_is_left_out() -> None:
     """Those that are run here, and the second one of the detectors', which tests/detector/test_detector.py runs."""
     counts = {page: len(python_blocks(str(page.relative_to(ROOT)))) for page in READMES}
@@ -229,4 +252,4 @@ def test_no_python_block_is_left_out() -> None:
     rooms = dict.fromkeys(
         ("README.md", "adapt/data/README.md", "adapt/models/README.md", "adapt/evaluation/README.md"), 1
     )
-    assert found == rooms | {"adapt/detector/README.md": 2}
+    assert found == rooms | {"adapt/detector/README.md": 2, "results/scores/README.md": 1}

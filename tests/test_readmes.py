@@ -17,12 +17,12 @@ from adapt.evaluation.base_rates import PREDICTIVE
 from adapt.evaluation.metrics import PREFIXES
 from adapt.evaluation.replicates import GROUPED, MEANS, METRICS, SAMPLES, UNSEEN, WITHIN
 from adapt.files import open_table
-from adapt.published import published
+from adapt.published import importers
 from adapt.sweeps.planned_runs import config_class
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "adapt").rglob("README.md"))]
-READMES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
+READMES += [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", ROOT / "results/scores/README.md"]
 RESULTS = [ROOT / "results/README.md", *sorted(ROOT.glob("results/*/*/NOTES.md"))]
 RESULTS += sorted(path.with_name("table.md") for path in RESULTS[1:])
 PAGES = [*READMES, *RESULTS]
@@ -83,8 +83,7 @@ def of(words: list[str]) -> tuple[type | None, list[str]]:
     if rest[0] == "import":
         if len(rest) < 3 or rest[1].isupper():  # `adapt import NAME FILE` says how, not what
             return None, []
-        assert rest[1] in published()
-        return importlib.import_module(f"adapt.importers.{rest[1]}").Source, ["--weights", *rest[2:]]
+        return importlib.import_module(importers()[rest[1]]).Source, ["--weights", *rest[2:]]
     return module.Config, rest[1:]
 
 
@@ -113,8 +112,9 @@ def test_commands_parse_with_their_values(page) -> None:
         if config is None or {"--config", "--help"} & {*flags}:
             continue
         flags = ["0" if word.startswith("$") else word for word in flags]
-        if config.__module__ == "adapt.commands.convert" and not flags[0].startswith("-"):
-            flags.insert(0, "--file")  # which may be left out
+        first = {"adapt.commands.convert": "--file", "adapt.commands.evaluate": "--scores"}.get(config.__module__)
+        if first and not flags[0].startswith("-"):
+            flags.insert(0, first)  # which may be left out
         try:
             cli.parse(config, flags)
         except (SystemExit, TypeError) as error:  # TypeError: tyro fails to show the error of a recipe's class
@@ -158,7 +158,7 @@ def test_links_lead_to_files_and_headings(page) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
 
 
 def row_of(page: str, start: str) -> str:
@@ -188,8 +188,9 @@ def test_numbers_of_the_readme_are_those_of_their_own_rows() -> None:
     photographs = re.search(r"- On photographs.*?(?=\n- )", text, re.DOTALL)[0]
     shown = re.findall(number, photographs)
     assert len(shown) == 3 and all(value in row_of("ablation/photographs", "lora") for value in shown)
-    example = len(re.findall(number, text.partition("## How to read the table")[2].partition("\n## ")[0]))
-    assert checked + len(shown) + example == len(re.findall(number, text))
+    elsewhere = ("## How to read the table", "## The scores of any detector")  # an example; test_quick_commands.py
+    others = sum(len(re.findall(number, text.partition(title)[2].partition("\n## ")[0])) for title in elsewhere)
+    assert checked + len(shown) + others == len(re.findall(number, text))
 
 
 def test_the_citation_is_that_of_the_citation_file_and_the_package() -> None:

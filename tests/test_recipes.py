@@ -145,7 +145,8 @@ def test_a_finished_run_shows_its_table_and_refuses_other_settings(trained, conf
 
 
 def test_evaluate_recomputes_the_same_numbers(trained, config, tmp_path) -> None:
-    evaluate.main(evaluate.Config(scores=trained / "scores.parquet", output_dir=tmp_path, resamples=config.resamples))
+    cfg = evaluate.Config((trained / "scores.parquet",), output_dir=tmp_path, resamples=config.resamples)
+    evaluate.main(cfg)
     assert (tmp_path / "metrics.csv").read_bytes() == (trained / "metrics.csv").read_bytes()
 
 

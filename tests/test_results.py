@@ -50,6 +50,7 @@ FILES = {  # of recipes whose page compares many scores, or none
     "recipes/localize.py": (*OF_A_RUN, "localization.csv", "confusion-extents.csv", "confusion-tools.csv"),
     "recipes/pair.py": ("metrics.csv", "config.yaml"),
     "recipes/onboard.py": ("metrics.csv", "config.yaml", "figures/recovery.png"),
+    "recipes/reproduce.py": ("patterns.csv", "figures.csv", "config.yaml"),
     "recipes/head_scaling.py": ("metrics.csv", "config.yaml"),
     "recipes/understand.py": ("adversarial.csv", "config.yaml"),
     "recipes/jpeg_matrix.py": ("metrics.csv", "config.yaml", "figures/svm_binary_seen.png"),

@@ -19,7 +19,7 @@ class Config:
 
 def main(cfg: Config) -> None:
     from adapt.pages.tables import grid
-    from adapt.published import published
+    from adapt.published import FOLDER, published
 
     known = published()
     if cfg.name is None:
@@ -28,7 +28,10 @@ def main(cfg: Config) -> None:
             [p.name, p.method, p.paper, p.tower, p.licence, str(p.folder) if p.here else "no"] for p in known.values()
         ]
         print(grid(rows))
-        print("\nadapt detectors --name NAME: where the weights are; adapt import NAME FILE: make its folder")
+        if others := [path.parent for path in sorted(FOLDER.glob("*/detector.json")) if path.parent.name not in known]:
+            print("\nalso here: " + ", ".join(map(str, others)))
+        print("\nany other complete network: adapt import onnx FILE, adapt import torchscript FILE")
+        print("adapt detectors --name NAME: where the weights are; adapt import NAME FILE: make its folder")
         return
     if cfg.name not in known:
         raise Refusal(f"--name {cfg.name}: there is {', '.join(known)}")

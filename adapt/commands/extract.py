@@ -25,7 +25,7 @@ from adapt.flags import Rows, Shards, Waiting
 @dataclass(frozen=True)
 class Config(Rows, Waiting, Shards):
     backbone: str = "tiny"  # LIBRARY:MODEL[@WEIGHTS], see adapt/models/towers/backbones.py
-    layers: tuple[str, ...] = ("last",)  # all, or some of last, proj, blockK; _mean, _both, _tokens; joined by +
+    layers: tuple[str, ...] = ("last",)  # all, or of last, proj, blockK; _mean, _both, _tokens, _norm2; joined by +
     geometry: Literal["resize", "squash", "native"] | None = None  # native: crop; None: as the backbone was trained
     size: int | None = None  # side of its input in pixels, of any ViT; None: as the backbone was trained
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # an image is decoded once for all of them

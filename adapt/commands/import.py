@@ -2,53 +2,33 @@
 
     adapt import univfd fc_weights.pth
     adapt import NAME FILE --output detector/
+    adapt import onnx FILE --name NAME --size 224 ...     (or torchscript: any complete network)
     adapt import NAME --help
 
 Preprocessing is that of the authors, and so is the threshold, p = 0.5: nothing is fitted. Weights are read as data
-(nothing in a file is run), and what does not fit is refused by its name. Licence and source go onto the card. The
-tower's own weights must be at hand, too; `adapt detectors` lists what each needs. Without --output the folder is
+(nothing in a file is run), and what does not fit is refused by its name. Licence and source go onto the card. Where
+the file holds a head alone, the tower's own weights must be at hand, too; a tower that the authors trained comes with
+the file, and goes into the folder. `adapt detectors` lists what each needs. Without --output the folder is
 results/runs/detectors/NAME, and `--detector NAME` then means it.
 
 Detectors:
 """
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from adapt.cli import Flags, run_one
-from adapt.published import published
+from adapt.cli import run_one
+from adapt.published import importers
 
 if TYPE_CHECKING:
-    from adapt.detector.detector import Detector
+    from adapt.importers.weights import File
 
 
-class Source(Flags, Protocol):
-    """The options of an importer, and what it makes."""
-
-    @property
-    def weights(self) -> Path: ...
-
-    @property
-    def output(self) -> Path | None: ...
-
-    @property
-    def backbone(self) -> str | None: ...
-
-    @property
-    def trained_on(self) -> tuple[str, ...]: ...
-
-    def detector(self, tower: str) -> "Detector":
-        """The detector on this backbone."""
-
-
-def main(source: Source) -> None:
+def main(source: "File") -> None:
     from adapt.importers.weights import write_detector
 
-    name = type(source).__module__.rpartition(".")[2]
-    known = published()[name]
-    detector = source.detector(source.backbone or known.tower)
-    folder = write_detector(detector, source, name)
+    known = source.known
+    detector, folder = write_detector(source)
     preprocess = detector.backbone.preprocess
     print(f"{known.method} ({known.paper}), licence {known.licence}: {known.weights}")
     facts = "; ".join(f"{key} {value}" for key, value in preprocess.facts().items())
@@ -60,4 +40,4 @@ def command() -> None:
     """Parse the command line and run; the second word may be the file."""
     if len(sys.argv) > 2 and not sys.argv[2].startswith("-"):
         sys.argv.insert(2, "--weights")
-    run_one({name: f"adapt.importers.{name}" for name in published()}, main, "detector")
+    run_one(importers(), main, "detector")

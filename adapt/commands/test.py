@@ -5,8 +5,9 @@
 
 Scores the test rows of the manifest with each detector (its own backbone and preprocessing), under every view. The
 threshold is the one that the detector was saved with, and so are calibration and error rates: train and val rows of
-the manifest are left alone. A generator counts as seen if the detector says that it was trained on it. Photographs
-alone, or fakes alone, are enough: what cannot be computed is n/a, and the page says why.
+the manifest are left alone. A generator counts as seen if the detector says that it was trained on it; where it does
+not say, seen and unseen are n/a, unless --trained_on NAME=GENERATOR,GENERATOR does. Photographs alone, or fakes alone,
+are enough: what cannot be computed is n/a, and the page says why.
 
 Writes scores.parquet, metrics.csv, table.md and figures/ into --output_dir; of several detectors each has a folder
 there, and table.md compares the others with the first, paired by group. The same command continues after a kill, and
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapt.cli import run as run_recipe
+from adapt.detector.names import names_of, told_of
 from adapt.errors import Refusal
 from adapt.flags import Intervals, Rows, Waiting
 
@@ -38,6 +40,7 @@ class Config(Rows, Waiting, Intervals):
     output_dir: Path = Path("results/runs/test")  # run directory
     views: tuple[str, ...] = ("none", "qf90", "qf65", "qf40")  # all are scored
     threshold: tuple[float, ...] = ()  # a logit for all, or one for each detector; default: the frozen ones
+    trained_on: tuple[str, ...] = ()  # NAME=GENERATOR,GENERATOR: what a detector was trained on, if it does not say
     backbone: str | None = None  # another place of the detectors' base weights
     num_workers: int | None = None  # data processes; None: 1 on a CPU; a GPU: its share of cores, less one
 
@@ -51,6 +54,7 @@ class Config(Rows, Waiting, Intervals):
             raise Refusal(f"--threshold: give one logit, or one for each of the {len(self.detector)} detectors")
         if wrong := [t for t in self.threshold if not abs(t) < float("inf")]:
             raise Refusal(f"--threshold {wrong[0]}: give a finite logit")
+        told_of(self.trained_on, names_of(self.detector))
 
 
 def main(cfg: Config) -> None:
@@ -61,6 +65,7 @@ def main(cfg: Config) -> None:
     from adapt.detector.scored_parts import score_in_parts
     from adapt.embedded import read_manifests
     from adapt.evaluation.scores import Scores
+    from adapt.evaluation.thresholds import AS_PUBLISHED
     from adapt.journal import remove
     from adapt.pages.frozen import Frozen
     from adapt.training.report import describe, show_finished
@@ -84,6 +89,7 @@ def main(cfg: Config) -> None:
 
     found: dict[str, tuple[Frozen, Detector, Scores, list[str]]] = {}
     names, journals = names_of(cfg.detector), []
+    told = told_of(cfg.trained_on, names)
     for i, (name, place) in enumerate(zip(names, cfg.detector, strict=True)):
         detector = load_detector(place, cfg.backbone).to(run.device)
         journals.append(folder_of(run, name, names) / "scores.parts.jsonl")
@@ -93,14 +99,13 @@ def main(cfg: Config) -> None:
         )
         if scores is None:
             continue
-        trained, selected, data = facts[i]
-        met = dict.fromkeys(selected, "val") | dict.fromkeys(trained, "train")
-        seen = np.array([met.get(generator, "") for generator in scores["generator"]], dtype=object)
+        made = facts[i]._replace(trained_on=told[name]) if name in told else facts[i]
         given = cfg.threshold[i if len(cfg.threshold) > 1 else 0] if cfg.threshold else detector.threshold
-        one = Frozen(name, place, given, bool(cfg.threshold), trained, data)
-        scores = Scores(scores.columns | {"seen": seen})
+        published = detector.basis == AS_PUBLISHED
+        one = Frozen(name, place, given, bool(cfg.threshold), published, made.trained_on, name in told, made.data)
+        scores = Scores(scores.columns | {"seen": made.seen(scores["generator"])})
         scores.write(folder_of(run, name, names) / "scores.parquet")
-        found[name] = one, detector.cpu(), scores, [*trained, *selected]
+        found[name] = one, detector.cpu(), scores, [*made.trained_on, *made.selected_on]
     if not run.main:
         return run.end()
 
@@ -113,22 +118,6 @@ def main(cfg: Config) -> None:
         remove(journal, "another process is working at it: wait for it, or stop it")
     show_finished_now(run, cells)
     run.end()
-
-
-def names_of(places: "Sequence[str]") -> list[str]:
-    """A name of its own for each detector: that of its folder, or of the run whose `detector` it is."""
-    import re
-
-    names: list[str] = []
-    for place in places:
-        path = Path(place)
-        word = path.parent.name if path.name == "detector" and path.parent.name else path.name
-        word = re.sub(r"[^\w.@+-]+", "_", word, flags=re.ASCII).strip(".") or "detector"
-        name, number = word, 2
-        while name in names:
-            name, number = f"{word}-{number}", number + 1
-        names.append(name)
-    return names
 
 
 def folder_of(run: "Run", name: str, names: "Sequence[str]") -> Path:
@@ -173,7 +162,8 @@ def write_detector(
             sections.append(f"## Attribution\n\nn/a: {refusal}.")
     sections.append(promises_section(cells, detector.decision))
     record = page_record(run, rows) | {"detector": one.place, "threshold": one.threshold}
-    origin: Origin = "none" if one.threshold != one.threshold else "given" if one.given else "frozen"
+    frozen: Origin = "published" if one.published else "frozen"
+    origin: Origin = "none" if one.threshold != one.threshold else "given" if one.given else frozen
     write_tables(
         cells, folder, record, checks, (), sections, named, samples(scores), origin=origin, basis=detector.basis
     )
@@ -193,15 +183,15 @@ def write_comparison(
     import numpy as np
 
     from adapt.evaluation.metrics import compare
-    from adapt.evaluation.scores import Scores
+    from adapt.evaluation.scores import UNKNOWN, Scores
     from adapt.number_table import write_rows
     from adapt.pages.frozen import side_by_side_sections
     from adapt.pages.markdown_page import write_page
-    from adapt.pages.tables import COMPARISON, HOW_TO_READ, THRESHOLDS
+    from adapt.pages.tables import COMPARISON, HOW_TO_READ, THRESHOLDS, Origin
 
-    stacked = np.stack([table["seen"] == "train" for table in tables.values()])
-    selected = np.stack([table["seen"] == "val" for table in tables.values()]).any(axis=0)
-    seen = np.where(stacked.any(axis=0), "train", np.where(selected, "val", "")).astype(object)
+    seen = np.full(len(next(iter(tables.values()))), "", dtype=object)
+    for met in (UNKNOWN, "val", "train"):  # of one of the detectors; the last that holds counts
+        seen[np.any([table["seen"] == met for table in tables.values()], axis=0)] = met
     first, *others = detectors
     differences: dict[str, list[Difference]] = {}
     for one in others:
@@ -209,7 +199,8 @@ def write_comparison(
         thresholds = (one.threshold, first.threshold)
         differences[one.name] = compare(pair[0], pair[1], cfg.resamples, cfg.seed, thresholds)
         write_rows(run.folder / one.name / "comparison.csv", COMPARISON, differences[one.name])
-    how = HOW_TO_READ.format(threshold=THRESHOLDS["given" if cfg.threshold else "frozen"])
+    origin: Origin = "published" if all(one.published for one in detectors) else "frozen"
+    how = HOW_TO_READ.format(threshold=THRESHOLDS["given" if cfg.threshold else origin])
     parts = [how, *side_by_side_sections(detectors, cells, differences)]
     write_page(run.folder / "table.md", "Results", parts, page_record(run, rows), embedded="embedded" in rows["set"])
 

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from adapt.data import bilinear
 from adapt.data.views import parse_view
 
 Geometry = Literal["resize", "squash", "native"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+Resizer = Literal["pillow", "torch", "opencv"]
 SHRINKS, ASPECT = 1.3, 1.8
 
 
@@ -38,18 +40,26 @@ class Preprocess:
     `resizer` torch is faster than pillow, and a level apart (seldom two) in fewer than 0.5 % of a photograph's values.
     It is used for `resize` from `SHRINKS` times the size on, up to an aspect of `ASPECT`. Pillow scales all other
     images: it takes long ones, and most of those that `squash` distorts, in another order (rows, then columns).
+    opencv is that library's bilinear resize, without antialiasing, as published detectors have it (bilinear.py).
+    A centre between two pixels is the even one, as torchvision has it, or with `middle` lower the one to the left and
+    above, as transformers has it. `channels` bgr hands them over in that order, as published detectors got them that
+    read files by OpenCV.
     """
 
     size: int
     shortest: int
     interpolation: str = "bicubic"
     geometry: Geometry = "resize"
-    resizer: Literal["pillow", "torch"] = "pillow"
+    resizer: Resizer = "pillow"
     pad: Literal["reflect", "zero"] = "reflect"
+    middle: Literal["even", "lower"] = "even"
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
         words = {"interpolation": tuple(FILTERS), "geometry": get_args(Geometry)}
-        words |= {"resizer": ("pillow", "torch"), "pad": ("reflect", "zero")}
+        words |= {"resizer": get_args(Resizer), "pad": ("reflect", "zero"), "middle": ("even", "lower")}
+        words |= {"channels": ("rgb", "bgr")}
+        words |= {"interpolation": ("bilinear",)} if self.resizer == "opencv" else {}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}, expected {' or '.join(known)}")
@@ -62,8 +72,8 @@ class Preprocess:
     dtype = torch.uint8
 
     def facts(self) -> dict[str, str | int]:
-        """For fingerprints; Pillow's resize and padding by reflection go without saying."""
-        usual = ("resizer", "pillow"), ("pad", "reflect")
+        """For fingerprints; Pillow's resize, padding by reflection, the even middle and RGB go without saying."""
+        usual = ("resizer", "pillow"), ("pad", "reflect"), ("middle", "even"), ("channels", "rgb")
         return {key: value for key, value in asdict(self).items() if (key, value) not in usual}
 
     def __call__(self, image: Image.Image | np.ndarray, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
@@ -71,7 +81,10 @@ class Preprocess:
         image = self.scaled(image)
         if self.pad == "zero":
             image = _framed(image, self.size)
-        return _tensor(image if self.geometry == "squash" else _cropped(image, self.size, at))
+        if self.middle == "lower":
+            image = _evened(image, self.size)
+        pixels = _tensor(image if self.geometry == "squash" else _cropped(image, self.size, at))
+        return pixels.flip(0) if self.channels == "bgr" else pixels
 
     def scaled(self, image: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
         """The image at the scale at which it is cropped."""
@@ -85,6 +98,8 @@ class Preprocess:
         return self._resized(image, *((long, self.shortest) if width >= height else (self.shortest, long)))
 
     def _resized(self, image: Image.Image | np.ndarray, width: int, height: int) -> Image.Image | np.ndarray:
+        if self.resizer == "opencv":
+            return bilinear.resize(np.asarray(image), width, height)
         short, long = sorted(size_of(image))
         usual = self.geometry == "resize" and short >= SHRINKS * self.shortest and long <= ASPECT * short
         if self.resizer == "pillow" or not usual:
@@ -117,6 +132,12 @@ def _framed(image: Image.Image | np.ndarray, side: int) -> Image.Image | np.ndar
     framed = Image.new("RGB", (wide, high))
     framed.paste(_image(image), ((wide - width) // 2, (high - height) // 2))
     return framed
+
+
+def _evened(image: Image.Image | np.ndarray, side: int) -> Image.Image | np.ndarray:
+    """Without the last row or column of an odd margin around the crop: the centre is then the lower of two."""
+    width, height = (length - (length > side and (length - side) % 2) for length in size_of(image))
+    return image.crop((0, 0, width, height)) if isinstance(image, Image.Image) else image[:height, :width]
 
 
 def _image(image: Image.Image | np.ndarray) -> Image.Image:

@@ -25,7 +25,7 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
 from adapt.evaluation.decision import FILE, Decision, fit_decision, read_decision
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 from adapt.evaluation.thresholds import NOT_RECORDED, Basis, basis_of, pick_threshold
 from adapt.files import atomic, not_finite, read_json, require_regular, sha256, write_text
 from adapt.hub import detector_folder
@@ -36,13 +36,18 @@ from adapt.models.heads.affine import Affine
 from adapt.models.heads.attention_pooling import AttentionPooling
 from adapt.models.heads.block_weighting import BlockWeighting
 from adapt.models.heads.classifier import Classifier
+from adapt.models.heads.clip_adapter import ClipAdapter
+from adapt.models.heads.concepts import Concepts
 from adapt.models.heads.linear import LinearHead, classes_of
 from adapt.models.heads.map_head import MapHead
+from adapt.models.heads.output import Output
 from adapt.models.heads.probes import Probe
 from adapt.models.heads.prototypes import Prototypes
 from adapt.models.heads.tip_head import PriorHead
-from adapt.models.heads.token_choice import TokenChoice
-from adapt.models.towers.backbones import AUTHORS, Backbone, Precision, load_backbone
+from adapt.models.heads.token_choice import ChosenTokens, TokenChoice
+from adapt.models.towers import own
+from adapt.models.towers.backbones import AUTHORS, COMPLETE, Backbone, Precision, load_backbone
+from adapt.models.towers.networks import NETWORKS, load_network, save_network
 from adapt.processes import Gather, alone, dealt, gather_words
 from adapt.progress import bar
 from adapt.text import one_line
@@ -51,16 +56,20 @@ if TYPE_CHECKING:
     from adapt.detector.predict import Row
 
 FORMAT = 2
-CHECKED = ("head.safetensors", FILE, *(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")))
+ADAPTER = tuple(f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors"))
+CHECKED = ("head.safetensors", FILE, *ADAPTER, *own.FILES, *NETWORKS.values())
 MOST = 2**16  # of any number or list that says how large a head is
 NEEDED: tuple[tuple[str, ...], ...] = (  # of detector.json
     *(("precision",), ("threshold",), ("backbone", "preprocess", "geometry")),
     *(("backbone", key) for key in ("name", "layer", "weights", "activation")),
 )
-Head = LinearHead | Affine | Classifier | MapHead
+Head = LinearHead | Affine | Output | ClipAdapter | Concepts | Classifier | MapHead
 HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensors, and what `describe` said
     "linear": lambda dim, _, **settings: LinearHead(dim, **settings),
     "affine": lambda dim, _, **settings: Affine(dim, **settings),
+    "output": lambda dim, _, **settings: Output(dim, **settings),
+    "clip-adapter": lambda dim, _, **settings: ClipAdapter(dim, **settings),
+    "concepts": lambda dim, _, **settings: Concepts(dim, **settings),
     "probe": lambda dim, _, **settings: Probe(dim, **settings),
     "map": lambda dim, _, **settings: MapHead(dim, **settings),
     "tip-adapter": PriorHead.from_state,
@@ -68,6 +77,7 @@ HEADS: dict[str, Callable[..., Head]] = {  # of the features' length, the tensor
     "attention-pooling": lambda dim, _, **settings: AttentionPooling(dim, **settings),
     "prototypes": lambda dim, _, **settings: Prototypes(dim, **settings),
     "token-choice": TokenChoice.from_state,
+    "chosen-tokens": ChosenTokens.from_state,
 }
 CARD = """---
 library_name: peft
@@ -94,7 +104,8 @@ class Detector(nn.Module):
 
     `threshold` is the logit from which an image is called that; `decision` has what else validation says of verdicts.
     With a `descriptor` the head reads the backbone's features at unit length and, behind them, statistics of the whole
-    image before any resize: such a detector judges image files, never bare pixels.
+    image before any resize: such a detector judges image files, never bare pixels. `tower` is where the weights of the
+    backbone lie that its folder carries; None: the folder names a public backbone.
     """
 
     def __init__(
@@ -105,10 +116,12 @@ class Detector(nn.Module):
         decision: Decision | None = None,
         descriptor: Descriptor | None = None,
         basis: Basis | None = None,
+        tower: own.Own | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.threshold = backbone, head, threshold
         self.decision, self.descriptor, self.basis = decision or Decision(), descriptor, basis
+        self.tower = tower
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.refuse_statistics("a network of pixels alone")
@@ -120,6 +133,14 @@ class Detector(nn.Module):
             raise Refusal(
                 f"this detector also reads {self.descriptor.name} statistics of the whole image, which {wanted} does "
                 "not have: use `adapt predict`, or a detector without statistics"
+            )
+
+    def refuse_complete(self, wanted: str) -> None:
+        """Refuse a complete network where `wanted` needs an encoder of this package."""
+        if self.backbone.name.partition(":")[0] in COMPLETE:
+            raise Refusal(
+                f"this detector is a complete network, {self.backbone.name}, which {wanted} does not take: it is for "
+                "`adapt predict` and `adapt test`"
             )
 
     def features(self, crops: Tensor, counts: Sequence[int], most: int, described: Tensor | None = None) -> Tensor:
@@ -156,14 +177,19 @@ class Detector(nn.Module):
 
     def save(self, folder: Path, facts: Mapping[str, object]) -> None:
         """Write detector.json, head.safetensors, adapter/ (peft's format, if there is one) and a model card README.md;
-        decision.safetensors where anything but the threshold was fitted on validation scores. detector.json has the
-        SHA-256 of each but the card.
+        decision.safetensors where anything but the threshold was fitted on validation scores; tower/ where the
+        detector has a tower of its own, or is a complete network. detector.json has the SHA-256 of each but the card.
 
         `threshold` is a logit, frozen on validation data. `facts` are shown in the card and kept in detector.json.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        network = save_network(self.backbone, folder)
+        kept = own.FILES if self.tower else (network,)
         for name in CHECKED[2:]:  # of a detector that stood here before
-            (folder / name).unlink(missing_ok=True)
+            if name not in kept:
+                (folder / name).unlink(missing_ok=True)
+        if self.tower:
+            self.tower.copy(folder)
         if self.backbone.adapted:
             save_adapter(self.backbone, folder / "adapter")
         with atomic(folder / "head.safetensors") as temporary:
@@ -172,7 +198,8 @@ class Detector(nn.Module):
         record = {
             "format": FORMAT,
             "adapt": adapt.__version__,
-            "backbone": self.backbone.fingerprint,
+            **({"tower": self.tower.layout} if self.tower else {}),
+            "backbone": {**self.backbone.fingerprint, **({"name": self.tower.said} if self.tower else {})},
             "precision": str(self.backbone.dtype).removeprefix("torch."),
             "adapter": self.backbone.adapted,
             "head": self.head.describe(),
@@ -224,13 +251,22 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     record, head_tensors = _read(folder)
     wanted = record["backbone"]
     size = wanted["preprocess"].get("size")
-    base = load_backbone(
-        backbone or wanted["name"],
-        wanted["layer"],
-        wanted["preprocess"]["geometry"],
-        wanted["activation"],
-        size if type(size) is int else None,  # any other is no preprocessing, as is found below
-    )
+    tower = own.read(record["tower"], wanted["name"], folder) if "tower" in record else None
+    remedy = "give the original weights with --backbone"
+    if wanted["name"].partition(":")[0] in COMPLETE:
+        remedy = "copy the whole detector again"
+        if backbone is not None:
+            raise Refusal(f"--backbone {backbone}: {folder} is a complete network; leave the flag out")
+        _check_files(record, folder)
+        base = load_network(wanted["name"], folder, _prepared(wanted["preprocess"], folder), wanted["layer"])
+    else:
+        base = load_backbone(
+            backbone or (tower.name if tower else wanted["name"]),
+            wanted["layer"],
+            wanted["preprocess"]["geometry"],
+            wanted["activation"],
+            size if type(size) is int else None,  # any other is no preprocessing, as is found below
+        )
     if wanted["preprocess"].get("by") == AUTHORS:
         preprocess = _prepared(wanted["preprocess"], folder)
         base.prepare_by(preprocess, wanted["preprocess"]["mean"], wanted["preprocess"]["std"])
@@ -240,7 +276,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
         if have[key] != wanted[key]:
             raise Refusal(
                 f"{folder} was trained on {wanted['name']} with {key} {_short(wanted[key])}, but "
-                f"{base.name} has {_short(have[key])}: give the original weights with --backbone"
+                f"{base.name} has {_short(have[key])}: {remedy}"
             )
     base.to_precision(precision or ("bf16" if record["precision"] == "bfloat16" else "fp32"))
     if record.get("adapter", True):
@@ -250,7 +286,7 @@ def load_detector(folder: str | Path, backbone: str | None = None, precision: Pr
     head = _head(dim, record.get("head", {"type": "linear"}), head_tensors, folder)
     decision = read_decision(folder)
     _check_files(record, folder)
-    return Detector(base, head, *decision, descriptor, _basis(record, folder)).eval()
+    return Detector(base, head, *decision, descriptor, _basis(record, folder), tower).eval()
 
 
 def _prepared(facts: dict[str, Any], folder: Path) -> Preprocess:
@@ -374,6 +410,14 @@ class Made(NamedTuple):
     trained_on: tuple[str, ...]  # generators
     selected_on: tuple[str, ...]  # those of validation rows alone
     data: str
+    published: str = ""  # which published detector it is, with paper and licence
+
+    def seen(self, generators: np.ndarray) -> np.ndarray:
+        """(n,) `seen` of scores, from the names of generators (n,): "unknown" where nothing says what trained it."""
+        if not self.trained_on:
+            return np.full(len(generators), UNKNOWN, dtype=object)
+        met = dict.fromkeys(self.selected_on, "val") | dict.fromkeys(self.trained_on, "train")
+        return np.array([met.get(generator, "") for generator in generators], dtype=object)
 
 
 def detector_facts(folder: str | Path) -> Made:
@@ -395,7 +439,9 @@ def _made(record: dict[str, Any]) -> Made:
     facts = facts if isinstance(facts, dict) else {}
     names = [facts.get(key) for key in ("trained_on", "selected_on")]
     trained, selected = (tuple(map(str, found)) if isinstance(found, list) else () for found in names)
-    return Made(trained, selected, str(facts.get("data", "")))
+    about = [facts.get(key, "not stated") for key in ("method", "paper", "licence")]
+    published = "{} ({}), licence {}".format(*about) if "imported" in facts else ""
+    return Made(trained, selected, str(facts.get("data", facts.get("trained by the authors on", ""))), published)
 
 
 def detector_digest(folder: str | Path) -> str:
@@ -404,7 +450,8 @@ def detector_digest(folder: str | Path) -> str:
     if not (folder / "detector.json").is_file():
         raise Refusal(f"{folder} is not a complete detector directory: it has no detector.json")
     files = [folder / name for name in ("detector.json", "head.safetensors", FILE)]
-    files += sorted((folder / "adapter").glob("adapter_*"))
+    files += [*sorted((folder / "adapter").glob("adapter_*"))]
+    files += [folder / name for name in (*own.FILES, *NETWORKS.values())]
     found = [(path.name, sha256(path)) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
@@ -541,6 +588,7 @@ def card_of(folder: Path) -> str:
     facts = "\n".join(f"| {key} | {value} |" for key, value in record["facts"].items())
     base = record["backbone"]
     adapter = "adapter in `adapter/` (peft's format)" if record["adapter"] else "frozen"
+    adapter = f"its own tower in `tower/`, {adapter}" if "tower" in record else adapter
     head = record["head"].get("kind", record["head"]["type"])
     statistics = record.get("descriptor")
     beside = f", which also reads {statistics['descriptor']} statistics of the whole image" if statistics else ""

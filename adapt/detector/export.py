@@ -20,9 +20,9 @@ def export_onnx(detector: Detector, file: Path, pictures: Sequence[Tensor] = ())
     """Write a detector in fp32; returns the largest difference of a logit between ONNX Runtime and torch.
 
     The file maps `pixels` (n, 3, size, size) uint8, any n, to `logit` (n,) float32: normalisation is inside, geometry
-    is not. Compared are batches of 1 and of 5 of random pixels and of `pictures` (3, size, size). The torch side is
-    the detector as it was; its adapter is merged by this call. A difference above `TOLERANCE` is refused, and no file
-    is left.
+    and the order of channels (`Preprocess`) are not. Compared are batches of 1 and of 5 of random pixels and of
+    `pictures` (3, size, size). The torch side is the detector as it was; its adapter is merged by this call. A
+    difference above `TOLERANCE` is refused, and no file is left.
     """
     try:
         import onnxruntime
@@ -30,6 +30,7 @@ def export_onnx(detector: Detector, file: Path, pictures: Sequence[Tensor] = ())
     except ImportError as error:
         raise Refusal(f"ONNX needs {error.name}: run `pip install 'adapt-aigi[export]'`") from error
     detector.refuse_statistics("an ONNX file")
+    detector.refuse_complete("an ONNX file of a detector")
     if detector.backbone.dtype != torch.float32:
         raise Refusal("ONNX Runtime has no bf16 on CPUs: load the detector with precision='fp32'")
     if (weight := sum(value.nbytes for value in detector.state_dict().values())) >= LARGEST:

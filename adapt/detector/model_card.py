@@ -8,6 +8,7 @@ from adapt.detector.detector import card_of
 from adapt.evaluation.metrics import Cell, Control, index, weakest
 from adapt.evaluation.replicates import ALL
 from adapt.files import write_text
+from adapt.models.towers.timm import repository_of
 from adapt.models.towers.tokens import read_json
 from adapt.pages.markdown_page import EMBEDDED
 from adapt.pages.tables import grid, headline, show, views_of
@@ -66,8 +67,9 @@ def licence(name: str) -> str:
         return "Apache-2.0 (`tiny` of this package)"
     if model.endswith("@random"):
         return "none needed, they are random"
-    if library == "timm":
-        config = read_json(Path(model.partition("@")[2]).with_suffix(".json"), name)
+    if library == "timm" and not repository_of(name, model):
+        file = Path(model.partition("@")[2]).with_suffix(".json")
+        config = read_json(file, name) if file.is_file() else {}
         return str(config.get("pretrained_cfg", {}).get("license") or UNKNOWN)
     found = _of_card(_card(library, model))
     return found or UNKNOWN
@@ -79,12 +81,14 @@ def _card(library: str, model: str) -> Path | str | None:
         if model.startswith("local-dir:"):
             return Path(model.removeprefix("local-dir:")) / "README.md"
         if model.startswith("hf-hub:"):
-            return model.removeprefix("hf-hub:")
+            return model.removeprefix("hf-hub:").partition("@")[0]
         from open_clip import get_pretrained_cfg
 
         architecture, _, tag = model.partition("@")
         return "/".join(get_pretrained_cfg(architecture, tag).get("hf_hub", "").split("/")[:2]) or None
-    return Path(model) / "README.md" if Path(model).is_dir() else model
+    if library == "timm":
+        model = repository_of(f"timm:{model}", model)
+    return Path(model) / "README.md" if Path(model).is_dir() else model.partition("@")[0]
 
 
 def _of_card(card: Path | str | None) -> str | None:

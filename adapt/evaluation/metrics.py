@@ -35,6 +35,7 @@ CHANCE, EXCESS = 0.1, 0.05  # of the controls: in AUC from 0.5; in false alarms 
 PERMUTED = "labels permuted: {} AUC"  # name of a control over several permutations: permutation.py
 ABOVE = "above metadata only: {} AUC"  # name of a control: a difference
 Outcome = Literal["passed", "FAILED", "cannot tell", "n/a"]
+Measured = Mapping[Key, Replicates]
 PREFIXES = (
     "mean:",
     "sample:",
@@ -126,7 +127,13 @@ def evaluate(
     if lost := int((val & ~scores.ok).sum()):
         cells.append(Cell(ALL, ALL, "pooled:val", "unreadable", lost, nan, nan, n_real, n_fake))
     kinds = unseen_kinds(scores, families_met)
-    for key, found in replicate(test, threshold, resamples, seed, prevalence, kinds).items():
+    return cells + cells_of(replicate(test, threshold, resamples, seed, prevalence, kinds))
+
+
+def cells_of(measured: Measured) -> list[Cell]:
+    """Every metric of every cell with its interval, and how many rows could not be read."""
+    cells, nan = [], float("nan")
+    for key, found in measured.items():
         for metric, values in found.values.items():
             low, high = interval_of(found, metric)
             value = float(values[0])
@@ -193,17 +200,21 @@ def compare_means(
 
     The variance is that over groups plus that of a mean over seeds. A single pair says nothing about other seeds.
     """
-    found, kinds = [], unseen_kinds(pairs[0][0])
+    found: list[tuple[Measured, Measured]] = []
+    kinds = unseen_kinds(pairs[0][0])
     for a, b in pairs:
         cuts = [pick_threshold(t) if given is None else given for t, given in zip((a, b), thresholds, strict=True)]
         # all in one order: then resamples draw the same groups
         tables = (align(pairs[0][0], table)[1] for table in align(a, b))
-        found.append(
-            [
-                replicate(table, cut, resamples, seed, prevalence, kinds)
-                for table, cut in zip(tables, cuts, strict=True)
-            ]
+        one, other = (
+            replicate(table, cut, resamples, seed, prevalence, kinds) for table, cut in zip(tables, cuts, strict=True)
         )
+        found.append((one, other))
+    return differences_of(found)
+
+
+def differences_of(found: Sequence[tuple[Measured, Measured]]) -> list[Difference]:
+    """Every metric of the first minus that of the second, mean over the pairs, all measured on the same resamples."""
     out = []
     for key, one in found[0][0].items():
         if one.sample_of:  # the same difference as that of the mean

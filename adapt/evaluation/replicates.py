@@ -20,7 +20,7 @@ from adapt.evaluation.jackknife import (
     sums_without,
     worst_interval,
 )
-from adapt.evaluation.scores import Comparison, Scores, comparisons
+from adapt.evaluation.scores import UNKNOWN, Comparison, Scores, comparisons
 
 BINS = 15  # of the expected calibration error
 PREVALENCE = 0.5  # share of fakes that average precision is stated for
@@ -39,7 +39,12 @@ OVERLAP = 2.0  # what the variance over groups is multiplied by where several de
 WITHIN = ("real_first", "real_first_chance", "pair_ranking")  # inside groups
 Item = TypeVar("Item", bound=Hashable)
 ALL = "all"  # in place of a set: over all sets
-MEANS = {"mean:seen": ("train",), "mean:unseen": ("",), "mean:all": ("train", ""), "mean:selection": ("val",)}
+MEANS = {
+    "mean:seen": ("train",),
+    "mean:unseen": ("",),
+    "mean:all": ("train", "", UNKNOWN),
+    "mean:selection": ("val",),
+}
 UNSEEN = {"mean:unseen-generator": "generator", "mean:unseen-family": "family"}  # what is unseen of these
 SAMPLES = {f"sample:{label.removeprefix('mean:')}": label for label in (*MEANS, *UNSEEN) if label != "mean:selection"}
 SAMPLED = ("auc", "balanced_accuracy")  # metrics whose generators count as a sample
@@ -304,7 +309,7 @@ def unseen_kinds(scores: Scores, families_met: Collection[str] = ()) -> dict[str
     """
     of = dict(zip(scores["generator"], zip(scores["family"], scores["seen"], strict=True), strict=True))
     known = {name: pair for name, pair in of.items() if name != "real" and pair[0] not in UNKNOWN_FAMILIES}
-    met = {family for family, seen in known.values() if seen} | set(families_met)
+    met = {family for family, seen in known.values() if seen in ("train", "val")} | set(families_met)
     return {name: "generator" if family in met else "family" for name, (family, seen) in known.items() if not seen}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from adapt.evaluation.jackknife import standard_error
 from adapt.evaluation.numbering import numbered
 from adapt.evaluation.replicates import auc_without, distinct
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def samples(scores: Scores) -> list[Sample]:
         "unseen fakes": fake & (test["seen"] == ""),
         "processed reals": test["edit"] != "",
     }
+    if (untold := fake & (test["seen"] == UNKNOWN)).any():
+        kinds["fakes"] = untold
     out = []
     for view in distinct(test["view"]):
         here = test["view"] == view

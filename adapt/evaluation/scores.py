@@ -1,31 +1,28 @@
 """Scores: the table every method ends in and the only thing the evaluator reads. One row an (image, view)."""
 
 import csv
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adapt.csv_as_written import known_columns, open_rows, refusal_of_bytes, undecodable
 from adapt.data.spelling import folded, refuse_two_spellings
 from adapt.errors import Refusal
 from adapt.evaluation.numbering import numbered
+from adapt.evaluation.score_files import NUMBERS, TEXT, csv_pieces, floats, is_number, read_parquet, texts
 from adapt.files import atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TEXT = ("path", "group", "generator", "family", "split", "set", "edit", "seen", "view", "status")
-NUMBERS = ("logit", "p_fake")
 FOLD = "fold"  # text column of tables that hold the scores of several detectors, each of other images: folds.py
-PIECE = 100_000  # rows of CSV that are held as text at once
 DEFAULTS = {"split": "test", "view": "none", "status": "ok"}  # of the other optional text columns: ''
 NOTHING = ("", "None", "nan", "<NA>")  # what an empty cell of some library's table reads like
 SPELLED = ("generator", "set", "edit")  # one name, one spelling
-ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "")}
+UNKNOWN = "unknown"  # `seen` of every generator where nobody says what the detector was trained on
+ALLOWED = {"split": ("train", "val", "test"), "seen": ("train", "val", "", UNKNOWN)}
 KEYS = ("path", "group", "generator", "split", "set", "edit", "seen", "view")  # columns that are compared by name
 # A table in which one key has two values contradicts itself; a group in two splits is a leak.
 ONE_VALUE = (
@@ -41,7 +38,7 @@ class Scores:
 
     Text (object arrays of str): path; group (default: the path); generator ("real" for a camera image);
     family; split (default test); set; edit (ordinary processing of a real image, which stays real); seen:
-    where the generator was met before the test, "train", "val" or "" for never (real rows: always "train");
+    where the generator was met before the test, "train", "val", "" for never or "unknown" (real rows: always "train");
     view (default none); status: "ok" or "unreadable: reason".
     Numbers (float64): logit (> 0 speaks for fake) and p_fake in 0..1, of which one may be left out: it
     follows from the other through the logistic function; any `logit_<family>`. An unreadable row has NaN for
@@ -104,7 +101,7 @@ class Scores:
         path = Path(path)
         if not path.is_file():
             raise Refusal(f"no scores at {path}: give a Parquet or CSV file")
-        columns = _read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path)
+        columns = read_parquet(path) if _suffix(path) == ".parquet" else _read_csv(path)
         scores = cls(columns if group_by is None else grouped_by(columns, group_by))
         if not len(scores):
             raise Refusal(f"{path} has no rows: score some images first")
@@ -142,7 +139,7 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
             raise Refusal(f"scores lack the column {column!r}: add it (found: {', '.join(given)})")
     if "logit" not in given and "p_fake" not in given:
         raise Refusal(f"scores need a column 'logit' or 'p_fake' (found: {', '.join(given)})")
-    given = {name: given[name] for name in given if name in (*TEXT, FOLD) or _is_number(name)}
+    given = {name: given[name] for name in given if name in (*TEXT, FOLD) or is_number(name)}
     n = len(given["path"])
     for name, values in given.items():
         if len(values) != n:
@@ -150,38 +147,17 @@ def _complete(given: Mapping[str, Sequence | np.ndarray]) -> dict[str, np.ndarra
     columns = {}
     for name in TEXT:
         values = given.get(name, given["path"] if name == "group" else [DEFAULTS.get(name, "")] * n)
-        columns[name] = _texts(values, DEFAULTS.get(name, ""))
+        columns[name] = texts(values, DEFAULTS.get(name, ""))
     columns["group"] = np.where(columns["group"] == "", columns["path"], columns["group"])
     columns["seen"][columns["generator"] == "real"] = "train"
-    columns |= {name: _numbers(name, values) for name, values in given.items() if name not in (*TEXT, FOLD)}
+    columns |= {name: floats(name, values) for name, values in given.items() if name not in (*TEXT, FOLD)}
     if FOLD in given:
-        columns[FOLD] = _texts(given[FOLD], "")
+        columns[FOLD] = texts(given[FOLD], "")
     if "logit" not in given:
         columns["logit"] = _logit(columns["p_fake"])
     if "p_fake" not in given:
         columns["p_fake"] = 0.5 * (1 + np.tanh(0.5 * columns["logit"]))  # the logistic function, no overflow
     return {name: columns[name] for name in (*TEXT, *NUMBERS, *columns)}
-
-
-def _texts(values: Iterable, default: str) -> np.ndarray:
-    """(n,) object of str, of which equal ones are one object: they take no memory of their own."""
-    known: dict[object, str] = {None: default, "": default}
-    rows = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    for value in set(rows) - known.keys():
-        known[value] = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-    found = np.empty(len(rows), dtype=object)
-    found[:] = list(map(known.__getitem__, rows))
-    return found
-
-
-def _numbers(name: str, values: Iterable) -> np.ndarray:
-    """float64; '' and None are NaN."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        return values.astype(np.float64)
-    try:
-        return np.array([np.nan if v is None or v == "" else v for v in values], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise Refusal(f"column {name!r} holds something that is not a number: {error}") from error
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
@@ -269,46 +245,12 @@ def _suffix(path: Path) -> str:
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:
     """Columns of text, and of numbers where a column holds scores; rows are read a piece at a time."""
-    with open_rows(path) as lines:
-        rows = (row for row in lines if row)
-        pieces: list[dict[str, np.ndarray]] = []
-        try:
-            header, last = known_columns(next(rows), (*TEXT, *NUMBERS), str(path)), 1
-            while piece := list(itertools.islice(rows, PIECE)):
-                for number, row in enumerate(piece, last + 1):
-                    if len(row) != len(header):
-                        raise Refusal(
-                            f"row {number} of {path} has {len(row)} cells, the header {len(header)}: mend it"
-                        )
-                cells = dict(zip(header, zip(*piece, strict=True), strict=True))
-                _check_text(path, cells, last + 1)
-                last += len(piece)
-                pieces.append({name: _cells(name, values) for name, values in cells.items()})
-        except Refusal:
-            raise
-        except StopIteration as error:
-            raise Refusal(f"cannot read {path} as CSV: it is empty") from error
-        except (csv.Error, ValueError) as error:
-            raise Refusal(f"cannot read {path} as CSV: {error}") from error
-    if not pieces:
-        return {name: np.empty(0, dtype=object) for name in header}
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in header}
+    pieces = [{name: _cells(name, cells) for name, cells in piece.cells.items()} for piece in csv_pieces(path)]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _check_text(path: Path, cells: Mapping[str, Sequence[str]], first: int) -> None:
-    """Refuse bytes that are no UTF-8 anywhere but in paths, and in a group named after its path."""
-    for name, values in cells.items():
-        beside = cells.get("path") if name == "group" else None
-        if name != "path" and (row := undecodable(values, beside)) is not None:
-            raise refusal_of_bytes(f"{path}, row {first + row}", name, values[row])
-
-
-def _cells(name: str, values: Sequence[str]) -> np.ndarray:
-    return _numbers(name, values) if _is_number(name) else _texts(values, "")
-
-
-def _is_number(name: str) -> bool:
-    return name in NUMBERS or name.startswith("logit_")
+def _cells(name: str, values: Sequence[object]) -> np.ndarray:
+    return floats(name, values) if is_number(name) else texts(values, "")
 
 
 def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
@@ -318,37 +260,6 @@ def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
         out.writerow(columns)
         cells = (["" if value != value else value for value in values.tolist()] for values in columns.values())
         out.writerows(zip(*cells, strict=True))
-
-
-def _read_parquet(path: Path) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # A file object and one thread: a path could add partition columns from the folder's name, and a file
-        # object with threads can abort the interpreter at exit (apache/arrow#50482).
-        with path.open("rb") as file:
-            table = pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise Refusal(f"cannot read {path} as Parquet ({error}): write it again") from error
-    header = known_columns(table.column_names, (*TEXT, *NUMBERS), str(path))
-    return {name: _values(name, column) for name, column in zip(header, table.columns, strict=True)}
-
-
-def _values(name: str, column: "pa.ChunkedArray") -> np.ndarray:
-    """Scores as float64, what is missing as NaN; the rest as objects, equal ones once, what is missing as None."""
-    import pyarrow as pa
-
-    if _is_number(name) and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-        return column.cast(pa.float64()).to_numpy()
-    if pa.types.is_nested(column.type):
-        values = np.empty(len(column), dtype=object)
-        values[:] = column.to_pylist()
-        return values
-    whole = (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).combine_chunks()
-    values = np.empty(len(whole.dictionary) + 1, dtype=object)
-    values[:-1] = whole.dictionary.to_pylist()
-    return values[whole.indices.fill_null(len(whole.dictionary)).to_numpy()]
 
 
 def _write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:

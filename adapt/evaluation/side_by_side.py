@@ -2,6 +2,9 @@
 
 The same groups are left out of all detectors, so that the difference of any two of them has its interval (`paired` of
 jackknife.py) without being measured again. Rows that one of them could not read are left out of all.
+
+A detector that was trained elsewhere is one fixed detector: no training seeds are behind its numbers, so a difference
+from it has the chance over groups, and over the seeds of the other row.
 """
 
 import itertools
@@ -36,7 +39,7 @@ from adapt.evaluation.replicates import (
     replicate,
     unseen_kinds,
 )
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.number_table import columns_of, read_rows, write_rows
 
@@ -65,7 +68,8 @@ P, TRUE_LABELS = "permutation_p", "auc_true_labels"  # of a row of permutations
 Row = tuple[str, str]  # method, training views
 Place = tuple[str, str, str, str]  # set, view, generator, metric
 Mark = Literal["best", "tie", "above", ""]  # above: a difference that is surely above 0
-Role = Literal["method", "control"]
+Role = Literal["method", "detector", "control"]  # detector: one that was trained elsewhere
+OWN = ("mean:seen", "mean:unseen", *UNSEEN)  # labels of means that depend on what a detector was trained on
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Number:
     seed_high: float
     n_real: int = 0  # readable rows of a view
     n_fake: int = 0
-    met: str = ""  # of a generator: train, val or ''
+    met: str = ""  # of a generator: train, val, '' or unknown
     mark: Mark = ""
     role: Role = "method"
 
@@ -111,6 +115,7 @@ class Drawn:
     worst_of: tuple["Drawn", ...] = ()  # the generators among which it is the worst
     sample_of: tuple["Drawn", ...] = ()  # the generators whose mean it is
     sampled: tuple[str, ...] = ()  # their names
+    fixed: bool = False  # of one detector, which has no other seeds
 
     def interval(self, metric: str) -> Interval:
         """Of the mean over seeds, with groups and seeds as sources of chance."""
@@ -128,6 +133,17 @@ class Drawn:
         return share_interval(values, self.groups, seeds=seeds)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """What is known of a detector that was trained elsewhere, beside its scores of the test rows.
+
+    Its threshold is as it was saved, and `seen` of its scores is its own; `families_met` are those of its training.
+    """
+
+    threshold: float
+    families_met: tuple[str, ...] = ()
+
+
 class SideBySide:
     """Values of all numbers of some detectors under shared resamples; give the first table in full."""
 
@@ -135,21 +151,27 @@ class SideBySide:
         self.resamples = resamples
         self.drawn: dict[Row, dict[Place, Drawn]] = {}
         self.true: dict[Row, dict[Place, float]] = {}  # of rows of permutations: what the true labels reach
+        self.fixed: dict[Row, tuple[str, ...]] = {}  # detectors from elsewhere: labels of means over other generators
 
     def add(
         self,
         tables: Mapping[Row, Sequence[Scores]],
         controls: Mapping[Row, Sequence[Scores]],
         columns: Mapping[Row, Column] | None = None,
+        fixed: Mapping[Row, Fixed] | None = None,
     ) -> None:
         """Measure the tables of each row, one a seed. A control need not have all views, and takes no row from others.
 
         `columns` says of rows whose scores have class logits what the classes are; `OF_CLASSES` of these are measured.
-        Refuses tables whose test rows differ.
+        `fixed` says which rows are detectors from elsewhere; generators are seen or unseen as the first table has it,
+        for these as their own does. Refuses tables whose test rows differ.
         """
-        first = next(iter((tables or controls).values()))[0]
+        first, fixed = next(iter((tables or controls).values()))[0], fixed or {}
         every, kinds = {**tables, **controls}, unseen_kinds(first)
-        cuts = {row: [pick_threshold(table) for table in of_row] for row, of_row in every.items()}
+        cuts = {
+            row: [fixed[row].threshold if row in fixed else pick_threshold(table) for table in of_row]
+            for row, of_row in every.items()
+        }
         maps = {row: [fit_temperature(table) for table in of_row] for row, of_row in every.items()}
         held = {row: [align(first, table)[1] for table in of_row] for row, of_row in tables.items()}
         ok = np.logical_and.reduce([table.ok for of_row in held.values() for table in of_row])
@@ -163,13 +185,19 @@ class SideBySide:
             for table, cut, temperature in zip(of_row, cuts[row], maps[row], strict=True):
                 readable = _blank(table, ok) if row in tables else table
                 places = kept_places(replicate(readable, cut, self.resamples, 0, kinds=kinds))
-                places |= _tempered(readable, temperature)
+                if row in fixed:
+                    places = _as_trained(places, readable, every[row][0], fixed[row], self.resamples)
+                    self.fixed[row] = _over_others(first, every[row][0])
+                else:
+                    places |= _tempered(readable, temperature)
                 if column := (columns or {}).get(row):
                     places |= _attributed(readable, self.resamples, column)
                 found.append(places)
             self.drawn[row] = {place: _stack([one[place] for one in found]) for place in found[0]}
             self.drawn[row] |= _over_views(self.drawn[row])
             self.drawn[row] |= _derived(self.drawn[row])
+            if row in fixed:
+                self.drawn[row] = {place: replace(one, fixed=True) for place, one in self.drawn[row].items()}
 
     def add_permutations(self, row: Row, runs: Sequence[Sequence[Reached]]) -> None:
         """A row whose "seeds" are permutations of the labels, each number the mean over the `runs`, one a seed.
@@ -193,9 +221,13 @@ class SideBySide:
             self.drawn[METADATA] = self.drawn.pop(METADATA)  # stays the last row
 
     def numbers(self, competitors: Iterable[Row], columns: Iterable[Place]) -> list[Number]:
-        """All numbers; those in the `columns` are marked among the competitors, all other rows are controls."""
+        """All numbers; those in the `columns` are marked among the competitors, all other rows are controls.
+
+        A mean over other generators than those of the others is not compared.
+        """
         competitors = list(competitors)
-        marks = rank({place: self.of(place, competitors) for place in columns})
+        alike = {place: [row for row in competitors if self._alike(row, place[2])] for place in columns}
+        marks = rank({place: self.of(place, rows) for place, rows in alike.items()})
         out = []
         for row, places in self.drawn.items():
             for place, drawn in places.items():
@@ -204,7 +236,7 @@ class SideBySide:
                 low, high = mean_interval(single) if row in self.true else drawn.interval(place[3])
                 seeds = float(single.min()), float(single.max())
                 mark = marks.get(place, {}).get(row, "")
-                role: Role = "method" if row in competitors else "control"
+                role: Role = "control" if row not in competitors else "detector" if row in self.fixed else "method"
                 number = Number(
                     *row, len(single), *place, float(values[0]), low, high, *seeds,
                     drawn.n_real, drawn.n_fake, drawn.met, mark, role,
@@ -212,16 +244,24 @@ class SideBySide:
                 out.append(number)
         return [*out, *self._above_metadata(competitors), *self._permutation_tests()]
 
+    def _alike(self, row: Row, label: str) -> bool:
+        """Whether a row's number of this label is of the same generators as that of the methods."""
+        return label not in self.fixed.get(row, ())
+
     def _above_metadata(self, competitors: Sequence[Row]) -> Iterator[Number]:
         """AUC of each competitor minus that of metadata in the first view, paired; marked where surely above 0.
 
-        Surely: for all competitors and both kinds of generators together; a row with one seed is judged for that seed.
+        Surely: for all competitors and kinds of generators together; a row with one seed is judged for that seed.
+        Over all generators, too, where there are detectors from elsewhere.
         """
         if METADATA not in self.drawn:
             return
         view = next(iter(self.drawn[METADATA]))[1]
         pairs = []
-        for row, label in itertools.product(competitors, ("mean:seen", "mean:unseen")):
+        labels = ("mean:seen", "mean:unseen", *(["mean:all"] if self.fixed else []))
+        for row, label in itertools.product(competitors, labels):
+            if not self._alike(row, label):
+                continue
             place = ALL, view, label, "auc"
             own, least = self.drawn[row].get(place), self.drawn[METADATA].get(place)
             if own and least and not np.isnan(own.values[:, 0]).any() and not np.isnan(least.values[:, 0]).any():
@@ -233,9 +273,9 @@ class SideBySide:
             spread = float(seeds.min()), float(seeds.max())
             mark: Mark = "above" if surely else ""
             place = ALL, view, label, ABOVE_METADATA
-            yield Number(
-                *row, len(seeds), *place, float(seeds.mean()), *ends, *spread, one.n_real, one.n_fake, mark=mark
-            )
+            role: Role = "detector" if row in self.fixed else "method"
+            counts = one.n_real, one.n_fake
+            yield Number(*row, len(seeds), *place, float(seeds.mean()), *ends, *spread, *counts, mark=mark, role=role)
 
     def _permutation_tests(self) -> Iterator[Number]:
         """For each row of permutations: what the true labels reach, and their p."""
@@ -265,6 +305,7 @@ def rank(columns: Mapping[Place, Mapping[Row, Drawn]]) -> dict[Place, dict[Row, 
     Otherwise that row and all from which it is not separated are marked as a `tie`. Surely: with the groups and the
     training seeds, paired by seed, as sources of chance, and for all columns and rows of the table together. A row
     with one seed, or with other seeds than most, takes no part: its column has no mark where it has the best value.
+    A fixed detector takes part beside rows of several seeds.
     """
     found: dict[Place, tuple[Row, list[Row]]] = {}
     differences, groups = [], []
@@ -274,11 +315,17 @@ def rank(columns: Mapping[Place, Mapping[Row, Drawn]]) -> dict[Place, dict[Row, 
             continue
         sign = -1 if place[3] in LOWER_IS_BETTER else 1
         best = max(known, key=lambda row: sign * known[row].values[:, 0].mean())
-        seeds = max(len(one.values) for one in known.values())
-        others = [row for row, one in known.items() if row != best and len(one.values) == seeds]
-        if others and len(known[best].values) == seeds > 1:
+        # of fixed ones alone groups decide, whatever the number of their equal "seeds"
+        seeds = max((len(one.values) for one in known.values() if not one.fixed), default=2)
+        values = {
+            row: np.broadcast_to(one.values, (seeds, one.values.shape[1]))
+            for row, one in known.items()
+            if one.fixed or len(one.values) == seeds
+        }
+        others = [row for row in values if row != best]
+        if others and best in values and seeds > 1:
             found[place] = best, others
-            differences += [sign * (known[best].values - known[row].values) for row in others]
+            differences += [sign * (values[best] - values[row]) for row in others]
             groups += [known[row].groups for row in others]
     ahead = iter(surely_above(differences, groups))
     marks: dict[Place, dict[Row, Mark]] = {}
@@ -304,6 +351,31 @@ def kept_places(found: Mapping[tuple[str, str, str], Replicates]) -> dict[Place,
             values = cell.values[metric][None]
             out[scope, view, label, metric] = Drawn(values, cell.n_real, cell.n_fake, cell.groups, cell.seen)
     return out
+
+
+def _as_trained(
+    places: Mapping[Place, Drawn], test: Scores, own: Scores, fixed: Fixed, resamples: int
+) -> dict[Place, Drawn]:
+    """The `places` of a detector from elsewhere, with what it met itself by its `own` scores: the means over seen and
+    over unseen generators are those of its training, and there are none where nobody says it."""
+    met = dict(zip(own["generator"], own["seen"], strict=True))
+    out = {place: replace(one, met=met.get(place[2], "")) for place, one in places.items() if place[2] not in OWN}
+    if UNKNOWN in met.values():
+        return out
+    by_own = Scores(test.columns | {"seen": np.array([met[name] for name in test["generator"]], dtype=object)})
+    kinds = unseen_kinds(by_own, fixed.families_met)
+    found = kept_places(replicate(by_own, fixed.threshold, resamples, 0, kinds=kinds))
+    return out | {place: one for place, one in found.items() if place[2] in OWN}
+
+
+def _over_others(first: Scores, own: Scores) -> tuple[str, ...]:
+    """Labels of means that are over other generators by a detector's `own` scores than by the first table."""
+    rows = (first["split"] == "test") & first.fake
+    ours = dict(zip(first["generator"][rows], first["seen"][rows], strict=True))
+    met = dict(zip(own["generator"], own["seen"], strict=True))
+    labels = {"train": ("mean:seen",), "": ("mean:unseen", *UNSEEN, WORST, SAMPLE)}
+    differ = [where for where in labels if any((ours[name] == where) != (met[name] == where) for name in ours)]
+    return tuple(label for where in differ for label in labels[where])
 
 
 def _tempered(test: Scores, temperature: Calibration) -> dict[Place, Drawn]:

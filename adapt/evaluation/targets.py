@@ -1,13 +1,15 @@
 """Published figures as a table, the sets they were measured on, and the comparison of a number of ours with one.
 
-    targets.csv       the figures, one a row: the fields of Target
-    target_sets.csv   training and test sets: the fields of TargetSet
+    targets.csv           the figures, one a row: the fields of Target
+    target_patterns.csv   what figures say of each other, where that is claimed of any data: the fields of Pattern
+    target_sets.csv       training and test sets: the fields of TargetSet
 
-Only figures that were read in the source itself stand there: `verified` in a file or an abstract, `decoded` from a
-plot, to about 0.1 points. Values are fractions with the digits of the source. `test_set` may end in /GENERATOR. A view
-is one of ours, or `other: ...` where the published degradation has no exact counterpart. An empty cell was not
-recorded. `prepare` is what follows `adapt prepare`, if a source of ours makes the set; `generators` is the
-number of generators (pairs of a set and a generator) that the published mean is over.
+`read` says how a figure was read: `verified` in a file or an abstract of the source, `decoded` from a plot, to about
+0.1 points, or `second hand`, in somebody else's copy of the figure: look it up in the source before you rest on it.
+Values are fractions with the digits of the source. `test_set` may end in /GENERATOR. A view is one of ours, or
+`other: ...` where the published degradation has no exact counterpart. An empty cell was not recorded. `prepare` is
+what follows `adapt prepare`, if a source of ours makes the set; `generators` is the number of generators (pairs of a
+set and a generator) that the published mean is over. `above` and `below` are names of figures, with spaces between.
 """
 
 import csv
@@ -25,7 +27,7 @@ from adapt.errors import Refusal
 from adapt.evaluation.metrics import Cell, Index
 
 FOLDER = Path(__file__).parent
-READ = ("verified", "decoded")
+READ = ("verified", "decoded", "second hand")
 OTHER = "other: "  # a view that none of ours is
 OURS = {  # a published metric -> the evaluator's, and the aggregate over all generators
     "auc": ("mean:all", "auc"),
@@ -37,12 +39,14 @@ OURS = {  # a published metric -> the evaluator's, and the aggregate over all ge
     "balanced_accuracy_oracle": ("mean:all", "balanced_accuracy_oracle"),
     "recall_at_0.5": ("mean:all", "recall_at_0.5"),
     "false_alarm_at_0.5": ("real", "false_alarm_at_0.5"),
+    "pixel_f1": ("edits", "f1"),  # of recipes/localize.py, over images that ordinary tools changed
     "unnamed": None,  # the figure was read, what it measures was not recorded: nothing to compare
 }
 PLOT = 0.001  # how far a decoded value may be off
 SLACK = 1e-9  # of float arithmetic, so that a value on the edge counts as inside
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
-Row = TypeVar("Row", "Target", "TargetSet")
+Row = TypeVar("Row", "Target", "TargetSet", "Pattern")
+Named = TypeVar("Named", bound="Target | Pattern")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Target:
     metric: str
     value: Decimal
     spread: Decimal | None
-    read: Literal["verified", "decoded"]
+    read: Literal["verified", "decoded", "second hand"]
     source: str
     note: str
 
@@ -83,6 +87,22 @@ class Target:
     def shown(self) -> str:
         """The figure as it was published, as a fraction."""
         return f"{self.value}" if self.spread is None else f"{self.value} ±{self.spread}"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The mean of some published figures is above that of others, and that is claimed of any data and encoder."""
+
+    name: str
+    says: str
+    above: tuple[Target, ...]
+    below: tuple[Target, ...]
+
+    @property
+    def published(self) -> float:
+        """By how much."""
+        above, below = ([float(target.value) for target in side] for side in (self.above, self.below))
+        return sum(above) / len(above) - sum(below) / len(below)
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,31 @@ def read_sets(path: Path = FOLDER / "target_sets.csv") -> dict[str, TargetSet]:
     return {found.name: found for found in _read(path, TargetSet, _target_set)}
 
 
-def select(targets: Sequence[Target], patterns: Sequence[str]) -> list[Target]:
+def read_patterns(targets: Sequence[Target], path: Path = FOLDER / "target_patterns.csv") -> list[Pattern]:
+    """The patterns of these figures; refuses names that there are not or that come twice, figures of several papers or
+    metrics, and what the figures deny."""
+    by_name = {target.name: target for target in targets}
+
+    def pattern(row: dict[str, str]) -> Pattern:
+        if row["name"] in by_name or not NAME.fullmatch(row["name"]):
+            raise Refusal(f"name {row['name']!r}: no figure's name, of small letters, digits, . and - only")
+        for name in (*row["above"].split(), *row["below"].split()):
+            if name not in by_name:
+                raise Refusal(f"{name!r} is no figure of targets.csv")
+        above, below = (tuple(by_name[name] for name in row[side].split()) for side in ("above", "below"))
+        if not above or not below or not row["says"].strip():
+            raise Refusal("says, above and below: none may be empty")
+        if len({(t.paper, t.metric) for t in (*above, *below)}) > 1 or OURS[above[0].metric] is None:
+            raise Refusal("its figures must be one paper's, and one metric that we have")
+        found = Pattern(row["name"], row["says"], above, below)
+        if found.published <= 0:
+            raise Refusal(f"the published figures deny it: {found.published:+.4f}")
+        return found
+
+    return _read(path, Pattern, pattern)
+
+
+def select(targets: Sequence[Named], patterns: Sequence[str]) -> list[Named]:
     """Those whose name matches one of the patterns (none: all), in their order; a pattern without any is refused."""
     names = [target.name for target in targets]
     for pattern in patterns:
@@ -179,6 +223,14 @@ def listing(targets: Iterable[Target]) -> str:
         lines += [f"{paper} ({source})"]
         lines += ["  " + "  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
     return "\n".join(lines)
+
+
+def pattern_listing(patterns: Iterable[Pattern]) -> str:
+    """A table for a terminal."""
+    lines = [f"  {p.name:22}  {p.published:+.4f}  {p.says}" for p in patterns]
+    return "\n".join(
+        ["Patterns, claimed of any data, and the difference of the published figures:", *lines] if lines else []
+    )
 
 
 def _read(path: Path, kind: type[Row], make: Callable[[dict[str, str]], Row]) -> list[Row]:

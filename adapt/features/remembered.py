@@ -24,7 +24,9 @@ from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Geometry, Preprocess
 from adapt.features.cache import MAKERS, feature_cache, space_folder, state_room
 from adapt.files import write_text
+from adapt.models.towers import timm
 from adapt.models.towers.backbones import TINY, Backbone, Fingerprint, Precision, Way, load_backbone
+from adapt.models.towers.open_clip import checkpoint_in
 from adapt.models.towers.transformers import snapshot
 
 ROOMS = Path(__file__).parents[1]
@@ -152,19 +154,27 @@ def weight_files(name: str) -> list[Path] | None:
     library, _, model = name.partition(":")
     if model.endswith("@random"):
         return []  # drawn from a fixed seed
+    if library == "timm" and timm.repository_of(name, model):
+        return _folder(timm.folder_of(name, model))
     if library == "timm":
-        file = Path(model.partition("@")[2]).absolute()
-        return [file, file.with_suffix(".json")]
+        file = Path(model.partition("@")[2])
+        return _with(file, file.with_suffix(".json"))
     if library == "transformers":
         return _folder(snapshot(name, model))
     if name == "tiny" or model.startswith("local-dir:"):
         return _folder(TINY if name == "tiny" else Path(model.removeprefix("local-dir:")))
     if model.startswith("hf-hub:"):
         return None
+    if checkpoint := checkpoint_in(model)[2]:
+        return _with(checkpoint, checkpoint.parent / "config.json")  # which may say the activation
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
     architecture, _, tag = model.partition("@")
     return [Path(download_pretrained(get_pretrained_cfg(architecture, tag)))]
+
+
+def _with(file: Path, beside: Path) -> list[Path]:
+    return [file.absolute(), *([beside.absolute()] if beside.is_file() else [])]
 
 
 def _folder(folder: Path) -> list[Path]:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from adapt.errors import Refusal
 from adapt.models.towers.backbones import TINY
-from adapt.models.towers.open_clip import create_clip, vision_only
+from adapt.models.towers.checkpoint import read_checkpoint
+from adapt.models.towers.open_clip import checkpoint_in, create_clip, has_texts, vision_only
 from adapt.models.towers.tokens import message_of, read_json
 from adapt.models.towers.transformers import create, snapshot
 
@@ -64,7 +65,7 @@ def prompt_features(name: str, prompts: Sequence[Sequence[str]]) -> Tensor:
 
 
 def without_texts(name: str) -> str:
-    """Why backbone `name` has no text tower; "" if it has one. Reads config.json at most, no weights."""
+    """Why backbone `name` has no text tower; "" if it has one. Of files config.json or names are read, no weights."""
     library, _, model = name.partition(":")
     if library == "timm" and model:
         return str(_no_text(name))
@@ -74,6 +75,8 @@ def without_texts(name: str) -> str:
     if library == "open_clip" and model.startswith("local-dir:"):
         config = read_json(Path(model.removeprefix("local-dir:")) / "open_clip_config.json", name)
         return str(_no_text(name)) if vision_only(config) else ""
+    if library == "open_clip" and (file := checkpoint_in(model)[2]):
+        return "" if has_texts(read_checkpoint(file)) else str(_no_text(name))
     return ""
 
 

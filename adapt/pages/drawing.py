@@ -113,14 +113,14 @@ def cost_against_accuracy(
 
 
 def methods_over_views(views: Sequence[str], kinds: Mapping[str, Mapping[str, Sequence[Cell | Number]]]) -> Figure:
-    """A panel for each method, by its name: values over the views with 95 % bands, a line for each of two kinds.
+    """A panel for each method, by its name: values over the views with 95 % bands, a line for each of at most 3 kinds.
 
     The other methods stand behind in grey, so that many can be told apart and still be compared.
     """
     names = list(next(iter(kinds.values())))
     figure, panels = panels_of(names)
     for axes, name in zip(panels, names, strict=False):
-        for (kind, methods), colour, line in zip(kinds.items(), (SEEN, UNSEEN), LINES[:2], strict=True):
+        for (kind, methods), colour, line in zip(kinds.items(), (SEEN, UNSEEN, "#000000"), LINES, strict=False):
             for other in (other for other in names if other != name):
                 grey = {"color": "0.85", "linewidth": 0.7, "linestyle": line, "zorder": 1}
                 axes.plot(range(len(views)), [cell.value for cell in methods[other]], **grey)
@@ -131,7 +131,7 @@ def methods_over_views(views: Sequence[str], kinds: Mapping[str, Mapping[str, Se
         axes.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
         slant = {"rotation": 90} if len(views) > 5 or max(map(len, views)) > 5 else {}
         axes.set_xticks(range(len(views)), [short_label(view, 14) for view in views], fontsize=7, **slant)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), fontsize=8)
     figure.supylabel("ROC-AUC, mean over generators", fontsize=10)
     figure.supxlabel("view of the test images; bands: 95 % intervals; grey: the other methods", fontsize=9)
     return figure

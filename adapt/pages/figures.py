@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from adapt.evaluation.attribution import ABSENT, EDIT, Attribution
 from adapt.evaluation.metrics import Cell, index
 from adapt.evaluation.replicates import ALL, BINS, distinct
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 from adapt.pages.drawing import (
     COLOURS,
     LINES,
@@ -28,7 +28,7 @@ from adapt.pages.drawing import (
 )
 from adapt.pages.tables import generators_of, name_of, views_of
 
-KINDS = {"real": "#000000", "processed real": "#009E73", "seen fakes": SEEN, "unseen fakes": UNSEEN}
+KINDS = {"real": "#000000", "processed real": "#009E73", "seen fakes": SEEN, "unseen fakes": UNSEEN, "fakes": UNSEEN}
 PANELS = 6  # views in the figures that give each view a panel; more would be unreadable
 
 
@@ -59,12 +59,16 @@ def write_figures(
 
 
 def auc_per_view(cells: Sequence[Cell]) -> Figure:
-    """Mean AUC over the seen and over the unseen generators for each view, with 95 % intervals."""
+    """Mean AUC over the seen and over the unseen generators for each view, with 95 % intervals; over all of them where
+    it is not known which are which."""
     views, at = views_of(cells), index(cells)
+    means: tuple[tuple[str, str, str, float], ...] = (("seen", SEEN, "o", -0.06), ("unseen", UNSEEN, "s", 0.06))
+    if UNKNOWN in generators_of(cells).values():
+        means = (("all", UNSEEN, "s", 0.0),)
     figure = Figure(figsize=(max(5, 1.1 * len(views) + 2), 4), layout="constrained")
     axes = figure.subplots()
     counts = []
-    for label, colour, marker, shift in (("seen", SEEN, "o", -0.06), ("unseen", UNSEEN, "s", 0.06)):
+    for label, colour, marker, shift in means:
         found = [at[ALL, view, f"mean:{label}", "auc"] for view in views]
         counts.append(f"{max(cell.n_fake for cell in found)} {label} fakes")
         if not np.isnan([cell.value for cell in found]).all():
@@ -73,7 +77,7 @@ def auc_per_view(cells: Sequence[Cell]) -> Figure:
     axes.set_xlim(-0.5, len(views) - 0.5)
     n_real = max(at[ALL, view, "mean:all", "auc"].n_real for view in views)
     axes.set(xlabel="view of the test images", ylabel="ROC-AUC, mean over generators")
-    _chance(axes, "y", [at[ALL, view, f"mean:{label}", "auc"] for view in views for label in ("seen", "unseen")])
+    _chance(axes, "y", [at[ALL, view, f"mean:{label}", "auc"] for view in views for label, *_ in means])
     axes.set_title(f"AUC per view, 95 % intervals\nn = {n_real} real, {', '.join(counts)} a view", fontsize=10)
     return figure
 
@@ -91,8 +95,8 @@ def auc_per_generator(cells: Sequence[Cell]) -> Figure:
         rows = np.arange(len(generators)) + 0.64 * ((i + 0.5) / len(views) - 0.5)
         _bars(axes, rows, found, COLOURS[i % 7], MARKERS[i % 7], short_label(view), horizontal=True)
         everything += found
-    met = {"train": "seen", "val": "selection", "": "unseen"}
-    labels = [f"{short_label(name_of(key, list(generators)))} ({met[seen]})" for key, seen in generators.items()]
+    met = {"train": " (seen)", "val": " (selection)", "": " (unseen)", UNKNOWN: ""}
+    labels = [f"{short_label(name_of(key, list(generators)))}{met[seen]}" for key, seen in generators.items()]
     axes.set_yticks(range(len(generators)), labels)
     axes.set_ylim(len(generators) - 0.5, -0.5)
     axes.set_xlabel("ROC-AUC against the unedited reals of the same set and view")
@@ -106,10 +110,12 @@ def auc_per_generator(cells: Sequence[Cell]) -> Figure:
 
 
 def roc(scores: Scores) -> Figure:
-    """ROC curves, one a view, of all seen and all unseen fakes against the unedited reals, sets pooled."""
+    """ROC curves, one a view, of all seen and all unseen fakes against the unedited reals, sets pooled; of all fakes
+    where it is not known which are which."""
     views = _views(scores)
-    figure = Figure(figsize=(9, 4.9), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("seen fakes", "unseen fakes"), strict=True):
+    shown = ("fakes",) if UNKNOWN in scores["seen"] else ("seen fakes", "unseen fakes")
+    figure = Figure(figsize=(4.5 * len(shown), 4.9), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         n = 0
         for i, view in enumerate(views):
             kinds = _kinds(scores, view)
@@ -211,7 +217,7 @@ def score_histograms(scores: Scores, cells: Sequence[Cell]) -> Figure:
     edges = np.linspace(low - 1e-3, high + 1e-3, 25)
     handles, n = {}, dict.fromkeys(KINDS, 0)
     for axes, view in zip(panels, shown, strict=False):
-        for (kind, values), line in zip(_kinds(scores, view).items(), LINES, strict=True):
+        for (kind, values), line in zip(_kinds(scores, view).items(), (*LINES, LINES[-1]), strict=True):
             if len(values):
                 share = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
                 if kind == "real":
@@ -283,7 +289,7 @@ def _kinds(scores: Scores, view: str) -> dict[str, np.ndarray]:
     """The readable test logits of one view by kind of image; generators used for selection are left out."""
     rows = _test(scores) & (scores["view"] == view)
     edited, fake, seen = scores["edit"] != "", scores.fake, scores["seen"]
-    masks = (~fake & ~edited, ~fake & edited, fake & (seen == "train"), fake & (seen == ""))
+    masks = (~fake & ~edited, ~fake & edited, *(fake & (seen == met) for met in ("train", "", UNKNOWN)))
     return {kind: scores["logit"][rows & mask] for kind, mask in zip(KINDS, masks, strict=True)}
 
 

@@ -11,6 +11,7 @@ from adapt.text import escape_markdown
 SHOWN = {  # title: generator and metric
     "AUC, seen generators": ("mean:seen", "auc"),
     "AUC, unseen generators": ("mean:unseen", "auc"),
+    "AUC, all generators": ("mean:all", "auc"),
     "Balanced accuracy, all generators": ("mean:all", "balanced_accuracy"),
     "False alarms": ("real", "false_alarm"),
     "False alarms on processed reals": ("edit:all", "false_alarm"),
@@ -21,8 +22,9 @@ ABOUT_CALLED = (
 )
 ABOUT_DIFFERENCES = (
     "Paired by group, each detector at its own threshold; p is two-sided, not corrected for their number. "
-    "Seen: generators that one or more of these detectors were trained on; unseen: those that none of them met. The "
-    "intervals count other groups like these, not other trainings: of one training each, no method is better."
+    "Seen: generators that one or more of these detectors were trained on; unseen: those that none of them met, n/a "
+    "where one of them does not say what it was trained on. The intervals count other groups like these, not other "
+    "trainings: of one training each, no method is better."
 )
 
 
@@ -34,7 +36,9 @@ class Frozen:
     place: str  # as it was given
     threshold: float
     given: bool  # the threshold is one of --threshold
-    trained_on: tuple[str, ...]  # generators; empty: it does not say
+    published: bool  # it is the authors', if it was not given
+    trained_on: tuple[str, ...]  # generators; empty: nobody says
+    told: bool  # they are those of --trained_on
     data: str  # what it says of its training images
 
 
@@ -46,22 +50,25 @@ def frozen_section(one: Frozen, cells: Sequence[Cell], counts: Mapping[str, int]
     if one.threshold != one.threshold:
         lines.append("It has no threshold: what needs one is n/a. `--threshold LOGIT` gives one.")
     else:
-        source = "given by --threshold" if one.given else "frozen when the detector was trained"
+        frozen = "as published, at p = 0.5" if one.published else "frozen when the detector was trained"
+        rates = "" if one.published else "Calibration and error rates are those of its training, too. "
         lines.append(
-            f"Threshold {one.threshold:.4f}, {source}. Calibration and error rates are those of its training, too. "
+            f"Threshold {one.threshold:.4f}, {'given by --threshold' if one.given else frozen}. {rates}"
             f"Nothing was fitted on this manifest: its {other} rows were left alone."
         )
     if one.trained_on:
         seen, chosen, new = (sorted(n for n, met in here.items() if met == kind) for kind in ("train", "val", ""))
         lines.append(
-            f"By name, it was trained on {', '.join(seen) or 'none'} of the generators here"
+            f"By {'--trained_on' if one.told else 'name'}, it was trained on {', '.join(seen) or 'none'} of the "
+            "generators here"
             + (f", selected on {', '.join(chosen)}" if chosen else "")
             + f", and never met {', '.join(new) or 'none'}. It was trained on: {', '.join(one.trained_on)}. Another "
             "name for one of these would count as unseen."
         )
     else:
         lines.append(
-            "It does not say what it was trained on (no `trained_on`): every generator here counts as unseen."
+            "It does not say what it was trained on (no `trained_on`): no generator here counts as seen or as unseen, "
+            f"and what is said of those is n/a; `--trained_on {one.name}=GENERATOR,GENERATOR` says it."
         )
     if one.data:
         lines.append(f"Its training data: {one.data}. Whether images of this set are among them is not checked.")

@@ -55,7 +55,7 @@ made for few shots also have a row with all of them, and a probe one with as few
 facts were recorded."""
 ABOUT_LIKE_METADATA = """\
 {sign}: on these generators this method is not surely above metadata of the files only (view {view}: {reached};
-paired by group, and by seed where there are several, at 95 % for all methods and both kinds of generators together).
+paired by group, and by seed where there are several, at 95 % for all methods and {kinds} of generators together).
 Its AUC may come from how the files were written."""
 ABOUT_PERMUTED = """\
 Labels permuted: means over permutations of the training and validation labels (their number stands under seeds),
@@ -154,13 +154,16 @@ def views_of(numbers: Sequence[Number]) -> list[str]:
     return distinct(number.view for number in numbers if number.view not in ("", MEAN))
 
 
-def columns(views: Sequence[str]) -> list[Column]:
-    """Those of the first table, costs left out."""
+def columns(views: Sequence[str], detectors: bool = False) -> list[Column]:
+    """Those of the first table, costs left out; with `detectors` from elsewhere also what does not depend on which
+    generators were seen."""
+    every = (("AUC, all", "auc"), ("Balanced accuracy, all", "balanced_accuracy"))
     return [
         *(Column("AUC, seen", view, (ALL, view, "mean:seen", "auc"), True) for view in views),
         *(Column("Balanced accuracy, seen", v, (ALL, v, "mean:seen", "balanced_accuracy"), True) for v in views),
         Column("AUC, unseen", "mean", (ALL, MEAN, "mean:unseen", "auc"), True),
         Column("AUC, unseen", "worst", (ALL, MEAN, WORST, "auc"), True),
+        *(Column(of, "mean", (ALL, MEAN, "mean:all", metric), True) for of, metric in every if detectors),
         Column("ECE", "equal terms", (ALL, MEAN, "mean:all", TEMPERED)),
         Column("", "ECE", (ALL, MEAN, "mean:all", "ece"), True),
         Column("", "false alarms on processed reals", (ALL, MEAN, "edit:all", "false_alarm")),
@@ -168,21 +171,22 @@ def columns(views: Sequence[str]) -> list[Column]:
 
 
 def headline(numbers: Sequence[Number]) -> Table:
-    """All methods, then the controls."""
+    """All methods, then detectors from elsewhere, then the controls."""
     at = by_row(numbers)
-    shown = [c for c in columns(views_of(numbers)) if any(c.place in of_row for of_row in at.values())]
+    with_detectors = any(map(is_detector, at.values()))
+    shown = columns(views_of(numbers), with_detectors)
+    shown = [column for column in shown if any(column.place in of_row for of_row in at.values())]
     header = [*_row_header(numbers), *((c.group, c.name) for c in shown), *(("", title) for title in COSTS.values())]
     rows = []
     for row, found in at.items():
         entries = [entry(found.get(column.place), column.marked) for column in shown]
         for i, column in enumerate(shown):
             if column.place[2] == WORST and entries[i].value != "n/a":
-                entries[i] = replace(entries[i], note=worst(found, numbers))
+                entries[i] = replace(entries[i], note=worst(found, list(generators_of(numbers))))
             entries[i] = replace(entries[i], like_metadata=_like_metadata(found, column.place))
         rows.append([*_row_names(row, found, numbers), *entries, *(_cost(found, metric) for metric in COSTS)])
-    others = sum(map(is_control, at.values()))
     about = "\n\n".join(filter(None, [ABOUT_NUMBERS, _about_metadata(at, rows), _about_permuted(numbers)]))
-    return Table("Methods", header, rows, about, [len(rows) - others], others)
+    return Table("Methods", header, rows, about, *_set_apart(at))
 
 
 def _like_metadata(found: Mapping[Place, Number], place: Place) -> bool:
@@ -196,10 +200,12 @@ def _about_metadata(at: Mapping[Row, Mapping[Place, Number]], rows: Sequence[Seq
     """What the sign means, where it stands."""
     if not any(entry.like_metadata for row in rows for entry in row):
         return ""
-    kinds = {f"mean:{kind}": kind for kind in ("seen", "unseen")}
+    kinds, words = {f"mean:{kind}": f"{kind} ones" for kind in ("seen", "unseen")}, "both kinds"
+    if any(map(is_detector, at.values())):
+        kinds, words = kinds | {"mean:all": "all"}, "kinds"
     of_metadata = [n for n in at[METADATA].values() if n.metric == "auc" and n.generator in kinds and n.view != MEAN]
-    reached = ", ".join(f"{n.value:.3f} on {kinds[n.generator]} ones" for n in of_metadata if n.value == n.value)
-    return ABOUT_LIKE_METADATA.format(sign=LIKE_METADATA, view=of_metadata[0].view, reached=reached)
+    reached = ", ".join(f"{n.value:.3f} on {kinds[n.generator]}" for n in of_metadata if n.value == n.value)
+    return ABOUT_LIKE_METADATA.format(sign=LIKE_METADATA, view=of_metadata[0].view, reached=reached, kinds=words)
 
 
 def _about_permuted(numbers: Sequence[Number]) -> str:
@@ -279,8 +285,7 @@ def by_generator(numbers: Sequence[Number]) -> Table:
         [*_row_names(row, found, numbers), *(entry(found.get((key[0], MEAN, key[1], "auc"))) for key in keys)]
         for row, found in by_row(numbers).items()
     ]
-    others = sum(is_control(found) for found in by_row(numbers).values())
-    return Table("AUC per generator, mean over views", header, rows, "", [len(rows) - others], others)
+    return Table("AUC per generator, mean over views", header, rows, "", *_set_apart(by_row(numbers)))
 
 
 def controls(numbers: Sequence[Number]) -> Table:
@@ -324,7 +329,7 @@ def _permutations(row: Row, found: Mapping[Place, Number], numbers: Sequence[Num
 
 
 def by_row(numbers: Sequence[Number]) -> dict[Row, dict[Place, Number]]:
-    """Methods first, controls last."""
+    """Methods first, then detectors from elsewhere, controls last."""
     out: dict[Row, dict[Place, Number]] = {}
     for number in sorted(numbers, key=lambda number: number.role == "control"):
         out.setdefault(number.row, {})[number.place] = number
@@ -335,20 +340,31 @@ def is_control(found: Mapping[Place, Number]) -> bool:
     return next(iter(found.values())).role == "control"
 
 
+def is_detector(found: Mapping[Place, Number]) -> bool:
+    """Whether a row is a detector from elsewhere."""
+    return next(iter(found.values())).role == "detector"
+
+
+def _set_apart(at: Mapping[Row, Mapping[Place, Number]]) -> tuple[list[int], int]:
+    """Rows of a table of all rows that have a line above them, and how many controls stand last."""
+    methods = sum(not is_control(found) and not is_detector(found) for found in at.values())
+    others = sum(map(is_control, at.values()))
+    return list(dict.fromkeys([methods, len(at) - others])), others
+
+
 def generators_of(numbers: Sequence[Number]) -> dict[tuple[str, str], str]:
-    """(set, generator) -> seen, selection only or unseen, in this order."""
+    """(set, generator) -> seen, selection only or unseen, in this order; detectors from elsewhere have no say."""
     met = {"train": "seen", "val": "selection only", "": "unseen"}
-    own = [n for n in numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES)]
+    own = [n for n in numbers if n.metric == "auc" and not n.generator.startswith(PREFIXES) and n.role != "detector"]
     return {(n.set, n.generator): met[n.met] for n in sorted(own, key=lambda n: ("train", "val", "").index(n.met))}
 
 
-def worst(found: Mapping[Place, Number], numbers: Sequence[Number]) -> str:
-    """Name of the unseen generator with the lowest mean over views."""
-    keys = generators_of(numbers)
-    unseen = [number for key in keys if keys[key] == "unseen" and (number := found.get((key[0], MEAN, key[1], "auc")))]
-    known = [number for number in unseen if number.value == number.value]
+def worst(found: Mapping[Place, Number], keys: Sequence[tuple[str, str]]) -> str:
+    """Name of the generator with the lowest mean over views of those that a row did not see; `keys`: of all."""
+    unseen = [found[key[0], MEAN, key[1], "auc"] for key in keys if (key[0], MEAN, key[1], "auc") in found]
+    known = [number for number in unseen if number.met == "" and number.value == number.value]
     lowest = min(known, key=lambda number: number.value)
-    return name_of((lowest.set, lowest.generator), list(keys))
+    return name_of((lowest.set, lowest.generator), keys)
 
 
 def label(row: Row, numbers: Sequence[Number]) -> str:
@@ -382,6 +398,6 @@ def _row_header(numbers: Sequence[Number]) -> list[tuple[str, str]]:
 
 
 def _row_names(row: Row, found: Mapping[Place, Number], numbers: Sequence[Number]) -> list[Entry]:
-    seeds = next(iter(found.values())).seeds
+    seeds = 0 if is_detector(found) else next(iter(found.values())).seeds
     words = [Entry(row[0], row[0]), *([Entry(row[1], row[1])] if _several(numbers) else [])]
-    return [*words, *([Entry(str(seeds), seeds)] if max(number.seeds for number in numbers) > 1 else [])]
+    return [*words, *([Entry(str(seeds or "none"), seeds)] if max(number.seeds for number in numbers) > 1 else [])]

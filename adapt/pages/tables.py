@@ -11,6 +11,7 @@ from adapt.evaluation.metrics import ABOVE, PERMUTED, PREFIXES, Cell, Control, D
 from adapt.evaluation.open_set import OPEN_SET
 from adapt.evaluation.replicates import ALL, FALSE_ALARM_RATES, GROUPED, MEANS, METRICS, PREVALENCE, UNSEEN
 from adapt.evaluation.samples import Sample
+from adapt.evaluation.scores import UNKNOWN
 from adapt.evaluation.thresholds import FEWEST_REALS, Basis
 from adapt.files import write_text
 from adapt.number_table import write_rows
@@ -20,7 +21,7 @@ from adapt.text import escape_markdown, plain
 COLUMNS = ("set", "view", "generator", "metric", "value", "low", "high", "n_real", "n_fake", "groups")
 COMPARISON = (*COLUMNS[:4], "a", "b", *COLUMNS[4:7], "p", *COLUMNS[7:9])  # columns of comparison.csv
 COMPARED = ("auc", "balanced_accuracy", "real_first")  # on the page; the CSV file has every metric
-MET = {"train": "training", "val": "validation only", "": "never"}
+MET = {"train": "training", "val": "validation only", "": "never", UNKNOWN: "not known"}
 HOW_TO_READ = """\
 Read `0.874 [0.851, 0.896]` as the value and its 95 % interval over groups (jackknife; a photograph and its fakes are
 one group), given the threshold. With fewer than 10 groups there is no interval. AUC: the chance that a fake scores
@@ -28,13 +29,15 @@ above a real image; 0.5 is guessing. Each generator is compared with the unedite
 same view. Seen generators have training images, unseen ones were never met; one used for selection only stands apart.
 {threshold}
 False alarms: share of real images called fake. Worst: its interval knows that it is the lowest of several."""
-Origin = Literal["picked", "given", "none", "frozen", "folds", "each"]
+Origin = Literal["picked", "given", "none", "frozen", "published", "folds", "each", "half"]
 THRESHOLDS: dict[Origin, str] = {  # where the threshold is from
     "picked": "One threshold, frozen on validation images, serves all views.",
     "given": "One threshold, given and not picked on validation images of these scores, serves all views.",
     "none": "Without validation images of both classes there is no threshold.",
     "frozen": "One threshold, frozen when the detector was trained, serves all views.",
+    "published": "One threshold, as published (p = 0.5), serves all views.",
     "each": "Each row has one threshold of its own, frozen on validation images, which serves all views.",
+    "half": "Nothing was fitted: every row is a test row. One threshold, logit 0 (p_fake 0.5), serves all views.",
     "folds": "Each fold has its own threshold, frozen on its own validation images; one serves all views.",
 }
 ABOUT_METRICS = """\
@@ -47,6 +50,7 @@ HEADLINE = {
     "view": (),
     "AUC seen": ("mean:seen", "auc"),
     "AUC unseen": ("mean:unseen", "auc"),
+    "AUC all": ("mean:all", "auc"),
     "AUC worst": ("worst:all", "auc"),
     "balanced accuracy": ("mean:all", "balanced_accuracy"),
     "false alarms": ("real", "false_alarm"),
@@ -192,7 +196,7 @@ def views_of(cells: Sequence[Cell]) -> list[str]:
 def generators_of(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
     """(set, generator) -> seen, the seen ones first."""
     own = (c for c in cells if c.metric == "auc" and not c.generator.startswith(PREFIXES))
-    ordered = sorted(own, key=lambda cell: ("train", "", "val").index(cell.seen))
+    ordered = sorted(own, key=lambda cell: ("train", "", "val", UNKNOWN).index(cell.seen))
     return {(cell.set, cell.generator): cell.seen for cell in ordered}
 
 
@@ -202,26 +206,33 @@ def name_of(key: tuple[str, str], keys: Sequence[tuple[str, str]]) -> str:
 
 
 def headline(cells: Sequence[Cell]) -> list[list[str]]:
-    """The header and one row a view: mean AUC seen and unseen, the worst, balanced accuracy, false alarms."""
+    """The header and one row a view: mean AUC seen and unseen, the worst, balanced accuracy, false alarms; where it is
+    not known which generators are which, also the mean over all."""
     at, generators = index(cells), generators_of(cells)
-    rows = [list(HEADLINE)]
+    told = UNKNOWN not in generators.values()
+    shown = {title: key for title, key in HEADLINE.items() if not (told and title == "AUC all")}
+    rows = [list(shown)]
     for view in views_of(cells):
         found = {key: at.get((key[0], view, key[1], "auc")) for key in generators}
         worst = at[ALL, view, "worst:all", "auc"].value
         names = [name_of(key, list(generators)) for key, cell in found.items() if cell and cell.value == worst]
-        row = [at.get((ALL, view, key[0], key[1])) for key in HEADLINE.values() if key]
+        row = [at.get((ALL, view, key[0], key[1])) for key in shown.values() if key]
         rows.append([view, *map(show, row)])
-        rows[-1][3] += f" {names[0]}" if names else ""
+        rows[-1][rows[0].index("AUC worst")] += f" {names[0]}" if names else ""
     return rows
 
 
 def text(cells: Sequence[Cell]) -> str:
     """The headline table in aligned columns, for a terminal."""
-    rows = [[plain(word) for word in row] for row in headline(cells)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join([aligned(headline(cells)), *map(plain, _in_no_mean(cells))])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Words in aligned columns, for a terminal."""
+    rows = [[plain(word) for word in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in rows)
-    lines = ["  ".join(row).rstrip() for row in padded]
-    return "\n".join([*lines, *map(plain, _in_no_mean(cells))])
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def _in_no_mean(cells: Sequence[Cell]) -> list[str]:
@@ -267,7 +278,11 @@ def markdown(
     how = HOW_TO_READ.format(threshold=THRESHOLDS[origin])
     parts = [how, "## Headline", grid(headline(cells))]
     parts.append("Balanced accuracy: mean over all generators, at the threshold.")
-    parts += [*(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)), *_unseen(cells), *_behind(behind)]
+    parts += [
+        *(f"**{escape_markdown(line)}**" for line in _in_no_mean(cells)),
+        *_unseen(cells),
+        *behind_section(behind),
+    ]
     parts += [*_metrics(cells, prevalence, origin, basis), *_generators(cells), *_weakest(cells), *_within(cells)]
     parts += _processed(cells)
     parts += [*_controls(cells, controls), *_differences(differences), *sections]
@@ -292,7 +307,7 @@ def _off(sample: Sample) -> str:
     return f"{factor:.1f} times too narrow {where}" if factor >= 1 else f"{1 / factor:.1f} times too wide {where}"
 
 
-def _behind(found: Sequence[Sample]) -> list[str]:
+def behind_section(found: Sequence[Sample]) -> list[str]:
     """How many images and groups stand behind the headline, a column a view."""
     if not found:
         return []
@@ -359,6 +374,8 @@ def threshold_line(cells: Sequence[Cell], origin: Origin, basis: Basis | None = 
         "given": f"logit {show(threshold)}, given (by --threshold), not picked on these rows",
         "none": f"none, for there are {rests_on}; give one with --threshold",
         "frozen": f"logit {show(threshold)}, frozen when the detector was trained, not picked on these rows{before}",
+        "half": f"logit {show(threshold)} (p_fake 0.5), for no column says which rows validate; nothing was fitted",
+        "published": f"logit {show(threshold)}, {basis}",
         "folds": "that of each fold; logits are those above it, so it stands at 0",
     }[origin]
 

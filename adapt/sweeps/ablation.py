@@ -1,7 +1,6 @@
 """From a list of methods to runs of recipes, and from finished runs to numbers, pages and TensorBoard."""
 
 import re
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,6 +36,7 @@ from adapt.pages.markdown_page import picture
 from adapt.pages.rotation import read_rotation, write_rotation
 from adapt.sweeps.ablation_html import report
 from adapt.sweeps.ablation_page import Page, write_tables
+from adapt.sweeps.detectors import Elsewhere, read_detectors, write_detectors
 from adapt.sweeps.planned_runs import PlannedRun, config_class, sweep_record, uses_gpu, write_sweep
 from adapt.sweeps.rotation import Members, measure_rotation
 from adapt.text import escape_markdown, one_line
@@ -82,6 +82,15 @@ class AblationConfig(Flags, Protocol):
     def resamples(self) -> int: ...
 
     @property
+    def num_workers(self) -> int | None: ...
+
+    @property
+    def detectors(self) -> tuple[str, ...]: ...
+
+    @property
+    def trained_on(self) -> tuple[str, ...]: ...
+
+    @property
     def pictures(self) -> bool: ...
 
 
@@ -123,7 +132,8 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
     why = without_texts(backbone) if any(method.texts for method in methods) else ""
     found = {method.name: why for method in methods if method.texts and why}
     weighing = [method.name for method in methods if method.flags.get("head") == "rine"]
-    if weighing and backbone.startswith("timm:"):  # of files; the plan of a run must not ask the hub for weights
+    of_files = backbone.startswith("timm:") and "@" in backbone and "hf-hub:" not in backbone
+    if weighing and of_files:  # the plan of a run must not ask the hub for weights
         try:
             layer_read_by("rine", "last", load_backbone(backbone))
         except Refusal as refusal:
@@ -132,12 +142,17 @@ def not_applicable(methods: Sequence[Method], backbone: str) -> dict[str, str]:
 
 
 def measure(
-    rows: Mapping[Row, Sequence[PlannedRun]], controls: Collection[str], root: Path, resamples: int
+    rows: Mapping[Row, Sequence[PlannedRun]],
+    controls: Collection[str],
+    root: Path,
+    resamples: int,
+    elsewhere: Sequence[Elsewhere] = (),
 ) -> tuple[SideBySide, list[Number]]:
     """Numbers of finished runs, by row one a seed.
 
     The rows of methods named in `controls` hold what permuted labels reach, and no numbers of their own scores; other
-    runs with permutations have a row for them beside their own.
+    runs with permutations have a row for them beside their own. `elsewhere`: what the last rows are, if they are
+    detectors from elsewhere.
     """
     compared = {row: [_scores(run, root) for run in of_row] for row, of_row in rows.items() if row[0] not in controls}
     others = {}
@@ -145,7 +160,8 @@ def measure(
     if of_metadata := next((path for path in left if path.is_file()), None):
         others[METADATA] = [Scores.read(of_metadata)]
     beside = SideBySide(resamples)
-    beside.add(compared, others, {row: found for row in compared if (found := _column(rows[row][0], compared[row]))})
+    columns = {row: found for row in compared if (found := _column(rows[row][0], compared[row]))}
+    beside.add(compared, others, columns, {one.row: one.fixed for one in elsewhere if one.row in compared})
     for row, of_row in rows.items():
         kept = [read_rows(root / run.name / PERMUTATIONS, Reached) for run in of_row]
         if all(kept):
@@ -153,7 +169,7 @@ def measure(
         elif row[0] in controls:
             raise Refusal(f"{root / of_row[0].name / PERMUTATIONS} is missing: give {row[0]} some --permutations")
     views = list(dict.fromkeys(next(iter(compared.values()))[0]["view"]))
-    marked = [column.place for column in leaderboard.columns(views) if column.marked]
+    marked = [column.place for column in leaderboard.columns(views, bool(beside.fixed)) if column.marked]
     costs = [number for row, runs in rows.items() for number in _costs(row, runs, controls, root)]
     return beside, [*beside.numbers(compared, marked), *costs]
 
@@ -174,6 +190,8 @@ def _scores(run: PlannedRun, root: Path) -> Scores:
 
 def _costs(row: Row, runs: Sequence[PlannedRun], controls: Collection[str], root: Path) -> Iterator[Number]:
     records = [run.record(root) for run in runs]
+    if "trainable_parameters" not in records[0]:  # of a detector from elsewhere: nothing was trained here
+        return
     found: dict[str, list[float]] = {
         "trainable_parameters": [record["trainable_parameters"] for record in records],
         "minutes": [record["training_minutes"] for record in records],
@@ -199,17 +217,20 @@ def write_ablation(
     failed: Mapping[str, str],
     rotated: Mapping[Row, Mapping[str, Sequence[PlannedRun]]],
     members: Members,
+    elsewhere: Sequence[Elsewhere] = (),
 ) -> None:
     """Everything about the finished runs; the record only when none is missing.
 
     `rotated`: runs of each row without each of `members` in turn; a row of which one is missing is in no rotation.
+    `elsewhere`: what the last rows are, if they are detectors from elsewhere.
     """
     turned = {row: [run for runs in of.values() for run in runs] for row, of in rotated.items()}
     asked = [run for part in (rows, turned) for of_row in part.values() for run in of_row]
     missing = [run.name for run in asked if run.state(root) != "finished"]
     done = {row: [run for run in of_row if run.name not in missing] for row, of_row in rows.items()}
     done = {row: of_row for row, of_row in done.items() if of_row}
-    if not any(name not in controls for name, _ in done):
+    elsewhere = [one for one in elsewhere if one.row in done]
+    if not any(row[0] not in controls for row in done if row not in {one.row for one in elsewhere}):
         return print("no page yet: no run of a method is finished")
     of_rotation = {
         row: of
@@ -218,8 +239,9 @@ def write_ablation(
     }
     every = [run for of_row in done.values() for run in of_row]
     every += [run for row in of_rotation for run in turned[row]]
-    beside, numbers = measure(done, controls, root, config.resamples)
+    beside, numbers = measure(done, controls, root, config.resamples, elsewhere)
     write_numbers(root / "ablation.csv", numbers)
+    write_detectors(root, elsewhere)
     if of_rotation:
         write_rotation(root, measure_rotation(rows, of_rotation, members, config.resamples, root))
     record = sweep_record(config, every, root)
@@ -228,13 +250,14 @@ def write_ablation(
     page = Page(
         read_numbers(root / "ablation.csv"),  # what another reader of the file would see
         "GPU's tensors" if uses_gpu(every[0], root) else "first process, libraries included",
-        {run.name: f"python recipes/{run.recipe}.py {shlex.join(run.arguments(root))}" for run in every},
+        {run.name: run.command(root) for run in every},
         shown(record) | {"seeds": config.seeds} | digests,
         {row: [root / run.name for run in of_row] for row, of_row in done.items()},
         missing,
         impossible,
         failed,
         read_rotation(root) if of_rotation else (),
+        read_detectors(root),
     )
     sections = write_tables(root, page)
     figures = {name: png(figure) for name, figure in page.figures().items()}
@@ -270,7 +293,7 @@ def write_tensorboard(root: Path, rows: Mapping[Row, Sequence[PlannedRun]], besi
             for (_, view, label, metric), value in found.items():
                 finals |= {f"{view}/{tag}": value for tag, key in FINAL.items() if key == (label, metric)}
             seeds = run.flags.get("seeds")
-            seed = seeds[0] if isinstance(seeds, tuple) and seeds else run.flags["seed"]
+            seed = seeds[0] if isinstance(seeds, tuple) and seeds else run.flags.get("seed", "none")
             settings: dict[str, str | float] = {
                 "method": row[0],
                 "trained_on": row[1],

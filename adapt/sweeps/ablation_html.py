@@ -14,7 +14,7 @@ from adapt.data.views import parse_view
 from adapt.evaluation.attribution import Attribution, Column, Count, attribute
 from adapt.evaluation.open_set import classes_of
 from adapt.evaluation.replicates import ALL, distinct
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import UNKNOWN, Scores
 from adapt.evaluation.side_by_side import MEAN, Row
 from adapt.evaluation.thresholds import pick_threshold
 from adapt.pages import leaderboard
@@ -35,6 +35,7 @@ KINDS = {  # of test images: real or not, where the generator was met, processed
     "seen fakes": (True, "train", False),
     "fakes of selection": (True, "val", False),
     "unseen fakes": (True, "", False),
+    "fakes, seen or not": (True, UNKNOWN, False),
 }
 ALT = {
     "generators": "AUC of every method and generator, as in the table above",
@@ -78,7 +79,10 @@ class Report:
             for row, of in page.runs.items()
             if not self.control(row)
         }
-        self.cuts = {row: [pick_threshold(scores) for scores in of] for row, of in self.scores.items()}
+        self.elsewhere = {one.row: one.threshold for one in page.detectors}
+        self.cuts = {
+            row: [self.elsewhere.get(row, pick_threshold(scores)) for scores in of] for row, of in self.scores.items()
+        }
         self.views = leaderboard.views_of(page.numbers)
 
     def parts(self) -> Iterator[Part]:
@@ -126,7 +130,7 @@ class Report:
         rows = {row: [[self.name(row), *words] for words in self.called_fake(row, kinds)] for row in self.scores}
         own, controls = ([x for row in rows if self.control(row) == is_one for x in rows[row]] for is_one in (0, 1))
         yield Table(["method", "view", *(f"{name} called fake" for name in kinds)], own, controls)
-        with_classes = [row for row, of in self.scores.items() if classes_of(of[0])]
+        with_classes = [row for row, of in self.scores.items() if classes_of(of[0]) and row not in self.elsewhere]
         if with_classes:
             yield Heading("Classes of fakes", 3)
             yield Text(ABOUT_FAMILIES)
@@ -150,7 +154,7 @@ class Report:
             yield [view, *words]
 
     def mistakes(self) -> Iterator[Part]:
-        kind = "unseen" if self.best("unseen") else "seen"
+        kind = "all" if self.elsewhere else "unseen" if self.best("unseen") else "seen"
         best = self.best(kind)
         yield Heading("Worst mistakes")
         yield Text(ABOUT_MISTAKES.format(n=len(best), kind=kind))
@@ -167,7 +171,7 @@ class Report:
                     yield Gallery(tiles, caption) if self.pictures else named
 
     def best(self, kind: str) -> list[Row]:
-        """At most `BEST` methods by the AUC on seen or unseen generators; none if there are no such generators."""
+        """At most `BEST` rows by the AUC on seen, unseen or all generators; none if there are no such generators."""
         found = {row: self.at[row].get((ALL, MEAN, f"mean:{kind}", "auc")) for row in self.scores}
         known = {row: number.value for row, number in found.items() if number and number.value == number.value}
         return sorted((row for row in known if not self.control(row)), key=lambda row: -known[row])[:BEST]

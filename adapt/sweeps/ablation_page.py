@@ -18,6 +18,8 @@ from adapt.pages.drawing import cost_against_accuracy, heat_map, methods_over_vi
 from adapt.pages.latex import table as latex_table
 from adapt.pages.leaderboard import COSTS, Table
 from adapt.pages.rotation import rotation_table
+from adapt.sweeps.detectors import Elsewhere
+from adapt.sweeps.detectors import table as detectors_table
 from adapt.sweeps.frontier import undominated
 
 ABOUT_COSTS = """\
@@ -46,6 +48,7 @@ class Page:
     impossible: Mapping[str, str] = field(default_factory=dict)  # methods, and why this backbone cannot do them
     failed: Mapping[str, str] = field(default_factory=dict)  # runs, and their last words
     rotation: Sequence[Rotated] = ()  # of methods that were run without each generator, or family, in turn
+    detectors: Sequence[Elsewhere] = ()  # those from elsewhere
 
     def tables(self) -> list[Table]:
         head = leaderboard.headline(self.numbers)
@@ -53,9 +56,10 @@ class Page:
         sources = "; ".join(f"{name}: {SOURCES[name]}" for name in shown if name in SOURCES)
         about = [head.about, ABOUT_COSTS.format(memory=self.memory), *([f"Sources. {sources}."] if sources else [])]
         head = replace(head, about="\n\n".join(about))
+        whose = [detectors_table(self.detectors)] if self.detectors else []
         parts = [leaderboard.budgets, leaderboard.unseen, leaderboard.attribution, leaderboard.transfer]
         parts += [leaderboard.by_generator, leaderboard.controls]
-        tables = [head, *(table for make in parts if (table := make(self.numbers)).rows)]
+        tables = [head, *whose, *(table for make in parts if (table := make(self.numbers)).rows)]
         return [*tables, rotation_table(self.rotation)] if self.rotation else tables
 
     def figures(self) -> dict[str, Figure]:
@@ -112,15 +116,17 @@ def _heat_map(numbers: Sequence[Number]) -> Figure:
 
 def _over_views(numbers: Sequence[Number]) -> Figure:
     views, at = leaderboard.views_of(numbers), _at(numbers)
-    kinds = {}
-    for kind in ("seen", "unseen"):
+    missing, kinds = replace(numbers[0], value=np.nan, low=np.nan, high=np.nan), {}
+    for kind in ("seen", "unseen", *(["all"] if any(map(leaderboard.is_detector, at.values())) else [])):
         places = [(ALL, view, f"mean:{kind}", "auc") for view in views]
-        kinds[f"{kind} generators"] = {name: [found[place] for place in places] for name, found in at.items()}
+        kinds[f"{kind} generators"] = {
+            name: [found.get(place, missing) for place in places] for name, found in at.items()
+        }
     return methods_over_views(views, kinds)
 
 
 def _cost_figure(numbers: Sequence[Number]) -> Figure:
-    at = _at(numbers)
+    at = {name: found for name, found in _at(numbers).items() if not leaderboard.is_detector(found)}
     costs = {title: [found["", "", "", metric].value for found in at.values()] for metric, title in COSTS.items()}
     kinds = {}
     for kind in ("unseen", "seen"):

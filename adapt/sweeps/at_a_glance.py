@@ -15,6 +15,7 @@ from adapt.pages import leaderboard
 from adapt.pages.map_tables import REGIONS
 from adapt.pages.tables import show
 from adapt.sweeps import frontier
+from adapt.sweeps.reproduction import Decided
 from adapt.sweeps.tables_again import recipe_of, study_of, tables_of
 from adapt.text import escape_markdown
 from adapt.training.run import RunRecord
@@ -47,14 +48,25 @@ def at_a_glance(folder: Path, record: RunRecord) -> Glance:
     recipe = recipe_of(record["command"])
     if recipe == "ablation":
         numbers = read_numbers(folder / "ablation.csv")
-        rows = leaderboard.by_row(numbers).items()
-        return _of_aucs({leaderboard.label(row, numbers): found for row, found in rows})
+        rows = leaderboard.by_row(numbers)
+        elsewhere = [row for row, found in rows.items() if leaderboard.is_detector(found)]
+        aucs = {leaderboard.label(row, numbers): found for row, found in rows.items() if row not in elsewhere}
+        others = [
+            f"{escape_markdown(row[0])}, from elsewhere: AUC of all generators, {view}: "
+            + show(rows[row].get(_place("all", view)))
+            for row in elsewhere
+            for view in VIEWS
+        ]
+        return replace(_of_aucs(aucs), others=others)
     if recipe == "frontier":
         points = frontier.read_csv(folder / "frontier.csv")
         return _of_aucs({point.name: index(list(point.aucs.values())) for point in points})
     if recipe in OF_PAGES:
         page = tables_of((folder / "table.md").read_text(encoding="utf-8"))
         return OF_PAGES[recipe](rows_of(page["", ""][0]), record)
+    if patterns := read_rows(folder / "patterns.csv", Decided):
+        lines = [f"{d.pattern}: {show(d, '+')} ({d.outcome})" for d in patterns]
+        return Glance(others=lines, images=f"{patterns[0].n_real} + {patterns[0].n_fake}")
     if not has_table(folder / "metrics.csv"):  # of a recipe that leaves other numbers: its line links the page
         return Glance()
     return replace(_of_metrics(folder), others=_of_maps(folder))

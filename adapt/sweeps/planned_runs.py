@@ -12,6 +12,7 @@ with refuses a second one by itself. How a process is started, here or by Slurm:
 import contextlib
 import difflib
 import fnmatch
+import importlib
 import importlib.util
 import json
 import math
@@ -45,6 +46,7 @@ from adapt.training.run import NOT_IDENTITY, RunConfig, RunRecord
 
 RECIPES = recipes_folder()
 NAME = re.compile(r"[\w@+-][\w.@+-]*", re.ASCII)
+COMMAND = "adapt "  # begins what is run where it is no recipe
 LAST_LINES = 5  # of the log of a failed run
 PATIENCE = 60.0  # seconds that a run may take to stop
 NOTHING = "    (it said nothing)"
@@ -54,7 +56,10 @@ State = Literal["finished", "stopped", "to do"]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its folder's name, its recipe, and the fields of the recipe's `Config` that are not its defaults."""
+    """One run: its folder's name, its recipe, and the fields of the recipe's `Config` that are not its defaults.
+
+    In place of a recipe `adapt COMMAND` may stand, of a command that leaves a run directory.
+    """
 
     name: str
     recipe: str
@@ -98,9 +103,16 @@ class PlannedRun:
                 words += [f"--{name}", *map(str, value if isinstance(value, tuple | list) else [value])]
         return [*words, "--output_dir", str(root / self.name)]
 
+    def command(self, root: Path) -> str:
+        """As a shell takes it."""
+        program = self.recipe if self.recipe.startswith(COMMAND) else f"python recipes/{self.recipe}.py"
+        return f"{program} {shlex.join(self.arguments(root))}"
+
     def start(self, root: Path, processes: int, of: Path) -> Start:
         """How it is started; its place in the folder `of` names it."""
-        words = (str(RECIPES / f"{self.recipe}.py"), *self.arguments(root))
+        recipe = (str(RECIPES / f"{self.recipe}.py"),)
+        program = ("-m", *self.recipe.split()) if self.recipe.startswith(COMMAND) else recipe
+        words = (*program, *self.arguments(root))
         return Start(os.path.relpath(root / self.name, of), words, root / f"{self.name}.log", processes)
 
     def record(self, root: Path) -> RunRecord:
@@ -109,7 +121,9 @@ class PlannedRun:
 
 
 def config_class(recipe: str) -> type[RunConfig]:
-    """The `Config` of a recipe, by its file's name."""
+    """The `Config` of a recipe, by its file's name, or of `adapt COMMAND`."""
+    if recipe.startswith(COMMAND):
+        return importlib.import_module(f"adapt.commands.{recipe.removeprefix(COMMAND)}").Config
     path = RECIPES / f"{recipe}.py"
     if not path.is_file():
         raise Refusal(f"no recipe {recipe!r}; there are: {', '.join(sorted(p.stem for p in RECIPES.glob('*.py')))}")
@@ -176,8 +190,7 @@ def plan(runs: Sequence[PlannedRun], root: Path, guess: Mapping[str, float] | No
     for run in runs:
         about = f"about {usual[run.name]:.1f}" if run.name in usual else "unknown"
         lasts = f"{took[run.name]:.1f}" if run.name in took else about
-        command = f"python recipes/{run.recipe}.py {shlex.join(run.arguments(root))}"
-        lines.append(f"{run.name:{width}}  {states[run.name]:8}  {lasts:>10} min  {command}")
+        lines.append(f"{run.name:{width}}  {states[run.name]:8}  {lasts:>10} min  {run.command(root)}")
     todo = [run for run in runs if run.name not in took]
     known = [usual[run.name] for run in todo if run.name in usual]
     rest = f", about {sum(known):.0f} min" if known else ""
@@ -322,7 +335,7 @@ def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRe
 
     Runs that saw different data or weights, because a file changed between them, are refused. Layers may differ, the
     preprocessing of runs whose line in the plan names a geometry, and the data of runs that leave other generators out
-    or have another fold as their test.
+    or have another fold as their test. Detectors from elsewhere have weights of their own; the first run is none.
     """
     records = [run.record(root) for run in runs]
     first = records[0]
@@ -332,10 +345,12 @@ def sweep_record(config: Flags, runs: Sequence[PlannedRun], root: Path) -> RunRe
         same_geometry = like.setdefault(("geometry", run.flags.get("geometry")), (run, record))
         for part, others, but in (
             ("data", same_rows, ()),
-            ("base", same_geometry, ("layer",)),
-            ("base", (runs[0], first), ("layer", "preprocess")),
+            ("base", same_geometry, ("layer", "commit")),  # the weights' digest decides
+            ("base", (runs[0], first), ("layer", "commit", "preprocess")),
         ):
             other, of_other = others
+            if part not in record["identity"] or part not in of_other["identity"]:
+                continue
             if _without(record["identity"][part], but) != _without(of_other["identity"][part], but):
                 raise Refusal(f"{root}: {run.name} and {other.name} have different {part}: delete the older one")
     return {

@@ -1,4 +1,4 @@
-"""From published figures to runs of recipes: what is missing for them, and ours beside theirs."""
+"""From published figures to runs of recipes: what is missing, ours beside theirs, and their pattern in our figures."""
 
 import fnmatch
 import functools
@@ -6,25 +6,41 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from adapt.cli import Flags
 from adapt.errors import Refusal
 from adapt.evaluation import metrics
-from adapt.evaluation.metrics import PREFIXES, Index, index
-from adapt.evaluation.targets import OTHER, Comparison, Target, TargetSet, compare, ours
+from adapt.evaluation.attribution import Rate
+from adapt.evaluation.jackknife import paired, share_interval
+from adapt.evaluation.metrics import PREFIXES, Index, align, index
+from adapt.evaluation.replicates import ALL, Replicates, replicate
+from adapt.evaluation.scores import Scores
+from adapt.evaluation.targets import OTHER, OURS, Comparison, Pattern, Target, TargetSet, compare, ours
 from adapt.models.towers.backbones import load_backbone
-from adapt.number_table import write_table
+from adapt.models.towers.timm import repository_of
+from adapt.number_table import read_rows, write_rows, write_table
 from adapt.pages.tables import grid, show
 from adapt.sweeps.planned_runs import PlannedRun, read_metrics, write_sweep
 from adapt.text import escape_markdown
 
 RUN = "run"  # folder of the run inside that of its page
+PATTERNS = "patterns"  # folder of the page about patterns, with its runs
+SEEN = "mean:seen"  # patterns are about generators that training met, as those of the papers are
 ABOUT = """\
 Match: the published figure lies in our 95 % interval (over groups), widened at both ends by half a unit of
 its last digit, and by 0.001 if it was decoded from a plot; else miss. Difference: ours minus theirs. The interval is
 that of our test rows and one training seed; papers print none. There is an outcome only where method, encoder and data
 are the published ones. A published accuracy at p = 0.5 stands beside our balanced accuracy at 0.5, which is the same
 on sets of as many real images as fakes."""
+ABOUT_PATTERNS = """\
+A pattern says that the mean of some published figures is above that of others, on any data and with any encoder. Ours:
+the same difference between means of our figures, paired over the groups of the test rows (95 %, p not corrected for
+the number of patterns). Match: the interval lies above 0; miss: below 0; open: it holds 0. It says what other test
+images of this kind could have given, not what other training images could. Figures are means over the generators that
+training met, of balanced accuracy at 0.5 where a paper has accuracy."""
 COLUMNS = ("target", "metric", "view", "read", "published", "ours", "low", "high", "difference", "outcome", "setting")
 
 
@@ -76,6 +92,35 @@ class Answer:
         return "n/a" if found != found else f"{found:+.4f}"
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A pattern in our own figures: the difference, its interval over groups, and what it came to."""
+
+    pattern: str
+    says: str
+    published: float
+    value: float
+    low: float
+    high: float
+    p: float
+    groups: int
+    n_real: int
+    n_fake: int
+    outcome: Literal["match", "miss", "open", "n/a"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published figure and our number for it, on generators that training met."""
+
+    figure: str
+    metric: str  # ours
+    published: float
+    value: float
+    low: float
+    high: float
+
+
 def configure(target: Target, configurations: Sequence[Configuration]) -> Configuration:
     """The first configuration that is meant for a target; the last one is meant for all."""
     return next(c for c in configurations if any(fnmatch.fnmatchcase(target.name, p) for p in c.targets))
@@ -109,11 +154,16 @@ def jobs(
 
 
 def run_of(
-    job: Job, sets: Mapping[str, TargetSet], given: Sequence[str], backbone: str, shared: Mapping[str, object]
+    name: str,
+    job: Job,
+    sets: Mapping[str, TargetSet],
+    given: Sequence[str],
+    backbone: str,
+    shared: Mapping[str, object],
 ) -> PlannedRun:
     """The run of a job, on the `given` manifests, or without any on those of the published sets."""
     own = {"manifest": tuple(given) or manifests_of(job, sets), "backbone": backbone, "test_views": tuple(job.views)}
-    return PlannedRun(RUN, job.configuration.recipe, {**job.configuration.flags, **own, **shared})
+    return PlannedRun(name, job.configuration.recipe, {**job.configuration.flags, **own, **shared})
 
 
 def manifests_of(job: Job, sets: Mapping[str, TargetSet]) -> tuple[str, ...]:
@@ -158,7 +208,9 @@ def hub_repository(backbone: str) -> str:
     """The hub's repository of a backbone's weights; "" where its name does not lead to one."""
     library, _, model = backbone.partition(":")
     if library == "transformers" and not Path(model).is_dir():
-        return model
+        return model.partition("@")[0]
+    if library == "timm":
+        return repository_of(backbone, model).partition("@")[0]
     if library == "open_clip" and model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     if library == "open_clip" and "@" in model:
@@ -198,7 +250,7 @@ def is_generator(name: str) -> bool:
 
 def write_reproduction(config: Flags, job: Job, run: PlannedRun, root: Path, sets: Mapping[str, TargetSet]) -> None:
     """table.md, reproduce.csv, config.yaml and provenance.json of one finished run; prints the table."""
-    at = index(read_metrics(root / run.name / "metrics.csv")[()])
+    at = evaluated(root / run.name)
     differs = differences(job, run, at, sets)
     answers = answer(job, at, differs)
     rows = [["target", "read", "published", "ours", "difference", "outcome"]]
@@ -214,6 +266,14 @@ def write_reproduction(config: Flags, job: Job, run: PlannedRun, root: Path, set
     write_csv(root / "reproduce.csv", answers)
     said = "\n".join(f"- {escape_markdown(fact)}" for fact in facts)
     write_sweep(config, [run], root, [f"{grid(rows)}\n\n{said}", ABOUT, "## The published figures", grid(about)])
+
+
+def evaluated(folder: Path) -> Index:
+    """The numbers of a finished run; those of its maps, where it has some, stand under their labels."""
+    cells = read_metrics(folder / "metrics.csv")[()]
+    rates = read_rows(folder / "localization.csv", Rate)  # none of another recipe
+    maps = [metrics.Cell(ALL, r.view, r.label, r.metric, r.value, r.low, r.high, 0, r.n) for r in rates]
+    return index([*cells, *maps])
 
 
 def no_number(answer: Answer) -> str:
@@ -236,3 +296,78 @@ def write_csv(path: Path, answers: Sequence[Answer]) -> None:
         outcome = a.comparison.outcome if a.setting == "published" else "none"
         rows.append([*words, *numbers, a.comparison.difference, outcome, a.setting])
     write_table(path, COLUMNS, rows)
+
+
+def figures_of(patterns: Sequence[Pattern]) -> list[Target]:
+    """The figures that some patterns speak of, each once."""
+    return list({t.name: t for pattern in patterns for t in (*pattern.above, *pattern.below)}.values())
+
+
+def write_patterns(
+    config: Flags,
+    patterns: Sequence[Pattern],
+    finished: Sequence[tuple[Job, PlannedRun]],
+    root: Path,
+    resamples: int,
+    seed: int,
+) -> None:
+    """table.md, patterns.csv, figures.csv and the record of the finished runs that measured the patterns' figures."""
+    measured: dict[str, Replicates] = {}
+    scores = [Scores.read(root / run.name / "scores.parquet") for _, run in finished]
+    for (job, _), table in zip(finished, scores, strict=True):
+        same_rows = align(scores[0], table)[1]
+        wanted = {_metric(target) for target in job.targets}
+        found = replicate(same_rows, float("nan"), resamples, seed, metrics=wanted)
+        measured |= {target.name: found[ALL, target.view, SEEN] for target in job.targets}
+    decided = [decide(pattern, measured) for pattern in patterns]
+    figures = [_figure(target, measured[target.name]) for target in figures_of(patterns)]
+    write_rows(root / "patterns.csv", tuple(Decided.__dataclass_fields__), decided)
+    write_rows(root / "figures.csv", tuple(Figure.__dataclass_fields__), figures)
+    facts = [f"recipes/{job.configuration.recipe}.py: {job.configuration.note}" for job, _ in finished]
+    facts += [f"encoder {run.flags['backbone']}, published: {job.configuration.backbone}" for job, run in finished]
+    first, *rest = pattern_sections(decided, figures)
+    said = "\n".join(f"- {escape_markdown(fact)}" for fact in dict.fromkeys(facts))
+    write_sweep(config, [run for _, run in finished], root, [first, ABOUT_PATTERNS, said, *rest])
+
+
+def decide(pattern: Pattern, measured: Mapping[str, Replicates]) -> Decided:
+    """The difference that a pattern speaks of; `measured`: our figures by the names of the published ones."""
+    above, below = ([measured[t.name] for t in side] for side in (pattern.above, pattern.below))
+    metric, parts = _metric(pattern.above[0]), [*above, *below]
+    d = np.mean([m.values[metric] for m in above], axis=0) - np.mean([m.values[metric] for m in below], axis=0)
+    groups = min(part.groups for part in parts)
+    low, high, p = paired(d, groups)
+    outcome: Literal["match", "miss", "open", "n/a"] = "match" if low > 0 else "miss" if high < 0 else "open"
+    counts = groups, min(part.n_real for part in parts), min(part.n_fake for part in parts)
+    numbers = pattern.published, float(d[0]), low, high, p
+    return Decided(pattern.name, pattern.says, *numbers, *counts, "n/a" if low != low else outcome)
+
+
+def pattern_sections(decided: Sequence[Decided], figures: Sequence[Figure]) -> list[str]:
+    """The table of patterns, and that of the figures behind them."""
+    rows = [["pattern", "says", "published", "ours", "p", "real + fake", "groups", "outcome"]]
+    for d in decided:
+        images = f"{d.n_real} + {d.n_fake}"
+        p = "n/a" if d.p != d.p else f"{d.p:.3f}"
+        rows.append([d.pattern, d.says, f"{d.published:+.4f}", show(d, "+"), p, images, str(d.groups), d.outcome])
+    lines = [["figure", "metric", "published", "ours"]]
+    lines += [[f.figure, f.metric, f"{f.published:.4f}", show(f)] for f in figures]
+    return [grid(rows), "## The figures", grid(lines)]
+
+
+def read_pattern_sections(folder: Path) -> list[str]:
+    """The same from the files of a page."""
+    return pattern_sections(read_rows(folder / "patterns.csv", Decided), read_rows(folder / "figures.csv", Figure))
+
+
+def _metric(target: Target) -> str:
+    """Ours that answers a figure of a pattern."""
+    counterpart = OURS[target.metric]
+    assert counterpart is not None  # patterns of other figures are refused
+    return counterpart[1]
+
+
+def _figure(target: Target, found: Replicates) -> Figure:
+    values = found.values[_metric(target)]
+    interval = share_interval(values, found.groups)
+    return Figure(target.name, _metric(target), float(target.value), float(values[0]), *interval)

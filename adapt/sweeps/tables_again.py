@@ -20,7 +20,9 @@ from adapt.pages.rotation import read_rotation, rotation_sections
 from adapt.pages.tables import grid, markdown
 from adapt.sweeps import frontier, worlds
 from adapt.sweeps.ablation_page import Page, sections_of
+from adapt.sweeps.detectors import read_detectors
 from adapt.sweeps.planned_runs import read_metrics
+from adapt.sweeps.reproduction import read_pattern_sections
 from adapt.training import few_shot
 from adapt.training.comparison import SHOWN, Study
 from adapt.training.localization import PARTLY
@@ -115,8 +117,11 @@ def tables_again(folder: Path) -> dict[Place, list[str]]:
         )
     if recipe == "check_world":
         return tables_of(_page(grid(worlds.lines(read_rows(folder / "bounds.csv", worlds.Measured)))))
+    if has_table(folder / "patterns.csv"):
+        return tables_of(_page(*read_pattern_sections(folder)))
     if recipe == "ablation":
-        return tables_of(_page(*sections_of(Page(read_numbers(folder / "ablation.csv"), "", rotation=turned))))
+        numbers, detectors = read_numbers(folder / "ablation.csv"), read_detectors(folder)
+        return tables_of(_page(*sections_of(Page(numbers, "", rotation=turned, detectors=detectors))))
     return {}
 
 

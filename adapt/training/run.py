@@ -434,6 +434,7 @@ class Run(Processes):
         # a flag that is newer than the run had its default then
         defaults = {f.name: f.default for f in dataclasses.fields(self.config) if f.name in now}
         before = json.loads(json.dumps(defaults, default=str)) | before
+        before, now = _without_commit(before), _without_commit(now)
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if keys:
             changes = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
@@ -482,3 +483,9 @@ def warmup_cosine(total: int, share: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     return schedule
+
+
+def _without_commit(identity: dict[str, object]) -> dict[str, object]:
+    """The weights' digest decides; a repository of the hub gets commits that leave them as they are."""
+    base = identity.get("base")
+    return identity | {"base": {**base, "commit": None}} if isinstance(base, dict) else identity

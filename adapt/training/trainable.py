@@ -35,6 +35,7 @@ def continued(folder: Path, config: Tower, seed: int, say: Callable[[str], objec
     default = Tower()
     detector = load_detector(folder, None if config.backbone == default.backbone else config.backbone)
     detector.refuse_statistics("training that goes on from it")
+    detector.refuse_complete("training that goes on from it")
     backbone, head = detector.backbone, detector.head
     own: dict[str, object] = {"layer": backbone.layer, "geometry": backbone.preprocess.geometry}
     own["size"] = backbone.preprocess.size

@@ -97,6 +97,7 @@ def take(
 ) -> Subject:
     """Draw the sample and read it; refuses a manifest whose test images are not of both classes."""
     detector.refuse_statistics("a study of one encoder")
+    detector.refuse_complete("a study of one encoder")
     detector.eval().requires_grad_(False)
     chosen = choose(rows, "test", groups, seed)
     images = Images(rows, chosen, detector.backbone.preprocess, ("none",))

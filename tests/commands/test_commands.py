@@ -48,7 +48,7 @@ def test_a_refusal_of_a_command_is_one_line(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         call(monkeypatch, "evaluate", "--scores", "absent.csv")
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: no scores at absent.csv: give a Parquet or CSV file\n"
+    assert capsys.readouterr().err == "error: no scores at absent.csv: give a Parquet, CSV or JSON lines file\n"
 
 
 def test_the_record_names_the_command_as_typed(monkeypatch) -> None:

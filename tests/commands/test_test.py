@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from adapt.commands import test as command
 from adapt.data.manifest import Manifest
 from adapt.detector import scored_parts
 from adapt.detector.detector import load_detector, logits_of, score
+from adapt.detector.names import names_of
 from adapt.errors import Refusal
 from adapt.evaluation.metrics import Cell, evaluate, index
 from adapt.evaluation.scores import Scores
@@ -189,6 +191,63 @@ def test_two_detectors_are_compared_on_the_same_rows(trained, planted, tmp_path)
         assert cell.value == pytest.approx(expected["all", "none", "mean:all", "balanced_accuracy"].value)
 
 
+def without_training(detector: Path, folder: Path) -> Path:
+    """The same detector, which does not say what it was trained on."""
+    shutil.copytree(detector, folder)
+    record = json.loads((folder / "detector.json").read_text())
+    del record["facts"]["trained_on"]
+    (folder / "detector.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_where_nobody_says_what_it_was_trained_on_nothing_is_seen_or_unseen(trained, planted, tmp_path) -> None:
+    place = without_training(trained / "all" / "detector", tmp_path / "silent")
+    command.main(config(place, planted, tmp_path / "run"))
+    scores, at = Scores.read(tmp_path / "run" / "scores.parquet"), cells_of(tmp_path / "run")
+    assert set(scores["seen"][scores.fake]) == {"unknown"}
+    page, theirs = (tmp_path / "run" / "table.md").read_text(encoding="utf-8"), cells_of(trained / "all")
+    for view in VIEWS:
+        for label in ("mean:seen", "mean:unseen"):
+            assert np.isnan(at["all", view, label, "auc"].value) and theirs["all", view, label, "auc"].value > 0.5
+        for metric in ("auc", "balanced_accuracy"):  # of all: the same, whoever trained it
+            ours, of_run = (cells["all", view, "mean:all", metric] for cells in (at, theirs))
+            assert (ours.value, ours.low) == pytest.approx((of_run.value, of_run.low), abs=1e-9)
+    assert not any(key[2].startswith(("sample:unseen", "mean:unseen-")) for key in at)
+    assert "no generator here counts as seen or as unseen" in page and "--trained_on silent=" in page
+    auc = f"{at['all', 'none', 'mean:all', 'auc'].value:.3f}"
+    assert "| view | AUC seen | AUC unseen | AUC all |" in page and f"| none | n/a | n/a | {auc} [" in page
+    assert "| not known |" in page and "counts as unseen" not in page
+
+    names = json.loads((trained / "all" / "detector" / "detector.json").read_text())["facts"]["trained_on"]
+    told = config(place, planted, tmp_path / "told", trained_on=(f"silent={','.join(names)}",))
+    command.main(told)  # as if it had said so itself
+    same = [key for key in theirs if key[3] in ("auc", "recall")]
+    assert {k: cells_of(tmp_path / "told")[k].value for k in same} == pytest.approx(
+        {k: theirs[k].value for k in same}, abs=1e-9, nan_ok=True
+    )
+    assert "By --trained_on, it was trained on" in (tmp_path / "told" / "table.md").read_text(encoding="utf-8")
+
+    command.main(config((trained / "fewer" / "detector", place), planted, tmp_path / "both"))
+    with (tmp_path / "both" / "silent" / "comparison.csv").open() as file:
+        found = {(r["generator"], r["metric"]): r for r in csv.DictReader(file) if r["view"] == "none"}
+    assert found["mean:unseen", "auc"]["value"] == "n/a" != found["mean:seen", "auc"]["value"]
+    assert "AUC, all generators" in (tmp_path / "both" / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("other=grid",), "no detector has this name; there is all"),
+        (("all",), "give NAME=GENERATOR,GENERATOR; names are all"),
+        (("all=",), "give NAME=GENERATOR,GENERATOR"),
+        (("all=grid", "all=latent"), "all stands twice"),
+    ],
+)
+def test_what_does_not_say_a_training_is_refused(tmp_path, words, message) -> None:
+    with pytest.raises(Refusal, match=message):
+        config("runs/all/detector", "x.csv", tmp_path, trained_on=words)
+
+
 def test_a_killed_run_continues_to_the_same_bytes(trained, planted, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(scored_parts, "BATCHES", 1)
     place = trained / "all" / "detector"
@@ -246,4 +305,5 @@ def test_what_cannot_be_measured_is_refused(trained, planted, tmp_path) -> None:
 
 def test_names_are_those_of_runs() -> None:
     places = ["results/lora/detector", "other/lora/detector", "hf-hub:owner/name@v1"]
-    assert command.names_of(places) == ["lora", "lora-2", "name@v1"]
+    assert names_of(places) == ["lora", "lora-2", "name@v1"]
+    assert names_of([*places, "lora-2"], taken=("lora",)) == ["lora-2", "lora-3", "name@v1", "lora-2-2"]

@@ -24,6 +24,7 @@ from adapt.models.adapters.lora import add_adapter, load_adapter
 from adapt.models.heads.linear import LinearHead
 from adapt.models.heads.probes import Probe
 from adapt.models.towers.backbones import load_backbone
+from adapt.models.towers.networks import NETWORKS
 
 CHECKED = (
     "head.safetensors",
@@ -132,6 +133,13 @@ DETECTOR = {
     "head large": (lambda record: record.update(head={"type": "map", "tools": ["a"], "hidden": 60_000}), "holds"),
     "head negative": (lambda record: record.update(head={"type": "map", "tools": ["a"], "hidden": -5}), "map head"),
     "head NaN": (lambda record: record["head"].update(x=float("nan")), "finite"),
+    "adapter vast": (
+        lambda record: record.update(head={"type": "clip-adapter", "hidden": 10**9}),
+        "clip-adapter head",
+    ),
+    "adapter large": (lambda record: record.update(head={"type": "clip-adapter", "hidden": 60_000}), "holds"),
+    "concepts vast": (lambda record: record.update(head={"type": "concepts", "concepts": 10**9}), "concepts head"),
+    "concepts many": (lambda record: record.update(head={"type": "concepts", "concepts": 60_000}), "holds"),
     "head strange": (lambda record: record["head"].update(classes={"real": 1}), "head"),
     "name a list": (lambda record: record["backbone"].update(name=["tiny"]), "backbone.name must be a word"),
     "preprocess a list": (lambda record: record["backbone"].update(preprocess=[1]), "lacks backbone.preprocess"),
@@ -281,6 +289,23 @@ def test_heads_of_every_kind_are_as_large_as_their_tensors(tmp_path) -> None:
     tensors = load_file(folder / "head.safetensors")
     save_file(tensors | {"more": torch.zeros(2)}, folder / "head.safetensors")
     assert "holds" in refused(folder)
+
+
+@pytest.mark.parametrize("library", NETWORKS)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "none", "text"])
+def test_a_complete_network_that_is_none(folder, library, kind) -> None:
+    def network(record: dict) -> None:
+        record.pop("files")
+        record["backbone"] |= {"name": f"{library}:{NETWORKS[library]}", "layer": "proj"}
+        record["backbone"]["preprocess"] |= {"by": "authors"}
+
+    change(folder / "detector.json", network)
+    file = folder / NETWORKS[library]
+    file.parent.mkdir()
+    make = {"pipe": lambda: os.mkfifo(file), "folder": file.mkdir, "device": lambda: file.symlink_to("/dev/zero")}
+    make |= {"none": lambda: None, "text": lambda: file.write_text("none of it")}
+    make[kind]()
+    assert str(file) in refused(folder)
 
 
 # -- tar files -------------------------------------------------------------------------------------------------------

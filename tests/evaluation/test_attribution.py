@@ -388,7 +388,7 @@ def test_page_and_files_say_the_same(tmp_path, scores, found):
 def test_a_table_without_class_logits_has_no_section(tmp_path, scores):
     binary = Scores({name: v for name, v in scores.columns.items() if not name.startswith("logit_")})
     binary.write(tmp_path / "scores.csv")
-    recipe.main(recipe.Config(tmp_path / "scores.csv", resamples=5))
+    recipe.main(recipe.Config((tmp_path / "scores.csv",), resamples=5))
     assert "Attribution" not in (tmp_path / "table.md").read_text(encoding="utf-8")
     assert not (tmp_path / "attribution.csv").exists()
 
@@ -396,7 +396,7 @@ def test_a_table_without_class_logits_has_no_section(tmp_path, scores):
 def test_recipe_twice_writes_the_same_bytes(tmp_path, scores, found):
     scores.write(tmp_path / "scores.parquet")
     for folder in ("a", "b"):
-        recipe.main(recipe.Config(tmp_path / "scores.parquet", output_dir=tmp_path / folder, resamples=60))
+        recipe.main(recipe.Config((tmp_path / "scores.parquet",), output_dir=tmp_path / folder, resamples=60))
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / x).rglob("*.*")} for x in "ab")
     assert one == two
     assert {"attribution.csv", "confusion.csv", "confusion_none.png", "confusion_qf40.png"} < set(one)
@@ -409,7 +409,7 @@ def test_recipe_refuses_a_damaged_record_before_writing(tmp_path, scores, conten
     scores.write(tmp_path / "scores.csv")
     (tmp_path / "provenance.json").write_bytes(content)
     with pytest.raises(Refusal, match=r"provenance\.json .*: restore it, or remove it"):
-        recipe.main(recipe.Config(tmp_path / "scores.csv", resamples=5))
+        recipe.main(recipe.Config((tmp_path / "scores.csv",), resamples=5))
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "provenance.json"}
 
 

@@ -130,7 +130,7 @@ def test_a_rate_that_validation_cannot_promise(scores) -> None:
 
 def test_evaluate_measures_what_a_table_of_scores_promises(scores, tmp_path: Path) -> None:
     scores.write(tmp_path / "scores.parquet")
-    recipe.main(recipe.Config(tmp_path / "scores.parquet", resamples=20, error_rate=0.1))
+    recipe.main(recipe.Config((tmp_path / "scores.parquet",), resamples=20, error_rate=0.1))
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = {tuple(row.values())[:4]: row for row in csv.DictReader(file)}
     expected = index(keep(scores, fit_decision(scores), pick_threshold(scores), 0.1, 20))
@@ -139,5 +139,5 @@ def test_evaluate_measures_what_a_table_of_scores_promises(scores, tmp_path: Pat
     assert "## Promises" in (tmp_path / "table.md").read_text(encoding="utf-8")
     val = Scores({"path": list("abcd"), "generator": ["real", "x", "real", "x"], "logit": [0.0, 1, 2, 3]})
     val.write(tmp_path / "alone.parquet")  # no validation rows: everything is n/a or as it was scored
-    recipe.main(recipe.Config(tmp_path / "alone.parquet", output_dir=tmp_path / "alone", resamples=5))
+    recipe.main(recipe.Config((tmp_path / "alone.parquet",), output_dir=tmp_path / "alone", resamples=5))
     assert "this detector has 0: validate on some" in (tmp_path / "alone" / "table.md").read_text(encoding="utf-8")

@@ -211,7 +211,7 @@ def test_a_row_taken_twice_is_refused_and_a_part_keeps_equal_texts_once():
 
 
 def test_a_long_csv_is_read_in_pieces_and_names_the_line_that_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("adapt.evaluation.scores.PIECE", 3)
+    monkeypatch.setattr("adapt.evaluation.score_files.PIECE", 3)
     lines = ["path,generator,logit", *(f"{i}.png,{'real' if i % 2 else 'x'},{i}" for i in range(10))]
     (tmp_path / "s.csv").write_text("\n".join(lines))
     assert Scores.read(tmp_path / "s.csv")["logit"].tolist() == list(range(10))

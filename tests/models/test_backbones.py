@@ -100,6 +100,7 @@ def test_hub_path_through_a_cache_on_disk(tmp_path, monkeypatch) -> None:
     shutil.copytree(TINY, repository / "snapshots" / commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     found, expected = load_backbone("open_clip:hf-hub:acme/tiny-clip"), load_backbone("tiny")
+    assert found.fingerprint["commit"] == commit and "commit" not in expected.fingerprint
     assert found.fingerprint["weights"] == expected.fingerprint["weights"]
 
 
@@ -113,8 +114,8 @@ def test_hub_path_through_a_cache_on_disk(tmp_path, monkeypatch) -> None:
         ("open_clip:ViT-B-23@openai", "no model 'ViT-B-23', perhaps 'ViT-B-32'"),
         ("open_clip:local-dir:absent", "open_clip_config.json is needed"),
         ("timm:mobilenetv2_10@random", "no model 'mobilenetv2_10', perhaps 'mobilenetv2_1"),
-        ("timm:mobilenetv2_100@absent.safetensors", "is not a .safetensors file"),
-        ("timm:mobilenetv2_100", "name the weights"),
+        ("timm:mobilenetv2_100@absent.safetensors", "is no checkpoint: give a file that is there"),
+        ("timm:mobilenetv2_100", "hf download timm/mobilenetv2_100.ra_in1k"),
         ("ViT-L-14", "unknown backbone 'ViT-L-14'"),
     ],
 )
@@ -144,6 +145,92 @@ def test_incomplete_and_damaged_weights_are_refused(local) -> None:
 def test_unknown_layer_names_the_known_ones() -> None:
     with pytest.raises(Refusal, match="expected proj, last or block1 to block4"):
         load_backbone("tiny", "block5")
+
+
+CLASSY = {  # towers with a class token and plain blocks: path of the list of blocks, the norm before the MLP
+    "tiny": ("transformer.resblocks", "ln_2"),
+    "transformers:clip": ("encoder.layers", "layer_norm2"),
+    "transformers:dinov2": ("encoder.layer", "norm2"),
+    "timm:vit_tiny_patch16_224@random": ("blocks", "norm2"),
+}
+
+
+def local_tower(name: str, folder: Path) -> str:
+    """The name of a backbone; a random one of transformers is written first."""
+    import transformers
+
+    kind = {"transformers:clip": "CLIPVisionModelWithProjection", "transformers:dinov2": "Dinov2Model"}
+    kind |= {"transformers:siglip": "SiglipVisionModel"}
+    if name not in kind:
+        return name
+    model = getattr(transformers, kind[name])
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    model(model.config_class(**sizes, intermediate_size=48)).save_pretrained(folder)
+    prepares = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+    prepares |= {"size": {"height": 32, "width": 32}, "do_center_crop": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepares))
+    return f"transformers:{folder}"
+
+
+@pytest.mark.parametrize("name", CLASSY)
+@pytest.mark.parametrize("packed", [False, True])
+def test_norm2_is_what_a_hook_on_that_norm_sees(tmp_path, name, packed) -> None:
+    """The class token that the MLP of a block gets, whichever other layers are asked for in the same pass."""
+    end, norm = CLASSY[name]
+    asked = ["block2_norm2", "block1_norm2+block3_norm2", "block3_norm2+last", "block2", "last"]
+    backbone = load_backbone(local_tower(name, tmp_path), asked[1])
+    plain = load_backbone(backbone.name, "last").tower  # the library's own modules, also where the other is packed
+    for tower in (backbone.tower, plain):
+        draw = torch.Generator().manual_seed(3)
+        for parameter in tower.parameters():
+            if parameter.ndim == 1:  # norms that do something
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
+    if packed:
+        backbone.for_features("fp32", "packed")
+    blocks = next(module for path, module in plain.named_modules() if path.endswith(end))
+    seen: dict[int, torch.Tensor] = {}
+    for k, block in enumerate(blocks, 1):
+        getattr(block, norm).register_forward_hook(lambda _, __, output, k=k: seen.update({k: output[:, 0]}))
+    pixels = torch.rand(2, *backbone.preprocess.shape) * 255
+    normalised = (pixels - backbone.mean) / backbone.std
+    with torch.no_grad():
+        plain(**{"pixel_values": normalised}) if name.startswith("transformers") else plain(normalised)
+        found = backbone.encode(pixels, asked)
+        near = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(found["block2_norm2"], seen[2], **near)
+        torch.testing.assert_close(found[asked[1]], torch.cat([seen[1], seen[3]], dim=1), **near)
+        torch.testing.assert_close(found[asked[2]], torch.cat([seen[3], found["last"]], dim=1), **near)
+        torch.testing.assert_close(backbone.encode(pixels, ["block2_norm2"])["block2_norm2"], seen[2], **near)
+        assert torch.equal(backbone.encode(pixels, ["block2"])["block2"], found["block2"])
+    assert not (found["block2"] - found["block2_norm2"]).abs().max() < 1e-2
+    assert not any(module._forward_hooks for module in backbone.tower.modules())
+    assert backbone.dim == 2 * seen[1].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "message"),
+    [
+        ("transformers:siglip", "block1_norm2", "no class token; use block1_mean"),
+        ("timm:mobilenetv2_035@random", "block1_norm2", "not one list of blocks; take a plain vision transformer"),
+        ("timm:resnet10t@random", "block2_norm2", "not one list of blocks"),
+        ("timm:test_vit2@random", "block1_norm2+last", "no class token"),
+        ("timm:eva02_tiny_patch14_224@random", "block3_norm2", "has a EvaBlock"),
+        ("tiny", "last_norm2", "blocks with _norm2"),
+        ("tiny", "block5_norm2", "unknown layer"),
+    ],
+)
+def test_norm2_is_refused_where_there_is_none(tmp_path, name, layer, message) -> None:
+    with pytest.raises(Refusal, match=message):
+        load_backbone(local_tower(name, tmp_path), layer)
+
+
+def test_norm2_has_no_places() -> None:
+    backbone = load_backbone("tiny", "block2_norm2")
+    pixels = torch.zeros(1, *backbone.preprocess.shape)
+    for read in (backbone.patches, backbone.patch_tokens):
+        with pytest.raises(Refusal, match="has no p"):
+            read(pixels)
 
 
 def write_timm(folder: Path, name: str, **changes) -> Path:

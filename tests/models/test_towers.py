@@ -401,7 +401,7 @@ def test_pickled_damaged_and_unknown_models_are_refused(siglip) -> None:
     rewrite(siglip / "config.json", model_type="llama")
     with pytest.raises(Refusal, match="type 'llama'; known: clip"):
         load_backbone(f"transformers:{siglip}")
-    with pytest.raises(Refusal, match=r"no folder 'acme/absent'.*hf download acme/absent"):
+    with pytest.raises(Refusal, match=r"hf download acme/absent`.*; 'acme/absent' is no folder"):
         load_backbone("transformers:acme/absent")
 
 
@@ -418,6 +418,7 @@ def test_hub_name_and_folder_have_one_identity(siglip, tmp_path, monkeypatch) ->
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     second = load_backbone("transformers:acme/siglip")
     assert first.identity(first.layer) == second.identity(second.layer) and first.fingerprint != second.fingerprint
+    assert second.fingerprint["commit"] == commit and "commit" not in first.fingerprint
     other = load_backbone("transformers:acme/siglip", "block1")
     assert {
         key

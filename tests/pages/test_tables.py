@@ -378,7 +378,7 @@ def test_recipe_twice_writes_the_same_bytes_with_everything_given(tmp_path, reci
     other = Scores(scores.columns | {"logit": scores["logit"] + noise})
     other.write(tmp_path / "other.csv")
     cfg = recipe.Config(
-        run / "scores.parquet",
+        (run / "scores.parquet",),
         tmp_path / "other.csv",
         tmp_path / "other.csv",
         run / "scores.parquet",
@@ -410,7 +410,7 @@ def test_recipe_reproduces_what_a_run_wrote_and_leaves_the_scores_alone(tmp_path
     before = (tmp_path / "scores.csv").read_bytes()
     kept = keep(scores, fit_decision(scores), pick_threshold(scores), resamples=40)
     write_tables([*cells, *kept], tmp_path / "run")
-    recipe.main(recipe.Config(tmp_path / "scores.csv", output_dir=tmp_path / "again", resamples=40))
+    recipe.main(recipe.Config((tmp_path / "scores.csv",), output_dir=tmp_path / "again", resamples=40))
     assert (tmp_path / "again" / "metrics.csv").read_bytes() == (tmp_path / "run" / "metrics.csv").read_bytes()
     assert (tmp_path / "scores.csv").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "run", "again"}
@@ -423,7 +423,7 @@ def test_one_threshold_serves_both_tables_and_two_serve_one_each(tmp_path, recip
     other.write(tmp_path / "b.csv")
     for given, used in (((0.3,), (0.3, 0.3)), ((0.3, -0.7), (0.3, -0.7)), ((), (None, None))):
         cfg = recipe.Config(
-            tmp_path / "a.csv", tmp_path / "b.csv", output_dir=tmp_path / "o", resamples=5, threshold=given
+            (tmp_path / "a.csv",), tmp_path / "b.csv", output_dir=tmp_path / "o", resamples=5, threshold=given
         )
         recipe.main(cfg)
         found = {tuple(row.values())[:4]: row for row in read_csv(tmp_path / "o" / "comparison.csv")}
@@ -438,19 +438,19 @@ def test_one_threshold_serves_both_tables_and_two_serve_one_each(tmp_path, recip
         assert ("logit 0.300, given (by --threshold), not picked" in page) == bool(given)
         assert ("frozen" in page) == (not given) and ("readable validation rows" in page) == (not given)
     with pytest.raises(Refusal, match=r"--threshold 1 2: give one$"):
-        recipe.Config(tmp_path / "a.csv", threshold=(1.0, 2.0))
+        recipe.Config((tmp_path / "a.csv",), threshold=(1.0, 2.0))
     with pytest.raises(Refusal, match="--threshold nan: give a finite logit"):
-        recipe.Config(tmp_path / "a.csv", threshold=(float("nan"),))
+        recipe.Config((tmp_path / "a.csv",), threshold=(float("nan"),))
 
 
 def test_a_page_without_validation_rows_claims_nothing_of_them(tmp_path, recipe, scores):
     scores.select(scores["split"] == "test").write(tmp_path / "s.csv")
-    recipe.main(recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", resamples=5))
+    recipe.main(recipe.Config((tmp_path / "s.csv",), output_dir=tmp_path / "o", resamples=5))
     page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
     assert "Threshold: none, for there are 0 real and 0 fake readable validation rows; give one" in page
     assert "Without validation images of both classes there is no threshold." in page
     assert "nothing was calibrated" in page and "lowest cross-validated" not in page and "frozen on" not in page
-    recipe.main(recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", resamples=5, threshold=(0.5,)))
+    recipe.main(recipe.Config((tmp_path / "s.csv",), output_dir=tmp_path / "o", resamples=5, threshold=(0.5,)))
     page = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
     assert "One threshold, given and not picked" in page and "frozen" not in page and "0 real and 0 fake" not in page
 
@@ -467,7 +467,7 @@ def test_a_column_of_a_foreign_table_names_the_groups(tmp_path, recipe, scores, 
         out.writerows(zip(*columns.values(), strict=True))
 
     def pooled(**flags) -> dict[str, float]:
-        recipe.main(recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", **flags))
+        recipe.main(recipe.Config((tmp_path / "s.csv",), output_dir=tmp_path / "o", **flags))
         rows = {tuple(row.values())[:4]: row for row in read_csv(tmp_path / "o" / "metrics.csv")}
         return {name: float(rows["all", "none", "pooled:all", "auc"][name]) for name in ("value", "low", "high")}
 
@@ -490,7 +490,7 @@ def test_a_column_of_a_foreign_table_names_the_groups(tmp_path, recipe, scores, 
 
 def test_base_rates_and_the_promise_that_is_meant_stand_on_the_page(tmp_path, recipe, scores):
     scores.write(tmp_path / "s.csv")
-    cfg = recipe.Config(tmp_path / "s.csv", output_dir=tmp_path / "o", resamples=30, error_rate=0.2)
+    cfg = recipe.Config((tmp_path / "s.csv",), output_dir=tmp_path / "o", resamples=30, error_rate=0.2)
     recipe.main(cfg)
     usual = (tmp_path / "o" / "table.md").read_text(encoding="utf-8")
     assert "holds on average over validation samples, not for each single detector" in usual
@@ -530,7 +530,7 @@ def test_recipe_refuses_a_comparison_of_other_images_before_writing(tmp_path, re
     scores.select(scores["view"] == "none").write(tmp_path / "fewer.csv")
     with pytest.raises(Refusal, match="differ in 150 test rows"):
         recipe.main(
-            recipe.Config(tmp_path / "scores.csv", tmp_path / "fewer.csv", output_dir=tmp_path / "out", resamples=5)
+            recipe.Config((tmp_path / "scores.csv",), tmp_path / "fewer.csv", output_dir=tmp_path / "out", resamples=5)
         )
     assert not (tmp_path / "out").exists()
 

@@ -208,7 +208,7 @@ def test_cells_of_different_data_make_no_page(fake) -> None:
 
 def test_runs_whose_line_names_a_geometry_may_see_other_pixels_of_the_same_weights(fake) -> None:
     def wrote(name: str, seen: str, weights: str = "w", **flags) -> PlannedRun:
-        base = {"name": "tiny", "layer": name, "weights": weights, "preprocess": {"geometry": seen}}
+        base = {"name": "tiny", "layer": name, "weights": weights, "preprocess": {"geometry": seen}, "commit": name}
         (fake / name).mkdir(parents=True, exist_ok=True)
         identity = {"data": "d", "base": base}
         rest = {"seconds": 1, "revision": "r", "date": "d", "hardware": {}, "versions": {}, "data": "d"}

@@ -28,6 +28,9 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import sha256
 from adapt.models.heads import losses
+
+
+from adapt.models.towers.backbones import TINY
 from adapt.training import checkpoint
 from adapt.training import tokens as prefix
 from adapt.training.run import Run, warmup_cosine
@@ -131,6 +134,36 @@ def test_killed_anywhere_and_resumed_is_bit_identical(config, tmp_path, world, w
     assert points(config.output_dir) == points(whole.output_dir)
     assert [step for step, _ in points(config.output_dir)["train/loss"]] == list(range(1, STEPS + 1))
     assert not list(config.output_dir.glob(".*.tmp"))
+
+
+def test_the_commit_of_the_weights_is_on_record_and_another_one_of_the_same_weights_continues(
+    config, tmp_path, monkeypatch
+) -> None:
+    """A repository of the hub whose card was edited between the two sittings."""
+    repository, commits = tmp_path / "hub" / "models--acme--tiny", ("a" * 40, "b" * 40)
+
+    def publish(commit: str) -> None:
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copytree(TINY, repository / "snapshots" / commit)
+
+    def stop(run, *_) -> None:
+        if run.step_number == 4:
+            run.close()
+            raise InterruptedError
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = dataclasses.replace(config, backbone="open_clip:hf-hub:acme/tiny")
+    publish(commits[0])
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Run, "_log_step", stop)
+        lora.main(config)
+    publish(commits[1])
+    lora.main(config)
+    record = json.loads((config.output_dir / "provenance.json").read_text())
+    assert record["identity"]["base"]["commit"] == commits[1]
+    detector = json.loads((config.output_dir / "detector" / "detector.json").read_text())
+    assert detector["backbone"]["commit"] == commits[1]
 
 
 def test_training_on_many_tar_files_is_resumed_bit_by_bit(config, planted, tmp_path, monkeypatch) -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from adapt.errors import Refusal
 from adapt.models.heads.linear import classes_of, trained_logits
 from adapt.models.towers.attention import SplitAttention
-from adapt.models.towers.backbones import Backbone
+from adapt.models.towers.backbones import PLACE, Backbone
 from adapt.models.towers.tokens import Cut, bare
 from adapt.text import one_line
 
@@ -243,7 +243,7 @@ class Prefix:
 
     def identity(self, layer: str) -> dict[str, object]:
         """What decides the tokens: the frozen weights, never the adapters above."""
-        decides = {key: value for key, value in self.part.backbone.fingerprint.items() if key not in ("name", "layer")}
+        decides = {key: value for key, value in self.part.backbone.fingerprint.items() if key not in (*PLACE, "layer")}
         return decides | {"layer": layer, "precision": str(self.part.backbone.dtype).removeprefix("torch.")}
 
     def eval(self) -> "Prefix":

@@ -28,14 +28,17 @@ class BlockWeighting(Classifier):
     as `Model.forward` of github.com/mever-team/rine computes it; Q1 and Q2 are `depth` layers with ReLU and dropout
     of one half. The equations of the paper itself were not at hand. What differs: the token is the one behind the
     whole block, at unit length and standardised, where the authors' code hooks the block's second norm; one logit a
-    class (softmax) stands for one logit (sigmoid); and the contrastive term of the loss is left out.
+    class (softmax) stands for one logit (sigmoid); and the contrastive term of the loss is left out. An imported RINE
+    (adapt/importers/rine.py) reads the authors' tokens, as they are: without `scaled`.
     """
 
-    def __init__(self, dim: int, classes: Sequence[str], width: int, depth: int, hidden: int) -> None:
+    def __init__(
+        self, dim: int, classes: Sequence[str], width: int, depth: int, hidden: int, scaled: bool = True
+    ) -> None:
         super().__init__(classes)
-        self.width, self.depth, self.hidden = width, depth, hidden
+        self.width, self.depth, self.hidden, self.scaled = width, depth, hidden, scaled
         blocks = parts_of(dim, width)
-        self.parts = Parts(width, blocks)
+        self.parts = Parts(width, blocks, scaled)
         self.project = _layers(depth, width, hidden)
         self.importance = nn.Parameter(torch.randn(blocks, hidden))
         self.refine = _layers(depth, hidden, hidden)
@@ -52,4 +55,4 @@ class BlockWeighting(Classifier):
 
     def describe(self) -> dict[str, object]:
         facts = {"classes": list(self.classes), "width": self.width, "depth": self.depth, "hidden": self.hidden}
-        return {"type": "block-weighting", **facts}
+        return {"type": "block-weighting", **facts, **({} if self.scaled else {"scaled": False})}

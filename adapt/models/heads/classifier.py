@@ -40,20 +40,21 @@ class Parts(nn.Module):
     """Features (n, parts * width) -> (n, parts, width): each part of unit length, less mean, over deviation.
 
     The parts are blocks or patch tokens. Blocks have statistics of their own, whose lengths differ between blocks;
-    tokens share theirs (`rows` 1), so that places are alike.
+    tokens share theirs (`rows` 1), so that places are alike. Without `scaled` parts keep their lengths.
     """
 
     mean: Tensor  # (rows, width), of the training rows
     deviation: Tensor
 
-    def __init__(self, width: int, rows: int) -> None:
+    def __init__(self, width: int, rows: int, scaled: bool = True) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.scaled = width, scaled
         self.register_buffer("mean", torch.zeros(rows, width))
         self.register_buffer("deviation", torch.ones(rows, width))
 
     def unit(self, features: Tensor) -> Tensor:
-        return F.normalize(features.float().unflatten(1, (-1, self.width)), dim=-1)
+        parts = features.float().unflatten(1, (-1, self.width))
+        return F.normalize(parts, dim=-1) if self.scaled else parts
 
     def forward(self, features: Tensor) -> Tensor:
         return (self.unit(features) - self.mean) / self.deviation

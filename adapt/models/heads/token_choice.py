@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from adapt.models.heads.affine import Affine
 from adapt.models.heads.classifier import Classifier, parts_of
 from adapt.models.heads.probes import Probe
 
@@ -51,20 +52,53 @@ class TokenChoice(Classifier):
     @classmethod
     def from_state(cls, dim: int, tensors: Mapping[str, Tensor], classes: Sequence[str], width: int) -> "TokenChoice":
         """The head that `describe` and `state_dict` were taken from; raises `ValueError` for places that are none."""
-        chosen = tensors.get("chosen", torch.zeros(0))
-        tokens = parts_of(dim, width)
-        if chosen.dtype != torch.int64 or chosen.ndim != 1 or not len(chosen):
-            raise ValueError("it lacks the places of the chosen tokens")
-        if not ((chosen >= 0) & (chosen < tokens)).all():
-            raise ValueError(f"chosen tokens {chosen.tolist()}, and there are {tokens}")
-        return cls(chosen.clone(), width, Probe(width, classes, "logistic"))
+        return cls(_places(tensors, parts_of(dim, width)), width, Probe(width, classes, "logistic"))
 
     def pooled(self, features: Tensor) -> Tensor:
         """(n, p * width) -> (n, width)."""
-        return features.float().unflatten(1, (-1, self.width))[:, self.chosen].mean(dim=1)
+        return _mean_of(features, self.width, self.chosen)
 
     def class_logits(self, features: Tensor) -> Tensor:
         return self.probe.class_logits(self.pooled(features))
 
     def describe(self) -> dict[str, object]:
         return {"type": "token-choice", "classes": list(self.classes), "width": self.width}
+
+
+class ChosenTokens(Affine):
+    """Features (n, p * width), one part a token -> logit (n,): weight . m + bias, m the mean of the chosen tokens.
+
+    An imported FGTS (adapt/importers/fgts.py), whose tokens are read as they are.
+    """
+
+    chosen: Tensor  # (k,) int64, places of the tokens
+
+    def __init__(self, chosen: Tensor, width: int) -> None:
+        super().__init__(width)
+        self.width = width
+        self.register_buffer("chosen", chosen)
+
+    @classmethod
+    def from_state(cls, dim: int, tensors: Mapping[str, Tensor], width: int) -> "ChosenTokens":
+        """The head that `describe` and `state_dict` were taken from; raises `ValueError` for places that are none."""
+        return cls(_places(tensors, parts_of(dim, width)), width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(_mean_of(features, self.width, self.chosen))
+
+    def describe(self) -> dict[str, object]:
+        return {"type": "chosen-tokens", "width": self.width}
+
+
+def _mean_of(features: Tensor, width: int, chosen: Tensor) -> Tensor:
+    return features.float().unflatten(1, (-1, width))[:, chosen].mean(dim=1)
+
+
+def _places(tensors: Mapping[str, Tensor], tokens: int) -> Tensor:
+    """The places of chosen tokens in a head's tensors."""
+    chosen = tensors.get("chosen", torch.zeros(0))
+    if chosen.dtype != torch.int64 or chosen.ndim != 1 or not len(chosen):
+        raise ValueError("it lacks the places of the chosen tokens")
+    if not ((chosen >= 0) & (chosen < tokens)).all():
+        raise ValueError(f"chosen tokens {chosen.tolist()}, and there are {tokens}")
+    return chosen.clone()

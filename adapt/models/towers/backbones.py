@@ -2,11 +2,20 @@
 
     tiny                                             the embedded CLIP of adapt/embedded (runs anywhere)
     open_clip:ViT-L-14@datacomp_xl_s13b_b90k         a tag of open_clip; from the hub or its cache
+    open_clip:ViT-L-14[@TAG]@FILE.pt                 a checkpoint of training that began from TAG (also .pth, .bin,
+                                                     .safetensors); with a merged LoRA, too
     open_clip:hf-hub:ORG/NAME                        a repository on the hub
     open_clip:local-dir:FOLDER                       open_clip_config.json + open_clip_model.safetensors
     transformers:ORG/NAME or transformers:FOLDER     CLIP, SigLIP, DINOv2, DINOv3... with preprocessor_config.json
-    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format)
+    timm:NAME.TAG                                    weights of timm's table, from the hub or its cache (no .TAG: the
+                                                     first one of timm's)
+    timm:hf-hub:ORG/NAME                             a repository with timm's config.json and model.safetensors
+    timm:NAME@FILE.safetensors                       with FILE.json beside it (timm's own config format; also .pt...)
+    timm:NAME.TAG@FILE.safetensors                   configured as TAG of timm's table is
     open_clip:ViT-B-32@random, timm:NAME@random      random weights: only ever under this name
+
+ORG/NAME@REVISION pins a repository of timm: and transformers: to a branch, a tag or a commit. The commit that was
+taken is in `Backbone.fingerprint`, and so in the record of a run.
 
 Weights never travel without their preprocessing: size, mean, std and interpolation come from the same place as the
 weights, and a model whose weights are missing is refused, never initialised at random.
@@ -20,41 +29,48 @@ A layer is one string, of parts joined by `+` whose features are concatenated (2
     last_mean, block4_mean  mean of the patch tokens (of the last ones after the final norm); registers are left out
     last_both, block4_both  class token (for `last`: the pooled feature) and patch mean, concatenated
     last_tokens, block4_tokens  all patch tokens, concatenated: long, see `Backbone.tokens`
+    block4_norm2            class token inside block 4, behind its second norm and before its MLP; of the plain blocks
+                            of CLIP, DINOv2 and timm's vision transformers (packed.BLOCKS)
 """
 
+import contextlib
 import hashlib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from adapt.data.preprocess import Geometry, Preprocess
+from adapt.data.preprocess import Geometry, Preprocess, Resizer
 from adapt.errors import Refusal
 from adapt.models.towers.attention import call_qkv
 from adapt.models.towers.open_clip import load_open_clip
-from adapt.models.towers.packed import PackedBlock, in_passes, pack, packed_blocks, rows_of_a_pass
+from adapt.models.towers.packed import PackedBlock, in_passes, pack, packed_blocks, rows_of_a_pass, second_norm
 from adapt.models.towers.timm import load_timm
-from adapt.models.towers.tokens import End, Loaded, Resize, Tokens
+from adapt.models.towers.tokens import End, Loaded, Resize, Tokens, bare
 from adapt.models.towers.transformers import load_transformers
 
 TINY = Path(__file__).parents[2] / "embedded" / "tiny"
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens))?)")
 AUTHORS = "authors"  # whose preprocessing a published detector has
+PLACE = ("name", "commit")  # of a fingerprint: where the weights were found, which decides no feature
+PART = re.compile(r"(?:(?P<proj>proj)|(?:last|block(?P<block>[1-9][0-9]*))(?:_(?P<how>mean|both|tokens|norm2))?)")
+COMPLETE = ("onnx", "torchscript", "tiny_ladeda")  # networks in a detector's folder, see networks.py
 LARGEST = 2048  # side of an image in pixels: 22,000 tokens of a ViT-L/14
 Precision = Literal["auto", "fp32", "bf16"]
 Way = Literal["auto", "plain", "packed"]
 
 
 class Fingerprint(TypedDict):
-    """What decides features, beside an adapter and the precision; `name` says where the weights were found."""
+    """What decides features, beside an adapter and the precision; `name` and `commit` say where the weights were."""
 
     name: str
+    commit: NotRequired[str]  # of the hub's repository
     layer: str
     weights: str  # SHA-256
     preprocess: dict[str, object]
@@ -92,6 +108,8 @@ class Backbone(nn.Module):
             "preprocess": {**self.preprocess.facts(), "mean": list(loaded.mean), "std": list(loaded.std)},
             "activation": _activation(self.tower),  # as built: the weights alone do not say which they need
         }
+        if loaded.commit:
+            self.fingerprint["commit"] = loaded.commit
         with torch.no_grad():
             self.dim = self(self._blank()).shape[-1]
 
@@ -126,9 +144,10 @@ class Backbone(nn.Module):
     def _encode(self, pixels: Tensor, parts: dict[str, list[re.Match[str]]]) -> dict[str, Tensor]:
         every = [part for found in parts.values() for part in found]
         first = self.first_pools and not any(part["how"] or int(part["block"] or 0) == self.depth for part in every)
-        states, end = self._tokens(pixels, every, first)
+        with self._second_norms(every) as normed:
+            states, end = self._tokens(pixels, every, first)
         return {
-            layer: torch.cat([self._feature(part, states, end).float() for part in found], dim=-1)
+            layer: torch.cat([self._feature(part, states, end, normed).float() for part in found], dim=-1)
             for layer, found in parts.items()
         }
 
@@ -138,8 +157,10 @@ class Backbone(nn.Module):
         Side s differs between the stages of a convolutional tower. Refuses `proj`, which has no places.
         """
         parts = [self._part(part, self.layer) for part in self.layer.split("+")]
-        if any(part["proj"] for part in parts):
-            raise Refusal(f"layer {self.layer!r}: a projection has no places; use last or block1 to block{self.depth}")
+        if not self.depth:
+            raise Refusal(f"{self.name} is a complete network: it has no patches that are known")
+        if any(part["proj"] or part["how"] == "norm2" for part in parts):
+            raise Refusal(f"layer {self.layer!r} has no places; use last or block1 to block{self.depth}")
         states, end = self._tokens(pixels, parts)
         found = [states[int(part["block"])].patches if part["block"] else end.patches for part in parts]
         sides = [math.isqrt(tokens.shape[1]) for tokens in found]
@@ -153,7 +174,7 @@ class Backbone(nn.Module):
         Refuses a layer of several parts and `proj`, and a tower whose feature has another width than its patches.
         """
         part = self._part(self.layer, self.layer) if "+" not in self.layer else None
-        if part is None or part["proj"] or part["how"] in ("both", "tokens"):
+        if part is None or part["proj"] or part["how"] in ("both", "tokens", "norm2"):
             raise Refusal(f"layer {self.layer!r} has no patch tokens of its own: only last, blockK and their _mean do")
         states, end = self._tokens(pixels, [part])
         tokens = (states[int(part["block"])].patches if part["block"] else end.patches).float()
@@ -166,9 +187,35 @@ class Backbone(nn.Module):
     ) -> tuple[dict[int, Tokens], End | None]:
         if self._packed:
             self._packed[-1].first_only = first_only  # of the last block nothing else is read
-        blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"]}
+        blocks: Collection[int] = {int(part["block"]) for part in parts if part["block"] and part["how"] != "norm2"}
+        blocks = {*blocks, *sorted(_inside(parts))[-1:]}  # as far as the deepest is read
         normalised = (pixels - self.mean).div_(self.std)  # in place: fresh memory costs more than the arithmetic
         return self._walk(self.tower, normalised.to(self.dtype), blocks, any(not part["block"] for part in parts))
+
+    @contextlib.contextmanager
+    def _second_norms(self, parts: Sequence[re.Match[str]]) -> Iterator[dict[int, Tensor]]:
+        """Class tokens (n, d) behind second norms, by block, of those `parts` that ask for them; filled by a pass."""
+        found: dict[int, Tensor] = {}
+
+        def keep(k: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            found[k] = output[:, 0].clone()  # not the other tokens beside it
+
+        hooks = [self._second_norm(k).register_forward_hook(partial(keep, k)) for k in _inside(parts)]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _second_norm(self, k: int) -> nn.Module:
+        block = bare(self.tower).get_submodule(self.cut.blocks)[k - 1] if self.cut else None
+        norm = second_norm(block) if block is not None else None
+        if norm is None:
+            found = f"a {type(block).__name__}" if block is not None else "not one list of blocks"
+            raise Refusal(
+                f"layer block{k}_norm2: {self.name} has {found}; take a plain vision transformer, or block{k}"
+            )
+        return norm
 
     def tokens(self) -> dict[str, tuple[int, int]]:
         """Number and width of the patch tokens of every block and of `last`; convolutional stages differ in both."""
@@ -188,18 +235,26 @@ class Backbone(nn.Module):
 
     def _part(self, part: str, layer: str) -> re.Match[str]:
         match = PART.fullmatch(part)
-        known = match and (match["proj"] is None or self._has_proj) and int(match["block"] or 1) <= self.depth
-        if not match or not known:
+        if not self.depth and part not in ("proj", "last"):
+            raise Refusal(f"layer {layer!r} of {self.name}: a complete network has its outputs alone, proj or last")
+        known = match and (match["proj"] is None or self._has_proj) and int(match["block"] or 0) <= self.depth
+        if not match or not known or (match["how"] == "norm2" and not match["block"]):
             proj = "proj, " if self._has_proj else ""
             raise Refusal(
                 f"unknown layer {layer!r} of {self.name}: expected {proj}last or block1 to block{self.depth}, the "
-                "last two also with _mean, _both or _tokens; several are joined by +"
+                "last two also with _mean, _both or _tokens, blocks with _norm2; several are joined by +"
             )
         return match
 
-    def _feature(self, part: re.Match[str], states: dict[int, Tokens], end: End | None) -> Tensor:
+    def _feature(
+        self, part: re.Match[str], states: dict[int, Tokens], end: End | None, normed: Mapping[int, Tensor]
+    ) -> Tensor:
         if part["proj"]:
             return end.proj
+        if part["how"] == "norm2":
+            if any(tokens.cls is None for tokens in states.values()):
+                raise Refusal(f"layer {part[0]!r}: {self.name} has no class token; use block{part['block']}_mean")
+            return normed[int(part["block"])]
         tokens = states[int(part["block"])] if part["block"] else Tokens(end.last, end.patches)
         if part["how"] == "both" and tokens.cls is None:
             raise Refusal(f"layer {part[0]!r}: {self.name} has no class token; use block{part['block']}_mean")
@@ -212,7 +267,7 @@ class Backbone(nn.Module):
 
     def identity(self, layer: str) -> dict[str, object]:
         """What decides the features of a layer, wherever the weights lie."""
-        decides = {key: value for key, value in self.fingerprint.items() if key != "name"} | _adapter(self.tower)
+        decides = {key: value for key, value in self.fingerprint.items() if key not in PLACE} | _adapter(self.tower)
         decides |= {"layer": layer, "precision": str(self.dtype).removeprefix("torch.")}
         return decides | ({"encoder": "packed"} if self._packed else {})
 
@@ -229,7 +284,8 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen matrix products."""
-        return next(p.dtype for p in self.tower.parameters() if not p.requires_grad and p.ndim > 1)
+        frozen = (p.dtype for p in self.tower.parameters() if not p.requires_grad and p.ndim > 1)
+        return next(frozen, torch.float32)  # a complete network has no parameters here, and takes fp32
 
     def train(self, mode: bool = True) -> "Backbone":
         """Only dropout of adapters follows `mode`: batch statistics and patch dropout of a frozen tower stay off."""
@@ -279,12 +335,13 @@ class Backbone(nn.Module):
             self._packed = packed
         return self.resize_by("torch" if packed or (encoder == "auto" and self.device.type == "cuda") else "pillow")
 
-    def resize_by(self, resizer: Literal["pillow", "torch"]) -> "Backbone":
-        """Which library scales images for this backbone; no difference where images are only cropped."""
-        if self.preprocess.geometry != "native":
+    def resize_by(self, resizer: Resizer) -> "Backbone":
+        """Which library scales images for this backbone; no difference where images are only cropped, or prepared
+        as the authors of a detector do it."""
+        if self.preprocess.geometry != "native" and self.fingerprint["preprocess"].get("by") != AUTHORS:
             self.preprocess = replace(self.preprocess, resizer=resizer)
-            own = {name: self.fingerprint["preprocess"].get(name) for name in ("mean", "std", "by")}
-            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **{k: v for k, v in own.items() if v}}
+            own = {name: self.fingerprint["preprocess"][name] for name in ("mean", "std")}
+            self.fingerprint["preprocess"] = {**self.preprocess.facts(), **own}
         return self
 
     def prepare_by(self, preprocess: Preprocess, mean: Sequence[float], std: Sequence[float]) -> "Backbone":
@@ -333,9 +390,19 @@ def _load(name: str, activation: str | None) -> Loaded:
         return load_transformers(name, model)
     if library == "timm" and model:
         return load_timm(name, model, activation)
+    if library in COMPLETE:
+        raise Refusal(
+            f"{name} is a complete network: nothing is trained on it; `adapt import {library} FILE` makes a detector "
+            "of it, for --detector"
+        )
     raise Refusal(
-        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME@FILE"
+        f"unknown backbone {name!r}: expected tiny, open_clip:MODEL[@WEIGHTS], transformers:MODEL or timm:NAME.TAG"
     )
+
+
+def _inside(parts: Sequence[re.Match[str]]) -> set[int]:
+    """Numbers of the blocks whose second norm is read."""
+    return {int(part["block"]) for part in parts if part["how"] == "norm2"}
 
 
 def _adapter(tower: nn.Module) -> dict[str, str]:

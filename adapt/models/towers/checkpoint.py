@@ -3,15 +3,18 @@
 A file of torch is a zip archive: a pickle says how tensors lie in the other members. Here that pickle is read as data,
 instruction by instruction: a few names that make tensors and containers are understood, and nothing is ever imported
 or called. So a TorchScript archive is read without running its code, and a file that asks for anything else is
-refused. Of the tensors only those that are wanted are loaded.
+refused. Of the tensors only those that are wanted are loaded. `read_script` also hands out the rest of a TorchScript
+archive as data: the attributes of its modules and the sources of its code.
 """
 
+import contextlib
 import math
 import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,10 @@ from torch import Tensor
 
 from adapt.errors import Refusal
 
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # of files that are checkpoints by their name
 MOST_PICKLE = 64 * 2**20  # bytes; that of a CLIP with its optimizer has less than one MB
 MOST_TENSORS = 100_000
+MOST_CODE = 4 * 2**20  # bytes; that of a network of 500 modules has less than 1 MB
 DEEPEST, LONGEST = 32, 300  # containers in one another; letters of a key
 DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
@@ -53,11 +58,20 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a file by their place in it, joined by dots; `scripted` says that it is a TorchScript archive."""
+    """Tensors of a file by their place in it, joined by dots.
+
+    `plain` is all that a file of torch holds, in its containers: numbers and words beside what stands for tensors.
+    """
 
     file: Path
     tensors: Mapping[str, Stored]
-    scripted: bool = False
+    plain: Any = None
+
+
+class Attributes(dict[str, Any]):
+    """An object of a TorchScript archive: what it holds, and the name of its class."""
+
+    kind = ""
 
 
 class _Damaged(ValueError):
@@ -80,8 +94,8 @@ class _Mark:
 
 
 @dataclass(frozen=True)
-class _View:
-    """A tensor: a part of a storage."""
+class View:
+    """A tensor that is still in its file: a part of a storage."""
 
     key: str
     dtype: torch.dtype
@@ -128,46 +142,89 @@ def _safetensors(file: Path) -> Checkpoint:
         raise Refusal(f"{file} is damaged: {error}") from error
 
 
+@dataclass(frozen=True)
+class Script:
+    """A TorchScript archive as data: the module's attributes, with `View`s for tensors, the constants of its code, the
+    sources by the name of their Python module, the version of its operators, and how the tensors are loaded."""
+
+    module: Any
+    constants: Sequence[Any]
+    sources: Mapping[str, str]
+    version: int
+    tensors: Mapping[View, Callable[[], Tensor]]  # of the module
+    load_constant: Callable[[View], Tensor]
+
+
+def read_script(file: Path) -> Script:
+    """What a TorchScript archive holds; nothing of it is run. Refuses other files and damaged ones."""
+    with _damage_named(file), zipfile.ZipFile(file) as archive:
+        root, members = _members(archive, file)
+        module = _run(archive.read(members[f"{root}data.pkl"]), file)
+        constants = _run(archive.read(members[f"{root}constants.pkl"]), file)
+        code = [info for name, info in members.items() if name.startswith(f"{root}code/") and name.endswith(".py")]
+        if sum(info.file_size for info in code) > MOST_CODE or not isinstance(constants, list | tuple):
+            raise _Damaged(f"its code has more than {MOST_CODE} bytes, or its constants are no list")
+        names = [info.filename.removeprefix(f"{root}code/").removesuffix(".py").replace("/", ".") for info in code]
+        sources = dict(zip(names, (archive.read(info).decode() for info in code), strict=True))
+        at = "version" if f"{root}version" in members else ".data/version"
+        version = int(archive.read(members[f"{root}{at}"])[:8])
+        tensors = {view: lambda view=view: _load(file, f"{root}data/", view) for view in _views(module, file).values()}
+    return Script(module, constants, sources, version, tensors, lambda view: _load(file, f"{root}constants/", view))
+
+
 def _archive(file: Path) -> Checkpoint:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch("[^/]+/data[.]pkl", name)]
-            if len(roots) != 1:
-                raise Refusal(
-                    f"{file} is a zip archive, but no checkpoint of torch: it has {len(roots)} data.pkl, not one"
-                )
-            root, pickle = roots[0], members[f"{roots[0]}data.pkl"]
-            stored = [info for name, info in members.items() if name.startswith(f"{root}data/")]
-            squeezed = any(info.compress_type != zipfile.ZIP_STORED for info in stored)
-            total = sum(info.file_size for info in stored)
-            if squeezed or total > file.stat().st_size or pickle.file_size > MOST_PICKLE:
-                raise _Damaged("its members are larger than torch writes them")
-            if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
-                raise _Damaged("its numbers are big-endian")
-            views = _views(_run(archive.read(pickle), file), file)
-    except (_Damaged, zipfile.BadZipFile, struct.error, KeyError, IndexError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, Refusal):
-            raise
-        raise Refusal(f"{file} is damaged: {error or type(error).__name__}") from error
+    with _damage_named(file), zipfile.ZipFile(file) as archive:
+        root, members = _members(archive, file)
+        plain = _run(archive.read(members[f"{root}data.pkl"]), file)
+        views = _views(plain, file)
     return Checkpoint(
         file,
-        {key: Stored(view.shape, lambda view=view: _load(file, root, view)) for key, view in views.items()},
-        any(name.startswith(f"{root}code/") for name in members),
+        {key: Stored(view.shape, lambda view=view: _load(file, f"{root}data/", view)) for key, view in views.items()},
+        plain,
     )
 
 
-def _views(value: Any, file: Path) -> dict[str, _View]:
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Refusal:
+        raise
+    except (
+        *(_Damaged, zipfile.BadZipFile, zlib.error, struct.error, KeyError, IndexError, TypeError, ValueError),
+        *(NotImplementedError, RuntimeError, OSError),  # of members that are compressed or encrypted in a strange way
+    ) as error:
+        raise Refusal(f"{file} is damaged: {error or type(error).__name__}") from error
+
+
+def _members(archive: zipfile.ZipFile, file: Path) -> tuple[str, dict[str, zipfile.ZipInfo]]:
+    """The folder inside an archive, and its members by name; refuses what torch does not write."""
+    members = {info.filename: info for info in archive.infolist()}
+    roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch("[^/]+/data[.]pkl", name)]
+    if len(roots) != 1:
+        raise Refusal(f"{file} is a zip archive, but no checkpoint of torch: it has {len(roots)} data.pkl, not one")
+    root = roots[0]
+    stored = [info for name, info in members.items() if name.startswith((f"{root}data/", f"{root}constants/"))]
+    squeezed = any(info.compress_type != zipfile.ZIP_STORED for info in stored)
+    pickles = [info.file_size for name, info in members.items() if name in (f"{root}data.pkl", f"{root}constants.pkl")]
+    if squeezed or sum(info.file_size for info in stored) > file.stat().st_size or max(pickles) > MOST_PICKLE:
+        raise _Damaged("its members are larger than torch writes them")
+    if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+        raise _Damaged("its numbers are big-endian")
+    return root, members
+
+
+def _views(value: Any, file: Path) -> dict[str, View]:
     """Every tensor in nested containers by its place; a container that stands at two places is looked at once.
 
     The bounds keep a small hostile file from asking for much memory.
     """
-    found: dict[str, _View] = {}
+    found: dict[str, View] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, int, Any]] = [("", 0, value)]
     while waiting:
         place, depth, item = waiting.pop()
-        if isinstance(item, _View):
+        if isinstance(item, View):
             found[place] = item
         elif isinstance(item, dict | list | tuple) and id(item) not in seen and depth < DEEPEST:
             seen.add(id(item))
@@ -181,13 +238,13 @@ def _views(value: Any, file: Path) -> dict[str, _View]:
     return found
 
 
-def _load(file: Path, root: str, view: _View) -> Tensor:
+def _load(file: Path, folder: str, view: View) -> Tensor:
     size = torch.empty(0, dtype=view.dtype).element_size()
     last = view.offset + sum((side - 1) * step for side, step in zip(view.shape, view.stride, strict=True))
     numbers = math.prod(view.shape)
     try:
         with zipfile.ZipFile(file) as archive:
-            data = bytearray(archive.read(f"{root}data/{view.key}"))
+            data = bytearray(archive.read(f"{folder}{view.key}"))
     except (KeyError, zipfile.BadZipFile, OSError) as error:
         raise Refusal(f"{file} is damaged: tensor {view.key}: {error}") from error
     impossible = min(view.offset, *view.shape, *view.stride, 0) < 0 or numbers > view.numel
@@ -200,7 +257,7 @@ def _load(file: Path, root: str, view: _View) -> Tensor:
 
 
 def _run(data: bytes, file: Path) -> Any:
-    """What a pickle describes, of dicts, lists, tuples, plain values, `_View`s and `_Opaque`s; it calls nothing."""
+    """What a pickle describes, of dicts, lists, tuples, plain values, `View`s and `_Opaque`s; it calls nothing."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
 
@@ -287,10 +344,12 @@ def _made(called: Any, given: Any, file: Path) -> Any:
     if name in ("collections.OrderedDict", "collections.defaultdict"):
         return dict(given[0]) if given and isinstance(given[0], list) else {}
     if name.startswith("__torch__."):
-        return {}  # a module of a TorchScript archive: its attributes follow
+        found = Attributes()  # which follow
+        found.kind = name
+        return found
     if name == "torch.Size" or name.startswith("torch.jit._pickle."):
         return given[0]
-    if name in HARMLESS:
+    if name in HARMLESS or name.startswith("torch.optim."):
         return _Opaque()
     whole = (
         ": it holds a whole model, not its weights" if name.startswith(("torch.nn.", "open_clip.", "clip.")) else ""
@@ -301,7 +360,7 @@ def _made(called: Any, given: Any, file: Path) -> Any:
     )
 
 
-def _tensor(storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> _View | _Opaque:
+def _tensor(storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> View | _Opaque:
     word, kind, key, _, numel = storage
     dtype = DTYPES.get(kind.name.rpartition(".")[2]) if isinstance(kind, _Name) else None
     if (
@@ -312,4 +371,4 @@ def _tensor(storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int
         raise _Damaged("a tensor without a storage")
     if dtype is None:
         return _Opaque()  # of a kind that no weights have
-    return _View(key, dtype, numel, offset, tuple(shape), tuple(stride))
+    return View(key, dtype, numel, offset, tuple(shape), tuple(stride))

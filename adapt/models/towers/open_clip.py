@@ -14,16 +14,35 @@ from torch import Tensor, nn
 from adapt.data.preprocess import FILTERS, Geometry, Preprocess
 from adapt.errors import Refusal
 from adapt.models.towers.attention import split_all
-from adapt.models.towers.records import PLAIN, QUICK, quick_gelu
+from adapt.models.towers.checkpoint import SUFFIXES, Checkpoint, read_checkpoint
+from adapt.models.towers.fitting import fit_of, place_of, refuse_misfits, refuse_unmerged
+from adapt.models.towers.hub import commit_of
+from adapt.models.towers.records import CORRECTED, PLAIN, QUICK, config_of_tag, quick_gelu
 from adapt.models.towers.timm import depth_of, has_blocks, patches, pools_first, resize_of, walk_trunk
-from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json
+from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, near, read_json, tell
 
 WEIGHTS = "open_clip_model.safetensors"
 RESIZE_MODES: dict[str, Geometry] = {"shortest": "resize", "squash": "squash"}
 
 
+def checkpoint_in(model: str) -> tuple[str, str, Path | None]:
+    """MODEL, TAG and FILE of `MODEL[@TAG]@FILE`; TAG is "" and FILE None where the name has none.
+
+    What ends as a checkpoint does is a file, and TAG one of open_clip's for MODEL, or `random`.
+    """
+    import open_clip
+
+    architecture, _, weights = model.partition("@")
+    if ":" in architecture or not weights.endswith(SUFFIXES):
+        return architecture, weights, None
+    tag, _, file = weights.partition("@")
+    if file and tag in ("random", *open_clip.list_pretrained_tags_by_model(architecture)):
+        return architecture, tag, Path(file)
+    return architecture, "", Path(weights)
+
+
 def create_clip(name: str, model: str, activation: str | None = None, texts: bool = True) -> nn.Module:
-    """Both towers of MODEL@TAG, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused.
+    """Both towers of MODEL@TAG, MODEL[@TAG]@FILE, hf-hub:ORG/NAME or local-dir:FOLDER, all weights loaded or refused.
 
     They get the activation of the weights' own record, or that which a detector was trained with. Of a folder with the
     image tower alone (`vision_only`) the text tower is random. Without `texts` the text tower takes no memory: its
@@ -31,7 +50,7 @@ def create_clip(name: str, model: str, activation: str | None = None, texts: boo
     """
     import open_clip
 
-    architecture, _, tag = model.partition("@")
+    architecture, tag, file = checkpoint_in(model)
     options: dict[str, Any] = {"require_pretrained": True}
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
@@ -47,6 +66,8 @@ def create_clip(name: str, model: str, activation: str | None = None, texts: boo
         if architecture not in open_clip.list_models():
             hint = near(architecture, open_clip.list_models())
             raise Refusal(f"backbone {name}: open_clip has no model {architecture!r}{hint}")
+        if file:
+            return _of_checkpoint(name, architecture, tag, file, activation, texts)
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if tag == "random":
             options = {"pretrained": None, "pretrained_text": False}
@@ -70,7 +91,11 @@ def create_clip(name: str, model: str, activation: str | None = None, texts: boo
         ):
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")  # looks before `options` are applied
             warnings.filterwarnings("ignore", message=".*to a meta parameter.*which is a no-op")
-            clip = open_clip.create_model(model if ":" in model else architecture, **options)
+            built = model if ":" in model else architecture
+            corrected = quick and not texts and activation is None
+            if corrected and not open_clip.get_model_config(built).get("quick_gelu"):
+                tell(name, CORRECTED.format("its configuration" if ":" in model else f"open_clip's {architecture}"))
+            clip = open_clip.create_model(built, **options)
         if without:
             _fill_vision(clip.visual, Path(model.removeprefix("local-dir:")) / WEIGHTS)
         return clip
@@ -83,6 +108,58 @@ def create_clip(name: str, model: str, activation: str | None = None, texts: boo
         ) from error
     finally:
         logging.disable(heard)
+
+
+def has_texts(checkpoint: Checkpoint) -> bool:
+    """Whether a text tower is among its tensors."""
+    return any({"text", "token_embedding"} & set(key.split(".")) for key in checkpoint.tensors)
+
+
+@torch.no_grad()
+def _of_checkpoint(
+    name: str, architecture: str, tag: str, file: Path, activation: str | None, texts: bool
+) -> nn.Module:
+    """The model with weights of a checkpoint of training, or of its image tower alone.
+
+    The file is read as data, tensor by tensor into its place; `adapt convert` would make a folder of the same tower.
+    Attention may be split as that of this package is.
+    """
+    import open_clip
+
+    if not file.is_file() and "@" in str(file):
+        tag = str(file).partition("@")[0]
+        hint = near(tag, open_clip.list_pretrained_tags_by_model(architecture))
+        raise Refusal(f"backbone {name}: {file} is no file, and {architecture} has no weights {tag!r}{hint}")
+    like = f"open_clip:{architecture}{f'@{tag}' if tag else ''}"
+    try:
+        checkpoint = read_checkpoint(file)
+        refuse_unmerged(file, checkpoint.tensors)
+        config = config_of_tag(checkpoint, like)
+        quick = _quick_of_detector(name, activation, config["model_cfg"]["quick_gelu"])
+        with unfilled(), contextlib.nullcontext() if texts else _texts_on_meta():
+            clip = open_clip.create_model(
+                architecture, pretrained_text=False, quick_gelu=quick, force_preprocess_cfg=config["preprocess_cfg"]
+            )
+        if any(".attn.q_proj." in key for key in checkpoint.tensors):
+            split_all(clip.get_submodule("visual"))
+        own = clip.state_dict()
+        shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
+        alone = not has_texts(checkpoint)
+        if alone:
+            shapes = {key: shape for key, shape in shapes.items() if key.startswith("visual.")}
+        place, added = place_of(checkpoint, shapes)
+        fit = fit_of(checkpoint.tensors, shapes, place, added, (), alone)
+        refuse_misfits(fit, file, like)
+    except Refusal as refusal:
+        flags = "" if "--" not in str(refusal) else ". These are flags of `adapt convert`, which makes a folder of it"
+        tags = "" if tag or not flags else f"; or a tag stands in the name, open_clip:{architecture}@TAG@{file}"
+        raise Refusal(f"backbone {name}: {refusal}{flags}{tags}") from refusal
+    if texts and alone:
+        raise Refusal(f"backbone {name} has no text tower: {file} holds the image tower alone")
+    for key, of_file in fit.names.items():
+        if not own[key].is_meta:
+            own[key].copy_(checkpoint.tensors[of_file].load().reshape(own[key].shape))
+    return clip
 
 
 @contextlib.contextmanager
@@ -98,6 +175,7 @@ def _texts_on_meta() -> Iterator[None]:
             return build(*args, **options)
 
     def load_in_place(model: nn.Module, path: str, **options: Any) -> object:
+        model.get_submodule("visual").weights_file = path
         return None if _loaded_in_place(model, path) else load(model, path, **options)
 
     towers._build_text_tower = build_on_meta
@@ -156,12 +234,19 @@ def _fill_vision(visual: nn.Module, file: Path) -> None:
 
 
 def _quick_gelu(name: str, model: str, activation: str | None) -> bool | None:
-    if activation not in (QUICK, PLAIN):
-        return quick_gelu(name, model)
     try:
         recorded = quick_gelu(name, model)
-    except Refusal:  # the folder does not say: the detector does
-        recorded = None
+    except Refusal:
+        if activation not in (QUICK, PLAIN):
+            raise
+        recorded = None  # the folder does not say: the detector does
+    return _quick_of_detector(name, activation, recorded)
+
+
+def _quick_of_detector(name: str, activation: str | None, recorded: bool | None) -> bool | None:
+    """That of the record, or the activation that a detector was trained with, if one is loaded."""
+    if activation not in (QUICK, PLAIN):
+        return recorded
     if recorded is not None and recorded != (activation == QUICK):
         warnings.warn(
             f"backbone {name}: a detector was trained with {activation}, its weights were published with "
@@ -204,7 +289,7 @@ def load_open_clip(name: str, model: str, activation: str | None = None) -> Load
     else:
         raise Refusal(f"backbone {name}: {type(visual).__name__} has no transformer blocks; take a ViT")
     facts = preprocess, tuple(config["mean"]), tuple(config["std"]), depth, True, walk, first, cut
-    return Loaded(visual, *facts, resize)
+    return Loaded(visual, *facts, resize, commit_of(getattr(visual, "weights_file", None)))
 
 
 def walk_transformer(

@@ -88,6 +88,7 @@ class PackedBlock(nn.Module):
         self.up = _pack(up.weight * factor, _bias(up) * factor, dtype)
         weight, bias = _scaled(down, _scale(block, names.scale2))
         self.down = _pack(weight / factor, bias, dtype)
+        self.norm2 = nn.Identity()  # what leaves the second norm passes through it, for those who hook that
         self.first_only, self.tokens = False, 0
 
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Tensor:
@@ -100,7 +101,7 @@ class PackedBlock(nn.Module):
             q, x = q[:, :, :1], x[:, :1]
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = _linear_add(mixed, self.out, x)
-        hidden = _linear(_layer_norm(x, self.norms[1]), self.up, self.act, self.algorithm)
+        hidden = _linear(self.norm2(_layer_norm(x, self.norms[1])), self.up, self.act, self.algorithm)
         return _linear_add(hidden, self.down, x)
 
 
@@ -142,6 +143,14 @@ def pack(tower: nn.Module, dtype: torch.dtype) -> str:
 
 def packed_blocks(tower: nn.Module) -> list[PackedBlock]:
     return [module for module in tower.modules() if isinstance(module, PackedBlock)]
+
+
+def second_norm(block: nn.Module) -> nn.Module | None:
+    """The module whose output the block's MLP gets, of a block that is known or packed; else None."""
+    if isinstance(block, PackedBlock):
+        return block.norm2
+    names = BLOCKS.get(type(block).__name__)
+    return None if names is None else _part(block, names.norm2)
 
 
 def rows_of_a_pass(tokens: int) -> int:

@@ -1,6 +1,7 @@
 """What the libraries' image towers have in common: the tokens that one pass hands back."""
 
 import difflib
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Loaded:
     first_pools: bool = False  # whether the pooled feature is the first token after the last block, normed
     cut: Cut | None = None  # None: it has no list of blocks that tokens run through
     resize: Resize | None = None  # None: it takes images of its own size alone
+    commit: str | None = None  # of the hub's repository that the weights are from
 
 
 def bare(tower: nn.Module) -> nn.Module:
@@ -86,6 +88,21 @@ def read_json(path: Path, name: str) -> dict:
     if not isinstance(value, dict):
         raise Refusal(f"backbone {name}: {path} must hold a JSON object")
     return value
+
+
+def tell(name: str, words: str) -> None:
+    """One line for whoever loads a backbone, beside what the command prints."""
+    print(f"backbone {name}: {words}", file=sys.stderr)
+
+
+def warn_of_satellites(name: str, *places: str) -> None:
+    """One line where a name of the weights says that they are DINOv3's of satellite images."""
+    if any("sat493m" in place.lower() for place in places):
+        tell(
+            name,
+            "trained on satellite images. On ordinary photographs detectors on it fail (it found .121 of Chameleon's "
+            "fakes; published, at second hand): take the weights lvd1689m",
+        )
 
 
 def near(word: str, known: Collection[str]) -> str:

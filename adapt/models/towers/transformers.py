@@ -1,9 +1,9 @@
 """Image towers of transformers: CLIP, MetaCLIP 2, SigLIP (and 2, at a fixed resolution), DINOv2, DINOv3.
 
-A hub id or a local folder with config.json, preprocessor_config.json and safetensors. Only the library's own classes
-are built, so no code of a repository runs. Module names differ between versions of transformers (it moved
-SigLIP's encoder and renamed DINOv2's attention within version 5), hence tokens are taken by hooks on the blocks,
-which are found by their number.
+A hub id (ORG/NAME or ORG/NAME@REVISION) or a local folder with config.json, preprocessor_config.json and safetensors.
+Only the library's own classes are built, so no code of a repository runs. Module names differ between versions of
+transformers (it moved SigLIP's encoder and renamed DINOv2's attention within version 5), hence tokens are taken by
+hooks on the blocks, which are found by their number.
 """
 
 import contextlib
@@ -18,7 +18,20 @@ from torch import Tensor, nn
 
 from adapt.data.preprocess import Preprocess
 from adapt.errors import Refusal
-from adapt.models.towers.tokens import Cut, End, Loaded, Resize, Tokens, bare, message_of, read_json
+from adapt.models.towers import hub
+from adapt.models.towers.fitting import refuse_unmerged
+from adapt.models.towers.records import refuse_contradiction
+from adapt.models.towers.tokens import (
+    Cut,
+    End,
+    Loaded,
+    Resize,
+    Tokens,
+    bare,
+    message_of,
+    read_json,
+    warn_of_satellites,
+)
 
 VISION = {  # model_type of config.json: class of the image tower
     "clip": "CLIPVisionModelWithProjection",
@@ -37,7 +50,8 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 def load_transformers(name: str, model: str) -> Loaded:
     folder = snapshot(name, model)
-    kind = read_json(folder / "config.json", name).get("model_type")
+    config = read_json(folder / "config.json", name)
+    kind = config.get("model_type")
     if kind == "siglip2":
         raise Refusal(
             f"backbone {name}: this SigLIP 2 takes images of any shape (NaFlex); take one of fixed resolution, "
@@ -45,7 +59,9 @@ def load_transformers(name: str, model: str) -> Loaded:
         )
     if kind not in VISION:
         raise Refusal(f"backbone {name}: transformers model of type {kind!r}; known: {', '.join(sorted(VISION))}")
+    refuse_contradiction(name, folder, model.partition("@")[0])
     tower = create(name, folder, VISION[kind])
+    warn_of_satellites(name, model, str(config.get("_name_or_path")))
     preprocess, mean, std = _preprocess(read_preprocessor(folder, name), name)
     depth = tower.config.num_hidden_layers
     path = next(path for path, m in tower.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
@@ -53,26 +69,20 @@ def load_transformers(name: str, model: str) -> Loaded:
     size = tower.config.image_size
     if has_proj and size != preprocess.size:  # DINO interpolates its positions, or has none
         raise Refusal(f"backbone {name}: the tower takes {size} px, its preprocessor_config.json {preprocess.size}")
-    cut, first = Cut(path, end), "siglip" not in kind
-    resize = Resize(tower.config.patch_size, resize_positions)
-    return Loaded(tower, preprocess, mean, std, depth, has_proj, partial(walk, path), first, cut, resize)
+    facts = preprocess, mean, std, depth, has_proj, partial(walk, path), "siglip" not in kind, Cut(path, end)
+    return Loaded(tower, *facts, Resize(tower.config.patch_size, resize_positions), hub.commit_of(folder))
 
 
 def snapshot(name: str, model: str) -> Path:
-    """The local folder itself, or that of the hub's snapshot."""
-    from huggingface_hub import snapshot_download
-
+    """The local folder itself, or that of `ORG/NAME[@REVISION]` in the hub's cache."""
     folder = Path(model)
     if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(model, allow_patterns=FILES))
-        except Exception as error:  # offline, refused, gated, or no such name: the hub's own reason says which
-            raise Refusal(
-                f"backbone {name}: no folder {model!r}, and weights could not be loaded ({message_of(error)}). On a "
-                f"machine with a network run `hf download {model}` (or unset HF_HUB_OFFLINE), or give a folder"
-            ) from error
+        folder = hub.snapshot(name, model, FILES, f"; {model!r} is no folder")
     if not list(folder.glob("model*.safetensors")):
-        raise Refusal(f"backbone {name}: no model*.safetensors in {folder} (pickled weights are not loaded)")
+        raise Refusal(
+            f"backbone {name}: no model*.safetensors in {folder} (pickled weights are not loaded: `adapt convert FILE "
+            f"--like transformers:FOLDER` makes a folder of them)"
+        )
     return folder
 
 
@@ -89,6 +99,7 @@ def create(name: str, folder: Path, class_name: str) -> nn.Module:
             raise Refusal(
                 f"backbone {name}: {folder} could not be loaded as {class_name} ({message_of(error)})"
             ) from error
+    refuse_unmerged(folder, list(report["unexpected_keys"]))
     own = "text_model." if "Vision" in class_name else "vision_model."
     more = {key for key in report["unexpected_keys"] if BLOCK.search(key) and not key.startswith(own)}
     for what, keys in (("lacks", report["missing_keys"]), ("also holds", more)):
