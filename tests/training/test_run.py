@@ -28,8 +28,6 @@ from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import sha256
 from adapt.models.heads import losses
-
-
 from adapt.models.towers.backbones import TINY
 from adapt.training import checkpoint
 from adapt.training import tokens as prefix
