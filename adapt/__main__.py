@@ -10,7 +10,7 @@ from pathlib import Path
 from adapt.cli import recipes_folder
 
 GROUPS = {
-    "data": ("prepare", "audit", "align", "composites", "pack", "quality"),
+    "data": ("prepare", "audit", "align", "composites", "pack", "quality", "views"),
     "features and detectors": ("convert", "extract", "import", "detectors", "predict", "test", "crops", "share"),
     "results": ("evaluate", "summarise"),
     "this machine": ("doctor", "plan", "benchmark"),

@@ -205,6 +205,20 @@ class Classes(Checked):
 class FineTuning(Rows, Tower, Classes, Views, Intervals, Permutations):
     """Everything that the loop of recipes/lora.py reads."""
 
+    own_quality: bool = False  # in training, members of a group first get the JPEG quality of its photograph's file
+    consistency: float = 0.0  # weight of the agreement between two views of each image; doubles the work
+    ramp: int = (
+        0  # chains of --train_views reach their full strength in this epoch, evenly from the first on; 0: at once
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "consistency", "ramp")
+        if self.own_quality and self.cache_prefix:
+            raise Refusal("--own_quality changes images in training, --cache_prefix keeps them: leave one out")
+        if self.ramp and self.cache_prefix:
+            raise Refusal("--ramp changes chains from epoch to epoch, --cache_prefix keeps them: leave one out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Aim(Checked):

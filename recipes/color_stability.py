@@ -85,8 +85,9 @@ def main(cfg: Config) -> None:
     described, read, unreadable = [], [], []
     for i, file in enumerate(bar(iterable=photos["file"], unit="image", desc="describe")):
         try:
-            image = start(read_image(file, photos["sha256"][i], photos.place(i)))
-            seen = [image, *(view(image) for view in views)]
+            group = photos["group"][i]
+            image = start.of(group)(read_image(file, photos["sha256"][i], photos.place(i)))
+            seen = [image, *(view.of(group)(image) for view in views)]
         except Unreadable as problem:
             unreadable.append([photos["path"][i], problem.reason])
             continue

@@ -146,6 +146,7 @@ def fine_tune(
 
     from adapt.models.adapters.cut_tower import trained_part
     from adapt.models.heads.linear import balanced_bce, binary_logit, cross_entropy
+    from adapt.models.heads.losses import consistency
     from adapt.training.classes import class_facts, class_labels, column_of, selection_score
     from adapt.training.micro_batches import accumulation_that_fits
     from adapt.training.report import given, log_validation, trained_images
@@ -153,11 +154,13 @@ def fine_tune(
     from adapt.training.tokens import training_data
 
     by_class = column_of(detector, rows, cfg.classes)  # family or generator; None: real and fake
+    twins = cfg.consistency > 0  # each image under two views
     labels = class_labels(rows.select(rows["split"] == "train"), detector, by_class)
     part = trained_part(detector, cfg.cache_prefix, cfg.checkpoint_activations, cfg.compile)
     train, validate = training_data(
         run, part, detector, rows, cfg.train_views, cfg.seed,
         focus=aim.focus if aim else None, cached=cfg.cache_prefix, num_workers=cfg.num_workers, labels=labels,
+        twins=twins, own_quality=cfg.own_quality, ramp=cfg.ramp,
     )  # fmt: skip
     trained = [
         {"params": [p for p in detector.backbone.parameters() if p.requires_grad], "lr": cfg.learning_rate},
@@ -179,9 +182,13 @@ def fine_tune(
     workers = run.workers(cfg.num_workers)
     for batch in run.steps(train, cfg.groups, cfg.epochs, accumulation, workers, cfg.checkpointing_steps):
         found = model(batch.inputs)  # logits (n,), or (n, classes)
-        loss = balanced_bce(binary_logit(found) if by_class else found, batch.fake, batch.weight) / run.share
+        logits = binary_logit(found) if by_class else found
+        loss = balanced_bce(logits, batch.fake, batch.weight) / run.share
         if by_class:
             loss = loss + cross_entropy(found, batch.label, batch.class_weight) / run.share
+        if twins:
+            again, images = logits[batch.twin], run.share_of_groups * train.group_weight
+            loss = loss + cfg.consistency * consistency(logits[~batch.twin][: len(again)], again) / images
         run.step(loss, cfg.max_grad_norm)
         if run.epoch_ended:
             scores = validate()
@@ -189,7 +196,7 @@ def fine_tune(
             chosen_by = selection_score(scores, detector, by_class)
             run.select(chosen_by, last=aim is not None and aim.new)  # validation lacks a new generator
 
-    picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs, cfg.epochs)
+    picked = run.use_selected() | given(trained_images(run, rows), cfg.epochs * (1 + twins), cfg.epochs)
     count = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     return {"trainable_parameters": count, **class_facts(detector, by_class), **picked}
 

@@ -37,6 +37,7 @@ class Config(Rows, LeftOut, Encoder, Classes, Views, Steps, Launched):
     contrastive: float = 0.0  # weight of the supervised contrastive loss on features; not with --tune head
     temperature: float = 0.07  # temperature of the contrastive loss
     consistency: float = 0.0  # weight of the agreement between two views per image; doubles the work
+    own_quality: bool = False  # members of a group first get the JPEG quality of its photograph's file; not with head
     targets: Literal["qv", "qkvo", "mlp", "all"] = "all"  # layers that --tune lora adapts
     rank: int = 8  # rank of each update; alpha is the same
     last_blocks: int | None = None  # adapt the last k blocks only
@@ -49,6 +50,9 @@ class Config(Rows, LeftOut, Encoder, Classes, Views, Steps, Launched):
             raise Refusal("--arms and --seeds: give at least one of each")
         if self.contrastive and self.tune == "head":
             raise Refusal("--contrastive moves features, which --tune head leaves as they are: use lora or norm")
+
+        if self.own_quality and self.tune == "head":
+            raise Refusal("--own_quality changes images, which --tune head does not read: use lora or norm")
 
     @property
     def seed(self) -> int:
@@ -107,7 +111,7 @@ def train(cfg: Config) -> None:
     tuning, twins = Tuning(run, rows, backbone, features, classes), cfg.consistency > 0
     by_class = column_of(tuning.detector, rows, cfg.classes)  # family or generator; None: real and fake
     labels = class_labels(images, tuning.detector, by_class)
-    data = tuning.data(images, cfg.train_views, cfg.seed, twins, labels)
+    data = tuning.data(images, cfg.train_views, cfg.seed, twins, labels, cfg.own_quality)
 
     steps = max(1, len(matched.groups()) // cfg.groups)  # of an epoch, in every arm
     total = cfg.epochs * steps

@@ -51,6 +51,8 @@ class Config(FineTuning, Aim):
             raise Refusal("nothing to go on from: give --init DETECTOR, or --onboard GENERATOR with --shots")
         if self.focus and (not self.init or self.onboard):
             raise Refusal("--focus holes: give --init, the detector whose holes are meant, and no --onboard")
+        if self.consistency and (self.focus or self.onboard):
+            raise Refusal("--consistency: a cell is shown under its own view alone; leave --focus and --onboard out")
         if self.permutations and (self.focus or self.onboard):
             raise Refusal("--permutations: a generator with shuffled labels cannot be shown more often")
 

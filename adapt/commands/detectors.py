@@ -30,8 +30,9 @@ def main(cfg: Config) -> None:
         print(grid(rows))
         if others := [path.parent for path in sorted(FOLDER.glob("*/detector.json")) if path.parent.name not in known]:
             print("\nalso here: " + ", ".join(map(str, others)))
+        print("\n" + "\n".join(f"{p.name}: {p.weights}" for p in known.values()))
         print("\nany other complete network: adapt import onnx FILE, adapt import torchscript FILE")
-        print("adapt detectors --name NAME: where the weights are; adapt import NAME FILE: make its folder")
+        print("adapt detectors --name NAME: what it was trained on; adapt import NAME FILE: make its folder")
         return
     if cfg.name not in known:
         raise Refusal(f"--name {cfg.name}: there is {', '.join(known)}")

@@ -21,7 +21,8 @@ from torch.utils.data import Dataset, Sampler
 from adapt.data.archives import archives_of_groups, shuffled
 from adapt.data.crops import Crops
 from adapt.data.focus import Focus
-from adapt.data.images import Unreadable, read_image
+from adapt.data.images import Unreadable, read_bytes, read_image
+from adapt.data.jpeg import read_header
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Prepare, Preprocess
 from adapt.data.views import View, parse_view, rng
@@ -90,7 +91,9 @@ class Groups(Dataset):
     """Training data: item (epoch, g) is group g under the view and the crop drawn for that epoch.
 
     With `twins` every image comes a second time at the same place under another of the views. With `focus` some groups
-    show a cell instead.
+    show a cell instead. With `own_quality` every member but the photograph is first compressed at the JPEG quality of
+    the photograph's file, as DDA does, so that the history of the files tells nothing; a photograph that is no JPEG
+    leaves them as they are. Drawn chains reach their full strength in epoch `ramp`, evenly from the first on.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class Groups(Dataset):
         twins: bool = False,
         focus: Focus | None = None,
         labels: ClassLabels | None = None,
+        own_quality: bool = False,
+        ramp: int = 0,
     ) -> None:
         if twins and focus:
             raise ValueError("a group that shows a cell stands under the view of that cell only")
@@ -111,7 +116,7 @@ class Groups(Dataset):
         self.seed = seed
         self.groups = manifest.groups()
         self.fake = manifest.fake
-        self.twins, self.focus = twins, focus
+        self.twins, self.focus, self.own_quality, self.ramp = twins, focus, own_quality, ramp
         self.weight = class_weights(self.fake)
         self.labels = labels or ClassLabels(self.fake.astype(np.int64))
         self.class_weight = self.labels.weight
@@ -124,17 +129,23 @@ class Groups(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, g = key
         rows = self.groups[g]
-        draw = rng(self.seed, epoch, self.manifest["group"][rows[0]])
+        group = self.manifest["group"][rows[0]]
+        draw = rng(self.seed, epoch, group)
         shown = self.focus.choose(rows, draw) if self.focus else None
         views = [shown.view] if shown else draw_views(self.views, draw, self.twins)
         rows, scale = shown[:2] if shown else (rows, np.ones(len(rows)))
+        photograph, quality = self._photograph(self.groups[g]) if self.own_quality else (None, None)
+        share = min(1.0, (epoch + 1) / max(1, self.ramp))
+        steps = [self.views[view].of(group, epoch, share) for view in views]
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
         pixels: list[list[Tensor]] = [[] for _ in views]
         read, unreadable = [], []
         for place, row in enumerate(rows):
             try:
                 image = read_image(self.manifest["file"][row], self.manifest["sha256"][row], self.manifest.place(row))
-                made = [self.preprocess(self.views[view](image, at), crop_at) for view in views]
+                if quality is not None and row != photograph:
+                    image = parse_view(f"qf{quality}")(image)
+                made = [self.preprocess(view(image, at), crop_at) for view in steps]
             except Unreadable as problem:
                 unreadable.append((self.manifest["path"][row], str(problem)))
                 continue
@@ -147,6 +158,17 @@ class Groups(Dataset):
         rows, scale, of_class = rows[read], scale[read], of_class[read]
         weight, label = self.weight[rows] * scale, self.labels.number[rows]
         return make_batch(torch.cat(stacked), self.fake[rows], weight, g, len(views), unreadable, label, of_class)
+
+    def _photograph(self, rows: np.ndarray) -> tuple[int | None, int | None]:
+        """The unedited real row of a group, and the JPEG quality of its file; None where there is none."""
+        plain = [row for row in rows if not self.fake[row] and not self.manifest["edit"][row]]
+        if not plain:
+            return None, None
+        try:
+            header = read_header(read_bytes(self.manifest["file"][plain[0]], self.manifest.place(plain[0])))
+        except Unreadable:
+            return plain[0], None  # which is counted where it is read
+        return plain[0], header.jpeg_quality
 
 
 def class_weights(fake: np.ndarray) -> np.ndarray:
@@ -326,7 +348,7 @@ class Images(Dataset):
             prepared = self._prepare(image)
             for v, view in enumerate(self.views):
                 try:
-                    made[v], described[v] = prepared(view)
+                    made[v], described[v] = prepared(view.of(self.manifest["group"][row]))
                 except Unreadable as problem:
                     reasons[v] = str(problem)
         except Unreadable as problem:

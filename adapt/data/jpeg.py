@@ -13,11 +13,13 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from adapt.cli import Flags
+from adapt.data.chains import PRESET
 from adapt.data.images import Unreadable, opened, read_bytes
 from adapt.data.inputs import Input, find_inputs
 from adapt.errors import Refusal
 from adapt.progress import bar
 
+CHAINS = "chains"  # among --train_views: untouched, and chains of 1 to 4 steps, equally often
 LIKE = "like:"  # among --train_views: the views of a sample
 MOST = 20  # names that stand for a sample: what is rarer than one in 40 is left out
 # horizontal and vertical sampling of luma over that of chroma (ITU-T T.81, A.1.1) as it is usually called
@@ -121,16 +123,20 @@ def views_like(headers: Iterable[Header]) -> tuple[str, ...]:
 
 
 def with_sample_views(config: Recipe) -> Recipe:
-    """A recipe's config with `like:FOLDER` among its `train_views` replaced by `views_like` of the images there.
+    """A recipe's config with `like:FOLDER` among its `train_views` replaced by `views_like` of the images there, and
+    `chains` by the untouched image and chains of 1 to 4 steps.
 
     FOLDER may be whatever `find_inputs` takes. A view is drawn as often as it is named. An image that is a JPEG
     already is compressed once more by its view; and views write 4:2:0, whatever the sample has.
     """
-    if not any(name.startswith(LIKE) for name in config.train_views):
+    if not any(name.startswith(LIKE) or name == CHAINS for name in config.train_views):
         return config
     views: list[str] = []
     for name in config.train_views:
-        views += _of_sample(name.removeprefix(LIKE)) if name.startswith(LIKE) else [name]
+        if name == CHAINS:
+            views += PRESET
+        else:
+            views += _of_sample(name.removeprefix(LIKE)) if name.startswith(LIKE) else [name]
     return dataclasses.replace(config, train_views=tuple(views))
 
 

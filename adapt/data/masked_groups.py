@@ -56,8 +56,9 @@ class MaskedGroups(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> MaskedBatch:
         epoch, g = key
-        draw = rng(self.seed, epoch, self.manifest["group"][self.groups[g][0]])
-        view = self.views[draw_views(self.views, draw, False)[0]]
+        group = self.manifest["group"][self.groups[g][0]]
+        draw = rng(self.seed, epoch, group)
+        view = self.views[draw_views(self.views, draw, False)[0]].of(group, epoch)
         at, crop_at = (draw.random(), draw.random()), (draw.random(), draw.random())
         rows, pixels, changed, unreadable = [], [], [], []
         for row in self._members(self.groups[g], draw):

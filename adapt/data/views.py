@@ -5,13 +5,15 @@ import functools
 import io
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from adapt.data import deliveries
+from adapt.data.chains import LONGEST, draw_chain
 from adapt.data.dissection import MIDDLE, bands, plainest_place, random_place, shuffled, to_8_bits, turned
 from adapt.data.images import Unreadable
 from adapt.errors import Refusal
@@ -143,12 +145,33 @@ class _Op(NamedTuple):
     meaning: str
 
 
-OPS = {
+OPS = {  # `#` stands for the number, which else comes last
     "qf": _Op(_jpeg, 1, 100, True, "JPEG quality"),
+    "jpeg#-444": _Op(deliveries.jpeg_444, 1, 100, True, "JPEG quality, whole chroma"),
+    "jpeg#-422": _Op(deliveries.jpeg_422, 1, 100, True, "JPEG quality, chroma halved across"),
+    "jpeg#-420": _Op(deliveries.jpeg_420, 1, 100, True, "JPEG quality, as qf"),
+    "jpeg#-progressive": _Op(deliveries.jpeg_progressive, 1, 100, True, "JPEG quality, in several scans"),
     "webp": _Op(_webp, 1, 100, True, "WebP quality"),
+    "avif": _Op(deliveries.avif, 1, 100, True, "AVIF quality"),
+    "jp2k": _Op(deliveries.jp2k, 1, 200, False, "JPEG 2000, times smaller"),
     "resize": _Op(_resize, 16, 2048, True, "shortest side, px"),
+    "fit": _Op(deliveries.fit, 16, 8192, True, "longest side at most, px"),
+    "area": _Op(deliveries.area, 1024, 10**8, True, "pixels at most"),
+    "scale": _Op(deliveries.scale, 0.1, 4, False, "scaled by, and back"),
+    "scale#only": _Op(deliveries.scale_only, 0.1, 4, False, "scaled by"),
+    "screenshot": _Op(deliveries.shown, 240, 4096, True, "width of the screen, px"),
     "crop": _Op(_crop, 16, 2048, True, "side, px"),
+    "pad": _Op(deliveries.pad, None, None, False, "black bars to a square"),
+    "rotate": _Op(deliveries.rotate, 0, 15, False, "turn, degrees"),
+    "hflip": _Op(deliveries.flip, None, None, False, "left and right exchanged"),
+    "vflip": _Op(deliveries.flip_down, None, None, False, "top and bottom exchanged"),
+    "hvflip": _Op(deliveries.flip_both, None, None, False, "half a turn"),
     "blur": _Op(_blur, 0.1, 64, False, "sigma, px"),
+    "noise": _Op(deliveries.noise, 0, 64, False, "sigma, levels of 255"),
+    "bright": _Op(deliveries.bright, 0.2, 4, False, "factor"),
+    "contrast": _Op(deliveries.contrast, 0, 4, False, "factor"),
+    "saturate": _Op(deliveries.saturate, 0, 4, False, "factor"),
+    "gamma": _Op(deliveries.gamma, 0.2, 5, False, "exponent"),
     "grey": _Op(_grey, None, None, False, "no chroma"),
     "shuffle": _Op(_shuffle, 2, 1024, True, "side of the patches, px"),
     "spot": _Op(_spot, 16, 2048, True, "side of a random crop, px"),
@@ -157,7 +180,15 @@ OPS = {
     "lowpass": _Op(_lowpass, 0.005, 0.5, False, "cutoff, cycles/px"),
     "highpass": _Op(_highpass, 0.005, 0.5, False, "cutoff, cycles/px"),
 }
-GEOMETRY = ("resize", "crop")  # these move pixels; the others change them in place
+GEOMETRY = (  # these move pixels, and a mask with them; the others change them in place
+    *("resize", "fit", "area", "scale#only", "screenshot", "crop", "pad", "rotate", "hflip", "vflip", "hvflip"),
+)
+DELIVERIES = {  # what a service does to a picture, from its own code
+    "messenger": "fit1600+qf70",  # Signal for Android, standard quality: PushMediaConstraints.java, LEVEL_1
+    "social": "area230400+jpeg90-444",  # Mastodon, as in a timeline: media_attachment.rb, IMAGE_STYLES[:small]
+    "cms": "fit1024+qf82",  # WordPress, size `large`: class-wp-image-editor.php, default_quality
+}
+CHAIN = re.compile(r"chain([1-9][0-9]*):([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -178,6 +209,25 @@ class View:
             image = _apply(step, image, at)
         return image
 
+    @property
+    def drawn(self) -> bool:
+        """Whether it holds a chain, whose steps are drawn for each group: `of` draws them."""
+        return any(CHAIN.fullmatch(op) for op, _ in self.steps)
+
+    def of(self, group: str, epoch: int = 0, share: float = 1.0) -> "View":
+        """This view for the images of one group: a photograph and its fakes get the same steps, equally strong.
+
+        A chain's steps are drawn from its seed, the epoch (0 of all that is not training) and the group alone; `share`
+        is how much of the drawn strengths they have.
+        """
+        if not self.drawn:
+            return self
+        names = [_spelled(op, number) for op, number in self.steps]
+        for i, name in enumerate(names):
+            if found := CHAIN.fullmatch(name):
+                names[i] = draw_chain(int(found[1]), rng(int(found[2]), epoch, f"{i}/{name}/{group}"), share)
+        return parse_view("+".join(names))
+
     def pixels(self, image: np.ndarray) -> np.ndarray:
         """The same of an array (h, w, 3) uint8, without a copy where JPEG is all: `none` is the array itself."""
         if not self.steps:
@@ -197,53 +247,85 @@ class View:
 def parse_view(name: str) -> View:
     """View of a name: `none`, or steps (most an operation and its number) joined by `+`, applied left to right.
 
-    `qf40` JPEG quality; `webp80` lossy WebP quality; `resize256` shortest side; `crop224` native crop;
-    `blur1.5` Gaussian sigma; `grey`, without a number, removes the chroma. To part content from trace: `shuffle32`
-    patches in another order; `spot32` crop at a random place, `plain32` crop with the least gradient; `hue90` chroma
-    turned; `lowpass0.25`, `highpass0.25` bands below and above a frequency (adapt/data/dissection.py). The view's own
-    name is canonical (`qf040` -> `qf40`). Refuses all else.
+    `OPS` has the operations, adapt/data/README.md a line for each; `DELIVERIES` are short names of several steps.
+    `chain3:7` is three steps that are drawn for each group, with the seed 7 (`View.of`). The view's own name is
+    canonical (`qf040` -> `qf40`). Refuses all else.
     """
     if name == "none":
         return View("none", ())
-    steps = tuple(_parse_step(step, name) for step in name.split("+"))
-    return View("+".join(op if number is None else f"{op}{number}" for op, number in steps), steps)
+    steps: list[tuple[str, float | None]] = []
+    names = []
+    for step in name.split("+"):
+        if step in DELIVERIES:
+            steps += parse_view(DELIVERIES[step]).steps
+            names.append(step)
+        else:
+            steps.append(_parse_step(step, name))
+            names.append(_spelled(*steps[-1]))
+    return View("+".join(names), tuple(steps))
 
 
 def _apply(step: tuple[str, float | None], image: Image.Image, at: At) -> Image.Image:
     op, number = step
+    if op not in OPS:
+        raise ValueError(f"{op} is drawn for each group: ask the view `of` one")
     return OPS[op].apply(image, 0.0 if number is None else number, at)  # 0.0: an operation without a number
 
 
 def _parse_step(step: str, name: str) -> tuple[str, float | None]:
-    match = re.fullmatch(r"([a-z]+)([0-9]+(?:\.[0-9]+)?)?", step)
-    op = OPS.get(match[1]) if match else None
-    if match is None or op is None or (op.low is not None and match[2] is None):
-        known = ", ".join(f"{_spelling(other)} ({OPS[other].meaning})" for other in OPS)
+    if found := CHAIN.fullmatch(step):
+        if int(found[1]) > LONGEST:
+            raise Refusal(f"step {step!r} in view {name!r}: a chain has 1 to {LONGEST} steps")
+        return f"chain{found[1]}:{int(found[2])}", None
+    op, written = next(_readings(step), (None, None))
+    if op is None:
+        known = ", ".join(f"{spelling(other)} ({OPS[other].meaning})" for other in OPS)
+        services = ", ".join(f"{service} ({steps})" for service, steps in DELIVERIES.items())
         raise Refusal(
             f"unknown step {step!r} in view {name!r}: {_hint(step, alone=step == name)}"
-            f"known: none (alone), {known}; join with +"
+            f"known: none (alone), {known}, chainK:SEED (K drawn steps), {services}; join with +"
         )
-    if op.low is None or op.high is None:
-        if match[2] is not None:
-            raise Refusal(f"step {step!r} in view {name!r}: {match[1]} takes no number: write {match[1]}")
-        return match[1], None
-    number = float(match[2])
-    if not op.low <= number <= op.high or (op.whole and not number.is_integer()):
-        kind = "a whole number" if op.whole else "a number"
-        raise Refusal(f"step {step!r} in view {name!r}: {op.meaning} is {kind} from {op.low} to {op.high}")
-    return match[1], int(number) if number.is_integer() else number
+    low, high = OPS[op].low, OPS[op].high
+    if low is None or high is None:
+        if written is not None:
+            raise Refusal(f"step {step!r} in view {name!r}: {op} takes no number: write {op}")
+        return op, None
+    number = float(written or "nan")
+    if not low <= number <= high or (OPS[op].whole and not number.is_integer()):
+        kind = "a whole number" if OPS[op].whole else "a number"
+        raise Refusal(f"step {step!r} in view {name!r}: {OPS[op].meaning} is {kind} from {low} to {high}")
+    return op, int(number) if number.is_integer() else number
 
 
-def _spelling(op: str, number: str = "N") -> str:
-    return op if op == "none" or OPS[op].low is None else f"{op}{number}"
+def _readings(step: str) -> Iterator[tuple[str, str | None]]:
+    """Operations that a step may name, each with its number as it was written; that which it needs is there."""
+    for op, about in OPS.items():
+        before, _, behind = op.partition("#")
+        found = re.fullmatch(rf"{re.escape(before)}([0-9]+(?:\.[0-9]+)?)?{re.escape(behind)}", step)
+        if found and (found[1] is not None or about.low is None):
+            yield op, found[1]
+
+
+def _spelled(op: str, number: float | None) -> str:
+    if number is None:
+        return op
+    return op.replace("#", f"{number}") if "#" in op else f"{op}{number}"
+
+
+def spelling(op: str, number: str = "N") -> str:
+    """An operation as it is written, with its number."""
+    if op == "none" or OPS[op].low is None:
+        return op
+    return op.replace("#", number) if "#" in op else f"{op}{number}"
 
 
 def _hint(step: str, alone: bool) -> str:
     """What a misspelt step may have meant, with its own number; empty where nothing is near."""
-    word = re.sub("[^a-z]", "", step.lower())
-    close = difflib.get_close_matches(word, [*OPS, "none"] if alone else OPS, n=1, cutoff=0.5)
-    number = (re.search(r"[0-9.]+", step) or ["N"])[0]
-    return f"did you mean {_spelling(close[0], number)}? " if close else ""
+    word = re.sub("[^a-z#-]", "", re.sub(r"[0-9.]+", "#", step.lower())).removesuffix("#")
+    word = "qf" if word in ("jpg", "jpeg") else word
+    close = difflib.get_close_matches(word, [*OPS, *DELIVERIES, *(["none"] if alone else [])], n=1, cutoff=0.5)
+    number = (re.search(r"[0-9]+(?:[.][0-9]+)?", step) or ["N"])[0]
+    return f"did you mean {close[0] if close[0] in DELIVERIES else spelling(close[0], number)}? " if close else ""
 
 
 def rng(seed: int, epoch: int, key: str) -> random.Random:

@@ -6,7 +6,8 @@
     CACHE/files/                          digests of files that need not be read again (adapt.data.digests)
 
 A space is one (encoder, layer, precision, view, library versions). An image is known by the SHA-256 of its bytes, so a
-cache serves every manifest that holds the image. Images of a shard that is damaged are encoded again.
+cache serves every manifest that holds the image; under a view that is drawn for each group (a chain) by that of its
+bytes and the group's name. Images of a shard that is damaged are encoded again.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from adapt import provenance, stop
+from adapt.data.chains import CHAINS
 from adapt.data.digests import Digests
 from adapt.data.feed import feed
 from adapt.data.groups import Images, join_views
@@ -79,7 +81,7 @@ class Features:
     manifest: Manifest
     views: tuple[str, ...]
     layers: tuple[str, ...]
-    ids: np.ndarray  # (n,) 32 raw bytes each; zeros for a file that could not be opened
+    ids: np.ndarray  # (n,) 32 raw bytes of each content; zeros for a file that could not be opened
     missing: dict[int, str]  # row -> why its file could not be opened
     spaces: dict[tuple[str, str], Space]  # by layer and view
 
@@ -93,7 +95,8 @@ class Features:
     def reasons(self, view: str) -> np.ndarray:
         """(n,) object: "" where the image has features under this view, else why not."""
         space = self.spaces[self.layers[0], parse_view(view).name]
-        why = np.array([space.reasons.get(image.tobytes(), "") for image in self.ids], dtype=object)
+        keys = keys_of(self.ids, self.manifest["group"], view)
+        why = np.array([space.reasons.get(key.tobytes(), "") for key in keys], dtype=object)
         for row, reason in self.missing.items():
             why[row] = reason
         return why
@@ -108,7 +111,8 @@ class Features:
         out: np.ndarray | None = None
         for view in dict.fromkeys(views):
             here = np.flatnonzero(views == view)
-            found = self.spaces[layer, parse_view(view).name].take(self.ids[rows[here]])
+            keys = keys_of(self.ids[rows[here]], self.manifest["group"][rows[here]], view)
+            found = self.spaces[layer, parse_view(view).name].take(keys)
             if out is None:
                 out = np.empty((len(rows), found.shape[1]), np.float32)
             out[here] = found
@@ -156,6 +160,15 @@ class Joined:
         return np.hstack([b / n if unit else b for b, n, unit in zip(blocks, lengths, self.unit, strict=True)])
 
 
+def keys_of(ids: np.ndarray, groups: np.ndarray, view: str) -> np.ndarray:
+    """Names (n,) of images in the space of a view, 32 raw bytes each; `ids` are those of their contents."""
+    if not parse_view(view).drawn:
+        return ids
+    pairs = zip(ids, groups, strict=True)
+    keys = [hashlib.sha256(content.tobytes() + group.encode("utf-8", "surrogateescape")) for content, group in pairs]
+    return np.array([np.frombuffer(key.digest(), "V32")[0] for key in keys], "V32")
+
+
 def feature_cache() -> Path:
     """`$ADAPT_CACHE/features`, by default ~/.cache/adapt/features."""
     return Path(os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt") / "features"
@@ -168,6 +181,7 @@ def fingerprint(encoder: Encoder, layer: str, view: str) -> dict[str, object]:
         "format": FORMAT,
         "encoder": encoder.identity(layer),
         "view": parse_view(view).name,
+        **({"chains": CHAINS} if parse_view(view).drawn else {}),
         "versions": {name: versions[name] for name in MAKERS},
     }
 
@@ -226,9 +240,12 @@ def extract(
     ids, missing = _identify(manifest, share, gather, cache / "files")
     spaces = {key: Space.open(folder) for key, folder in folders.items()}
 
-    first = np.unique(ids, return_index=True)[1]
-    rows = np.setdiff1d(first, list(missing))  # one row for each content that can be opened
-    absent = {key: space.find(ids[rows]) < 0 for key, space in spaces.items()}
+    keys = {view: keys_of(ids, manifest["group"], view) for view in views}
+    first = np.unique(np.concatenate([np.unique(of_view, return_index=True)[1] for of_view in keys.values()]))
+    rows = np.setdiff1d(
+        first, list(missing)
+    )  # one row for each content that can be opened, and where drawn each group
+    absent = {(layer, view): space.find(keys[view][rows]) < 0 for (layer, view), space in spaces.items()}
     wanted = np.array([np.any([absent[layer, view] for layer in layers], axis=0) for view in views])  # (views, rows)
     todo = int(wanted.any(axis=0).sum())
     if todo and cached_only:
@@ -243,7 +260,7 @@ def extract(
             if not (folder / "fingerprint.json").is_file():
                 write_text(folder / "fingerprint.json", json.dumps(fingerprint(encoder, layer, view), indent=1) + "\n")
         lost = (encode or _encode)(
-            encoder, manifest, ids, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
+            encoder, manifest, keys, rows, wanted, absent, folders, views, layers, batch_size, workers, share, say
         )
     # All processes meet here, also those that had nothing to do: until then not all shards are published.
     for row, reason in zip(
@@ -266,18 +283,18 @@ def extract(
 class Found:
     """What an extraction has encoded: it goes to the shards of the spaces that lack it.
 
-    `folders` and `absent`, which of the images `rows` a space lacks, are by layer and view. `lost`: rows whose file
-    could not be opened after all, and why.
+    `folders` and `absent`, which of the images `rows` a space lacks, are by layer and view, `keys` by view. `lost`:
+    rows whose file could not be opened after all, and why.
     """
 
     def __init__(
         self,
         folders: Mapping[tuple[str, str], Path],
         absent: Mapping[tuple[str, str], np.ndarray],
-        ids: np.ndarray,
+        keys: Mapping[str, np.ndarray],
         rows: np.ndarray,
     ) -> None:
-        self.absent, self.ids, self.rows = absent, ids, rows
+        self.absent, self.keys, self.rows = absent, keys, rows
         self.shards = {key: Shard(folder) for key, folder in folders.items()}
         self.lost: list[tuple[int, str]] = []
 
@@ -296,7 +313,9 @@ class Found:
             for v, view in enumerate(views):
                 lacks = self.absent[layer, view][places]
                 kept = [i for i, why in enumerate(reasons) if lacks[i] and why[v] not in OF_THE_FILE]
-                self.shards[layer, view].add(self.ids[of_rows[kept]], found[kept, v], [reasons[i][v] for i in kept])
+                self.shards[layer, view].add(
+                    self.keys[view][of_rows[kept]], found[kept, v], [reasons[i][v] for i in kept]
+                )
 
     @contextlib.contextmanager
     def published(self) -> Iterator[None]:
@@ -318,7 +337,7 @@ class Found:
 def _encode(
     encoder: Encoder,
     manifest: Manifest,
-    ids: np.ndarray,
+    keys: Mapping[str, np.ndarray],
     rows: np.ndarray,
     wanted: np.ndarray,
     absent: dict[tuple[str, str], np.ndarray],
@@ -334,7 +353,7 @@ def _encode(
     device, rank = encoder.device, share[0]
     mine = np.arange(len(rows))[rank :: share[1]]
     mine = mine[wanted[:, mine].any(axis=0)]
-    found = Found(folders, absent, ids, rows)
+    found = Found(folders, absent, keys, rows)
     progress = bar(say is not None, total=len(mine), unit="image", desc="encoding", leave=False)
     encoder.eval()
     with found.published():

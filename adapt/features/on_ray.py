@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -155,7 +155,7 @@ def encode_on_ray(
     asked: Asked,
     encoder: Encoder,
     manifest: Manifest,
-    ids: np.ndarray,
+    keys: Mapping[str, np.ndarray],
     rows: np.ndarray,
     wanted: np.ndarray,
     absent: dict[tuple[str, str], np.ndarray],
@@ -170,7 +170,7 @@ def encode_on_ray(
     """As `adapt.features.cache._encode`, whose place it takes, with the encoder that is `asked` for."""
     todo = passes(wanted, views, batch_size)
     identity = [fingerprint(encoder, layer, "none") for layer in layers]
-    found = Found(folders, absent, ids, rows)
+    found = Found(folders, absent, keys, rows)
     progress = bar(
         say is not None, total=sum(len(places) for places, _ in todo), unit="image", desc="encoding", leave=False
     )

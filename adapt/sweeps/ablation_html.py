@@ -203,7 +203,7 @@ class Report:
             return placeholder("missing")
         try:
             image = read_image(self.images["file"][number], self.images["sha256"][number], self.images.place(number))
-            return thumbnail(parse_view(view)(image))
+            return thumbnail(parse_view(view).of(self.images["group"][number])(image))
         except Unreadable as error:
             return placeholder(error.reason)
 

@@ -86,7 +86,7 @@ class _Whole(Dataset):
             mask = mask_of(self.manifest, row, image)
         except Unreadable as problem:
             return row, [(str(problem), None, None)] * len(self.views)
-        for view in self.views:
+        for view in (view.of(self.manifest["group"][row]) for view in self.views):
             try:
                 made.append(("", self.tiling(view(image)), np.asarray(view.follow(mask)) >= CHANGED))
             except Unreadable as problem:
@@ -183,8 +183,9 @@ def show_maps(run: Run, localizer: Localizer, rows: Manifest, which: np.ndarray,
     for place, row in enumerate(chosen):
         try:
             image = read_image(rows["file"][row], rows["sha256"][row], rows.place(row))
-            mask = parse_view(view).follow(mask_of(rows, row, image))
-            image = parse_view(view)(image)
+            drawn = parse_view(view).of(rows["group"][row])
+            mask = drawn.follow(mask_of(rows, row, image))
+            image = drawn(image)
         except Unreadable:
             continue
         found = locate(localizer.eval(), localizer.tiling(image)[None])[0]

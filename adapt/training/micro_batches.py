@@ -33,7 +33,10 @@ def accumulation_that_fits(
     first = train[0, 0].inputs
     example = first[:1].clone() if len(first) else first.new_zeros(1, *first.shape[1:])
     accumulation = asked
-    while not _fits(model, example.to(processes.device), sum(sizes[: -(-per_step // (world * accumulation))])):
+    copies = 2 if train.twins else 1
+    while not _fits(
+        model, example.to(processes.device), copies * sum(sizes[: -(-per_step // (world * accumulation))])
+    ):
         if per_step < 2 * world * accumulation:
             raise Refusal(
                 f"a micro-batch of {-(-per_step // (world * accumulation))} groups does not fit into memory: give "

@@ -392,7 +392,8 @@ def _log_mistakes(run: Run, preprocess: Preprocess, rows: Manifest, scores: Scor
             tiles = []
             for row in worst:
                 try:
-                    image = parse_view(view)(read_image(held["file"][image_of[row]], place=held.place(image_of[row])))
+                    i = image_of[row]
+                    image = parse_view(view).of(held["group"][i])(read_image(held["file"][i], place=held.place(i)))
                 except Unreadable:
                     continue
                 tiles.append(preprocess(image))

@@ -35,6 +35,9 @@ def training_data(
     cached: bool,
     num_workers: int | None,
     labels: ClassLabels | None = None,
+    twins: bool = False,
+    own_quality: bool = False,
+    ramp: int = 0,
 ) -> Data:
     """Groups of the training rows, with their `labels`, and what scores the validation rows under the same views.
 
@@ -47,9 +50,10 @@ def training_data(
             raise Refusal("--cache_prefix: cells cannot be shown more often from the cache; leave one of the two out")
         if not isinstance(part, TrainedPart):
             raise Refusal("--cache_prefix: this tower cannot be cut between blocks; leave the flag out")
-        return _from_cache(processes, part, rows, views, seed, num_workers, labels)
+        return _from_cache(processes, part, rows, views, seed, num_workers, labels, twins)
     val = np.flatnonzero(rows["split"] == "val")
-    groups = Groups(rows.select(train), detector.backbone.preprocess, tuple(views), seed, focus=focus, labels=labels)
+    images, own = rows.select(train), detector.backbone.preprocess
+    groups = Groups(images, own, tuple(views), seed, twins, focus, labels, own_quality, ramp)
     scoring = processes.scoring(num_workers)
     return groups, lambda: score(detector, rows, val, tuple(views), progress="validation", **scoring)
 
@@ -62,6 +66,7 @@ def _from_cache(
     seed: int,
     num_workers: int | None,
     labels: ClassLabels | None,
+    twins: bool,
 ) -> Data:
     used = rows.select(rows["split"] != "test")
     names = tuple(dict.fromkeys(views))
@@ -78,7 +83,7 @@ def _from_cache(
             return score_features(features, val, names, _OnTokens(part), at_once=AT_ONCE)
 
     train = used.select(used["split"] == "train")
-    return FeatureGroups(features, train, views, seed, labels=labels), validate
+    return FeatureGroups(features, train, views, seed, twins, labels), validate
 
 
 class _OnTokens:

@@ -107,12 +107,19 @@ class Tuning:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def data(
-        self, images: Manifest, views: Sequence[str], seed: int, twins: bool, labels: ClassLabels | None = None
+        self,
+        images: Manifest,
+        views: Sequence[str],
+        seed: int,
+        twins: bool,
+        labels: ClassLabels | None = None,
+        own_quality: bool = False,
     ) -> Groups | FeatureGroups:
         """Training data of the groups of `images`, the training rows in whatever company, with their `labels`."""
         if self.features:
             return FeatureGroups(self.features, images, views, seed, twins, labels)
-        return Groups(images, self.detector.backbone.preprocess, tuple(views), seed, twins=twins, labels=labels)
+        own = self.detector.backbone.preprocess
+        return Groups(images, own, tuple(views), seed, twins=twins, labels=labels, own_quality=own_quality)
 
     def workers(self, asked: int | None) -> int:
         """Data processes: none for features, which wait on a disk only."""

@@ -3,9 +3,14 @@
 Projected gradient descent (1706.06083, section 2.1) in the pixels that the detector sees, 0 to 255 at its input size,
 its normalisation inside the attack. Preprocessing is not attacked: what is attacked, rounded to 8 bits and compressed
 is the image of that size, as if it had been published so.
+
+An attacker who knows that the image will be compressed attacks through the codec. Its rounding has no gradient:
+forward the pixels are those of the real codec, backward they are taken for the pixels that went in (straight-through,
+1802.00420). Where the quality is not known, the mean over several is attacked (expectation over transformations,
+1707.07397).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,7 +40,11 @@ random.
 
 Transfer: images attacked on the detector of the row, judged by the detector of the column at its own threshold, among
 the images that it calls rightly untouched; on the diagonal stands the attack on itself. One of another input size sees
-the picture of the attacked size through its own preprocessing."""
+the picture of the attacked size through its own preprocessing.
+
+Attacks that know of JPEG: each step sees the image behind the codec, at one quality, or its mean logit over all of
+them, and takes the codec's gradient for the identity. "Knows nothing" is the attack above. An image attacked so is
+judged behind each quality. This, not the row of the unaware attack, says how safe JPEG makes a detector."""
 
 
 def adversarial(
@@ -53,6 +62,7 @@ def adversarial(
     """
     places = {name: _one_a_group(subject, fake) for name, fake in DIRECTIONS.items()}
     cells: dict[tuple[str, str], Value] = {}
+    adaptive: dict[tuple[str, str], Value] = {}
     strips: list[Picture] = []
     hostile: dict[tuple[str, float], Tensor] = {}
     ends = sorted({min(eps), max(eps)})
@@ -65,11 +75,21 @@ def adversarial(
             cells |= {(f"{direction}, eps {e:g}", column): value for column, value in judged.items()}
             if e in ends:
                 hostile[direction, e] = found
+                for name, aware in _aware(
+                    subject.detector, clean, found, fake, e, steps, step_share, subject.seed, qualities
+                ):
+                    pairs = {f"JPEG {q}": (compressed(clean, q), compressed(aware, q)) for q in qualities}
+                    for column, pair in ({ROUNDED: (clean, aware)} | pairs).items():
+                        row = f"{direction}, eps {e:g}, knows {name}"
+                        adaptive[row, column] = success(subject.detector, *pair, fake, weights)
             if e == max(eps):
                 strips += _examples(subject, at, found, examples, e)
     numbers = [Numbers("Attacks", "direction, eps of 255", cells)]
     rows = [f"{direction}, eps {e:g}" for direction in DIRECTIONS for e in ends]
     headline = [(f"{row}: {column}", cells[row, column]) for row in rows for column in (ROUNDED, CONTROL)]
+    if adaptive:
+        numbers.append(Numbers("Attacks that know of JPEG", "attack", adaptive))
+        headline += _hardest(adaptive, rows, qualities)
     if others:
         numbers.append(_transfer(subject, others, places, hostile, steps, step_share))
     images = sum(map(len, places.values()))
@@ -79,10 +99,49 @@ def adversarial(
     return Item("adversarial", "Adversarial examples", about, numbers, figures, [gallery], headline)
 
 
-def pgd(detector: Detector, pixels: Tensor, fake: bool, eps: float, steps: int, step: float, seed: int) -> Tensor:
+def _aware(
+    detector: Detector,
+    clean: Tensor,
+    unaware: Tensor,
+    fake: bool,
+    eps: float,
+    steps: int,
+    step_share: float,
+    seed: int,
+    qualities: Sequence[int],
+) -> Iterator[tuple[str, Tensor]]:
+    """Attacked images by what the attacker knows of the JPEG that follows: nothing, one quality, or several."""
+    if not qualities:
+        return
+    yield "nothing", unaware
+    for known in dict.fromkeys([*((quality,) for quality in qualities), tuple(qualities)]):
+        attacked = pgd(detector, clean, fake, eps, steps, max(1.0, step_share * eps), seed, known)
+        yield f"JPEG {' '.join(map(str, known))}", attacked
+
+
+def _hardest(
+    adaptive: Mapping[tuple[str, str], Value], rows: Sequence[str], qualities: Sequence[int]
+) -> list[tuple[str, Value]]:
+    """At the lowest quality: what an attacker reaches who knows nothing, and one who knows it."""
+    column = f"JPEG {min(qualities)}"
+    return [(f"{row}, knows {name}: {column}", adaptive[f"{row}, knows {name}", column])
+            for row in rows for name in ("nothing", column)]  # fmt: skip
+
+
+def pgd(
+    detector: Detector,
+    pixels: Tensor,
+    fake: bool,
+    eps: float,
+    steps: int,
+    step: float,
+    seed: int,
+    qualities: Sequence[int] = (),
+) -> Tensor:
     """Images (n, 3, s, s) uint8 within `eps` levels of `pixels` (uint8) that push fakes to real, reals to fake.
 
-    `detector` must not require gradients. Each image keeps the step at which its logit was the most wrong.
+    `detector` must not require gradients. Each image keeps the step at which its logit was the most wrong: behind JPEG
+    at the `qualities`, on average over them, or without any at once.
     """
     sign = -1.0 if fake else 1.0
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +154,8 @@ def pgd(detector: Detector, pixels: Tensor, fake: bool, eps: float, steps: int, 
         best, worst = x, torch.full((len(x),), -torch.inf, device=x.device)
         for number in range(steps + 1):
             x = x.detach().requires_grad_()
-            wrong = sign * detector(x)
+            seen = [through_jpeg(x, quality) for quality in qualities] or [x]
+            wrong = sign * torch.stack([detector(each) for each in seen]).mean(dim=0)
             better = wrong.detach() > worst
             worst, best = (
                 torch.where(better, wrong.detach(), worst),
@@ -106,6 +166,12 @@ def pgd(detector: Detector, pixels: Tensor, fake: bool, eps: float, steps: int, 
                 x = (x.detach() + step * gradient.sign()).clamp(low, high)
         out.append(within(best, clean, eps).cpu())
     return torch.cat(out)
+
+
+def through_jpeg(x: Tensor, quality: int) -> Tensor:
+    """Pixels (n, 3, s, s) in 0..255, rounded, behind the real codec; their gradient is that of x itself."""
+    behind = compressed(x.detach().round().to(torch.uint8).cpu(), quality).to(x)
+    return x + (behind - x).detach()
 
 
 def within(x: Tensor, clean: Tensor, eps: float) -> Tensor:

@@ -125,7 +125,9 @@ def _view_gallery(subject: Subject, views: Sequence[str]) -> Gallery:
     pictures = []
     for view in views:
         try:
-            pictures.append(Picture(thumbnail(parse_view(view)(image)), f"view {view}", (view,)))
+            pictures.append(
+                Picture(thumbnail(parse_view(view).of(subject.sample["group"][first])(image)), f"view {view}", (view,))
+            )
         except Unreadable as problem:
             pictures.append(Picture(thumbnail(Image.new("RGB", (32, 32))), f"no view {view}", (view, problem.reason)))
     return Gallery(pictures, f"{subject.sample['path'][first]} under every view")

@@ -75,7 +75,11 @@ def _powers(subject: Subject, view: str) -> tuple[np.ndarray, np.ndarray]:
     change = parse_view(view)
     for i, file in enumerate(subject.sample["file"]):
         try:
-            power[i] = power_spectrum(change(read_image(file, subject.sample["sha256"][i], subject.sample.place(i))))
+            power[i] = power_spectrum(
+                change.of(subject.sample["group"][i])(
+                    read_image(file, subject.sample["sha256"][i], subject.sample.place(i))
+                )
+            )
             known[i] = True
         except Unreadable:
             continue

@@ -187,6 +187,9 @@ def test_like_is_resolved_in_place_and_refused_without_images(sample, tmp_path) 
     config = dataclasses.replace(plain, train_views=("grey", f"like:{sample / 'a0.jpg'}", "none"))
     assert with_sample_views(config).train_views == ("grey", "qf40", "none")
     assert dataclasses.replace(with_sample_views(config), train_views=config.train_views) == config
+    chains = dataclasses.replace(plain, train_views=("qf70", "chains"))
+    wanted = ("qf70", "none", "chain1:0", "chain2:0", "chain3:0", "chain4:0")
+    assert with_sample_views(chains).train_views == wanted
     with pytest.raises(Refusal, match=r"like:.*broken.jpg: the sample has no readable image"):
         with_sample_views(dataclasses.replace(plain, train_views=(f"like:{sample / 'broken.jpg'}",)))
     with pytest.raises(Refusal, match="no input 'absent'"):

@@ -1,5 +1,6 @@
 """Groups stay whole, draws depend on (seed, epoch, group) alone, and nothing is silently replaced."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from adapt.data.groups import Groups, GroupSampler, Images, collate
 from adapt.data.manifest import Manifest
 from adapt.data.preprocess import Preprocess
+from adapt.data.views import parse_view
 
 
 @pytest.fixture
@@ -128,3 +130,50 @@ def test_preprocess_geometries() -> None:
     assert np.array_equal(found.permute(1, 2, 0), squashed)
     halved = np.asarray(image.resize((60, 30), Image.Resampling.BICUBIC))[3:27, 18:42]
     assert np.array_equal(Preprocess(24, 30)(image).permute(1, 2, 0), halved)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_members_of_a_group_get_the_same_steps(world, workers) -> None:
+    """Under a chain: every file of a group is a copy of one picture here, so that the same steps give equal pixels."""
+    for rows in world.groups():
+        for row in rows[1:]:
+            shutil.copy(world["file"][rows[0]], world["file"][row])
+    views = ("chain3:1", "chain2:9+qf70")
+    train = Groups(world, PREPROCESS, views, seed=5, twins=True)
+    loader = DataLoader(
+        train, sampler=[(e, g) for e in (0, 1) for g in range(6)], batch_size=None, num_workers=workers
+    )
+    found = list(loader)
+    for batch in found:
+        for half in (batch.inputs[~batch.twin], batch.inputs[batch.twin]):
+            assert (half == half[:1]).all()
+        assert not torch.equal(batch.inputs[~batch.twin], batch.inputs[batch.twin])
+    assert not torch.equal(found[0].inputs, found[6].inputs)  # another epoch, another chain
+    scored = Images(world, np.arange(len(world)), Preprocess(24, 24), views)
+    of_row = [scored[i].pixels for i in range(len(world))]
+    for rows in world.groups():
+        assert all(torch.equal(of_row[row], of_row[rows[0]]) for row in rows)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_members_get_the_quality_of_their_photograph(tmp_path, workers) -> None:
+    draw, rows = np.random.default_rng(2), []
+    qualities = {"a": 60, "b": 85, "c": None}
+    for group, quality in qualities.items():
+        kind = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
+        for generator, edit, options in (("real", "", kind), ("x", "", {}), ("y", "", {}), ("real", "sharpen", {})):
+            pixels = Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+            pixels.save(tmp_path / f"{group}-{generator}{edit}", **{"format": "PNG", **options})
+            rows.append((f"{group}-{generator}{edit}", group, generator, edit, "train"))
+    columns = dict(zip(("path", "group", "generator", "edit", "split"), zip(*rows, strict=True), strict=True))
+    world = Manifest.of(columns, tmp_path)
+    plain = Preprocess(40, 40, geometry="native")
+    for own in (True, False):
+        data = Groups(world, plain, ("none",), 0, own_quality=own)
+        loader = DataLoader(data, sampler=[(0, g) for g in range(3)], batch_size=None, num_workers=workers)
+        for batch, members, quality in zip(loader, world.groups(), qualities.values(), strict=True):
+            for place, row in enumerate(members):
+                image = Image.open(world["file"][row]).convert("RGB")
+                again = own and quality and (world["generator"][row] != "real" or world["edit"][row])
+                wanted = parse_view(f"qf{quality}")(image) if again else image
+                assert np.array_equal(batch.inputs[place].permute(1, 2, 0), np.asarray(wanted)), (own, row)

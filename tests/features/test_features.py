@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,3 +297,26 @@ def test_shards_are_plain_safetensors(rows, tiny, tmp_path) -> None:
     place = {ids.tobytes(): row for row, ids in enumerate(tensors["ids"])}
     order = [place[image.tobytes()] for image in features.ids]
     np.testing.assert_array_equal(tensors["features"][order], features.take(np.arange(24), "none"))
+
+
+def test_one_picture_in_two_groups_has_two_features_under_a_chain(rows, tiny, tmp_path, passes) -> None:
+    """Its steps are drawn for each group; under other views it is encoded once."""
+    columns = {name: np.concatenate([rows[name][:3], rows[name][:3]]) for name in ("generator", "split")}
+    files = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, file in enumerate(files):
+        shutil.copy(rows["file"][i % 3], file)
+    columns |= {"path": np.array([file.name for file in files], object), "group": np.array([*"abcdef"], object)}
+    twice = Manifest.of(columns, tmp_path)
+    features = extract(tiny, twice, ("none", "chain3:4"), cache=tmp_path)
+    for i, file in enumerate(twice["file"]):
+        image = parse_view("chain3:4").of(twice["group"][i])(read_image(file))
+        with torch.no_grad():
+            wanted = tiny(tiny.preprocess(image)[None]).numpy()
+        np.testing.assert_allclose(features.take(np.array([i]), "chain3:4"), wanted, atol=2e-5)
+    assert (features.reasons("chain3:4") == "").all()
+    np.testing.assert_array_equal(features.take(np.arange(3), "none"), features.take(np.arange(3, 6), "none"))
+    before = sum(passes)
+    extract(tiny, twice, ("none", "chain3:4"), cache=tmp_path)
+    assert sum(passes) == before
+    extract(tiny, twice, ("chain3:5",), cache=tmp_path)
+    assert sum(passes) > before

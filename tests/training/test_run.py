@@ -27,6 +27,7 @@ from adapt.data.manifest import Manifest
 from adapt.errors import Refusal
 from adapt.evaluation.scores import Scores
 from adapt.files import sha256
+from adapt.models.heads import losses
 from adapt.models.towers.backbones import TINY
 from adapt.training import checkpoint
 from adapt.training import tokens as prefix
@@ -420,3 +421,36 @@ def test_few_images_per_gpu_are_said_with_the_remedy(config, tmp_path) -> None:
 
     assert in_children(body) == [0]
     assert (tmp_path / "said").read_text() == "12 "  # once, of 2 groups: a photograph and 5 fakes each
+
+
+def test_chains_with_a_ramp_train_alike_on_any_workers_and_after_a_kill(config, tmp_path) -> None:
+    """Under `chains`, with twins and a ramp: which steps, how strong, and what they do."""
+    config = dataclasses.replace(config, train_views=("chains",), consistency=0.5, ramp=2, own_quality=True)
+    whole = dataclasses.replace(config, output_dir=tmp_path / "whole", num_workers=2)
+    assert in_children(lambda: lora.main(whole)) == [0]
+    assert killed(config, "update", 5, 1)[0] == -signal.SIGKILL
+    assert in_children(lambda: lora.main(config)) == [0]
+    assert results(config.output_dir) == results(whole.output_dir)
+    assert "chain4:0" in (whole.output_dir / "config.yaml").read_text()
+    without = dataclasses.replace(config, output_dir=tmp_path / "without", ramp=0)
+    assert in_children(lambda: lora.main(without)) == [0]
+    assert results(without.output_dir)["log.jsonl"] != results(whole.output_dir)["log.jsonl"]
+
+
+def test_consistency_joins_the_two_views_of_each_image(config, tmp_path) -> None:
+    """Its term is the mean over images: where each pair costs 3, a weight of 2 adds 6 to the first step's loss."""
+    losses_of = []
+    for weight in (0.0, 2.0):
+        one = dataclasses.replace(
+            config, output_dir=tmp_path / f"{weight:g}", consistency=weight, epochs=1, dropout=0.0
+        )
+
+        def body(one=one) -> None:
+            losses.consistency = lambda a, b: 3.0 * len(a) + 0 * (a + b).sum()
+            lora.main(one)
+
+        assert in_children(body) == [0]
+        losses_of.append(json.loads((one.output_dir / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses_of[1] - losses_of[0] == pytest.approx(
+        6, rel=1e-5
+    )  # the head starts at zero: views are no matter yet

@@ -288,6 +288,31 @@ def test_pgd_finds_the_corner_of_the_ball_where_that_is_best():
         torch.testing.assert_close(found.int(), (clean.int() + sign * 3 * weight.sign().int()).clamp(0, 255))
 
 
+def test_an_attack_through_the_codec_sees_its_pixels_and_passes_its_gradient():
+    pixels = noise(2, 24).float() + 0.3
+    x = pixels.clamp(0, 255).requires_grad_()
+    behind = adversarial.through_jpeg(x, 40)
+    torch.testing.assert_close(behind.detach(), adversarial.compressed(x.detach().round().to(torch.uint8), 40).float())
+    weight = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad((behind * weight).sum(), x)
+    torch.testing.assert_close(gradient, weight)
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_who_knows_of_the_codec_goes_further_behind_it(detector, subject, fake):
+    clean, sign = subject.pixels[subject.sample.fake == fake][:6], -1 if fake else 1
+
+    def wrong(attacked, qualities):
+        return np.mean([sign * logits(detector, adversarial.compressed(attacked, q)) for q in qualities])
+
+    unaware, one, both = (
+        adversarial.pgd(detector, clean, fake, 4, 10, 1.0, 0, known) for known in ((), (40,), (40, 90))
+    )
+    assert wrong(one, [40]) > wrong(unaware, [40]) > wrong(clean, [40])
+    assert wrong(both, [40, 90]) > wrong(unaware, [40, 90])
+    assert (both.int() - clean.int()).abs().max() <= 4
+
+
 def test_the_control_has_the_norm_of_the_attack():
     clean = noise(3) // 2 + 64  # nothing is clipped
     attacked = (clean.int() + torch.randint(-4, 5, clean.shape)).to(torch.uint8)
