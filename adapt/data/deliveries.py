@@ -49,7 +49,7 @@ def gamma(image: Image.Image, exponent: float, at: At) -> Image.Image:
 
 def _scaled(image: Image.Image, factor: float) -> Image.Image:
     """Both sides times `factor`; bicubic with antialiasing."""
-    size = tuple(max(1, round(length * factor)) for length in image.size)
+    size = _times(image, factor)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
@@ -165,7 +165,7 @@ def jp2k(image: Image.Image, ratio: float, at: At) -> Image.Image:
 
 def _through(image: Image.Image, codec: str, **options: object) -> Image.Image:
     buffer = io.BytesIO()
-    image.save(buffer, codec, **options)  # type: ignore[arg-type]
+    image.save(buffer, codec, **options)
     pixels = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB")
     pixels.info = {}
     return pixels
