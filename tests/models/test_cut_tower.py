@@ -272,7 +272,9 @@ class Small(nn.Module):
 
 
 class Data(list):
-    """Groups of these sizes."""
+    """Groups of these sizes; with `twins` each image comes twice."""
+
+    twins = False
 
     def __init__(self, *sizes: int) -> None:
         self.groups = [np.arange(size) for size in sizes]
@@ -315,6 +317,9 @@ def test_on_a_cpu_the_bytes_of_an_image_decide(monkeypatch) -> None:
         free = SimpleNamespace(available=(images_with_room + 0.5) * each / 0.8)
         monkeypatch.setattr("adapt.training.micro_batches.psutil.virtual_memory", lambda free=free: free)
         assert accumulation_that_fits(alone("cpu", []), model, Data(*[1] * 8), 8, 1) == expected
+        doubled = Data(*[1] * 4)
+        doubled.twins = True  # four groups of two images are as many as eight of one
+        assert accumulation_that_fits(alone("cpu", []), model, doubled, 4, 1) == expected
 
 
 @pytest.fixture
