@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, NoReturn, Protocol, TypeVar
@@ -29,6 +30,7 @@ NO_PACKAGE = (
     "{python} has no package {name}: run `./launch.sh RECIPE_OR_COMMAND`, which sets up .venv, or start the same "
     "command with the Python of an environment where `pip install adapt-aigi` has run"
 )
+HEARD = 3.0  # seconds that processes which are not to speak wait before they end, so that the first one can
 LOST = "process {rank} has lost another one ({why}): start the same command again to continue"
 
 
@@ -131,6 +133,9 @@ def _end(line: str, status: int, everywhere: bool = False) -> NoReturn:
             end_bars()
         with contextlib.suppress(OSError):  # the full disk may be the one that takes this line
             sys.stderr.write(f"{line}\n")  # at once: `print` writes the end apart, and lines of processes would mix
+    elif status == 2:  # a launcher stops the others when one ends: the first must have spoken by then
+        with contextlib.suppress(Stopped):
+            time.sleep(HEARD)
     sys.exit(status)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from adapt import cli
 from adapt.errors import Refusal
+from adapt.stop import Stopped
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,21 @@ def test_too_many_open_files_is_one_line_with_the_remedy(error, monkeypatch, cap
     error = OSError(errno.EIO, "broken disk")
     with pytest.raises(OSError, match="broken disk"):
         cli.run(main, object, "about")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_is_not_to_speak_waits_for_the_first(monkeypatch, capsys, rank) -> None:
+    """A launcher stops all when one ends: were this one first, the first process could not say why any more."""
+    waited: list[float] = []
+
+    def stopped_meanwhile(seconds: float) -> None:
+        waited.append(seconds)
+        raise Stopped  # of the launcher, as the first process has spoken and ended
+
+    monkeypatch.setattr(cli.time, "sleep", stopped_meanwhile)
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as end:
+        cli._end("error: why", 2)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert (said, waited) == (("error: why\n", []) if rank == "0" else ("", [cli.HEARD]))
