@@ -1,6 +1,5 @@
 """Small complete networks for tests, images of odd sizes, and the command line."""
 
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -8,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from importing import adapt
 from PIL import Image
 from torch import nn
-
-from adapt.__main__ import main
 
 SIZES = ((90, 61), (32, 32), (57, 130), (20, 33), (200, 24))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,11 +58,6 @@ def write_pictures(folder: Path) -> Path:
     for i, (width, height) in enumerate(SIZES):
         Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     return folder
-
-
-def adapt(monkeypatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["adapt", *map(str, words)])
-    main()
 
 
 def refused(monkeypatch, capsys, *words: object) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from foreign_networks import MEAN, PREPARED, STD, adapt, cnn, refused, write_pictures, write_script
+from foreign_networks import MEAN, PREPARED, STD, cnn, refused, write_pictures, write_script
+from importing import adapt
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torchvision import transforms

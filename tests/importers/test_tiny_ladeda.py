@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from foreign_networks import MEAN, STD, adapt, refused, write_pictures
+from foreign_networks import MEAN, STD, refused, write_pictures
+from importing import adapt
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F

@@ -1,17 +1,16 @@
 """UniversalFakeDetect: its logits are those of the published equation, its real head is the published one."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from importing import adapt, refused
 from PIL import Image
 from random_towers import open_clip_folder
 from torchvision import transforms
 
-from adapt.__main__ import main
 from adapt.data.preprocess import Preprocess
 from adapt.detector.detector import load_detector
 from adapt.evaluation.thresholds import AS_PUBLISHED
@@ -30,18 +29,6 @@ def pictures(tmp_path) -> Path:
         pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
     return tmp_path / "pictures"
-
-
-def adapt(monkeypatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["adapt", *map(str, words)])
-    main()
-
-
-def refused(monkeypatch, capsys, *words: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        adapt(monkeypatch, *words)
-    assert end.value.code == 2
-    return capsys.readouterr().err
 
 
 def reference(tower: str, head: dict[str, torch.Tensor], folder: Path) -> list[float]:
